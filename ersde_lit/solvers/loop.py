@@ -1,0 +1,107 @@
+"""The loop that runs every table, and a counter of denoiser calls."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .tableau import Tableau
+
+Callback = Callable[[int, Tensor, Tensor, Tensor], object]
+
+
+class StepNoise(Protocol):
+    """Where a run's noise comes from: `SeededNoise`, or anything else with this method."""
+
+    def step(self, i: int) -> Tensor:
+        """Standard normal noise for step i, shaped like the state."""
+        ...
+
+
+def sample(
+    denoiser: Callable[..., Tensor],
+    tableau: Tableau,
+    y: Tensor,
+    *,
+    noise: StepNoise | None = None,
+    labels: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Runs `tableau` from y at ``lams[0]`` and returns y at ``lams[-1]``, which is x0 where that is 0.
+
+    Nothing in the loop waits for the device: coefficients are host numbers that travel as kernel arguments, whatever is
+    branched on is known before the loop, and a NaN is looked for once, at the end.
+
+    Args:
+        denoiser: ``denoiser(y, lam) -> x0``, or ``denoiser(y, lam, labels=labels)`` if labels are given. `lam` is a
+            0-dim CPU tensor: a scalar beside tensors of any device, to be branched on without waiting for one.
+            Called once a step, nowhere else.
+        tableau: from ``solver.tableau(lams)``.
+        y: [B, ...] the state ``x / alpha`` at ``lams[0]``, usually ``lams[0] * standard normal``. Its dtype, but at least
+            float32, is that of all arithmetic here; the denoiser may return another.
+        noise: gives the noise of the steps that add some; None draws from torch's global generator.
+        labels: handed on to the denoiser.
+        callback: called as ``callback(i, lam, y, x0)`` after each evaluation, with the very y that x0 was evaluated at
+            (before its correction, if the table has one).
+
+    Raises:
+        FloatingPointError: an x0 was not finite; names the first such step and its lam.
+    """
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    lams = tableau.lams.to("cpu", y.dtype).unbind()
+    r, c, b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
+    corrector = [[]] * len(r) if tableau.corrector is None else tableau.corrector.tolist()
+    condition = {} if labels is None else {"labels": labels}
+    history: deque[Tensor] = deque(maxlen=max(len(c[0]), len(corrector[0])))
+    totals = []
+
+    for i, lam in enumerate(lams[: len(r)]):
+        x0 = denoiser(y, lam, **condition)
+        if callback is not None:
+            callback(i, lam, y, x0)
+        # A copy: the denoiser may reuse its output's memory, as a CUDA graph does.
+        h = x0.to(y.dtype, copy=True) if tableau.history == "x0" else (y - x0.to(y.dtype)) / lam
+        history.appendleft(h)
+        totals.append(h.sum())
+        if i and any(corrector[i - 1]):
+            y = _weighted_sum(base, corrector[i - 1], history)
+        base = y * r[i]
+        if b[i]:
+            base.add_(torch.randn_like(y) if noise is None else noise.step(i), alpha=b[i])
+        y = _weighted_sum(base, c[i], history)
+
+    finite = torch.stack(totals).isfinite()
+    if not finite.all():
+        i = int(finite.int().argmin())
+        raise FloatingPointError(f"the denoiser's output is not finite at step {i} (lam = {float(lams[i]):.6g})")
+    return y
+
+
+def _weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor]) -> Tensor:
+    """``base + sum_j weights[j] history[j]``, skipping weights of 0; base stays as it is."""
+    total = base
+    for weight, h in zip(weights, history, strict=False):
+        if weight:
+            total = torch.add(base, h, alpha=weight) if total is base else total.add_(h, alpha=weight)
+    return total
+
+
+class NFECounter:
+    """A denoiser that counts its calls in `nfe`; everything else is asked of the denoiser it wraps."""
+
+    def __init__(self, denoiser: Callable[..., Tensor]):
+        self.denoiser = denoiser
+        self.nfe = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.nfe += 1
+        return self.denoiser(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "denoiser":  # not there yet while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.denoiser, name)

@@ -1,0 +1,59 @@
+"""The table every linear sampler is, and what makes one.
+
+Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / alpha = x0 + lam * eps``, in which VP, VE and
+flow models are the same problem. It is NOT the lambda of DPM-Solver, which is half a log-SNR: theirs is ``-ln lam``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Tableau(NamedTuple):
+    """A sampler with N steps, ready for `sample`: float64 CPU tensors throughout.
+
+    ``y_{i+1} = r_i y_i + sum_j c_ij h_{i-j} + b_i z_i``, where h is the denoised x0, or the slope d.
+
+    Attributes:
+        lams: (N+1,) noise levels, descending; the last may be 0.
+        r: (N,) what is kept of the state.
+        c: (N, k) weights of the history, newest first; a row at the start uses only what exists, the rest is 0.
+        b: (N,) standard deviation of the noise added.
+        corrector: (N, m) or None. ``corrector[i, j]`` multiplies ``h_{i+1-j}`` and replaces row i's ``c`` once the
+            denoiser was called at ``lam_{i+1}``: the state there is recomputed with the same noise before the next step.
+            A row of zeros means that the step is not corrected.
+        history: what h is: "x0", or "d" for ``d = (y - x0) / lam``.
+    """
+
+    lams: Tensor
+    r: Tensor
+    c: Tensor
+    b: Tensor
+    corrector: Tensor | None = None
+    history: Literal["x0", "d"] = "x0"
+
+    @property
+    def nfe(self) -> int:
+        """Number of denoiser calls, which is the number of steps."""
+        return len(self.r)
+
+
+class Solver(Protocol):
+    """What each family of samplers is: a frozen dataclass of its options with this one method."""
+
+    def tableau(self, lams: Tensor) -> Tableau:
+        """The table for the noise levels `lams`, (N+1,), descending; computed once, on the host, in float64."""
+        ...
+
+
+def check_lams(lams: Tensor) -> Tensor:
+    """`lams` as a float64 CPU tensor; ValueError unless it holds two or more finite levels, descending, only the last 0."""
+    lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu")
+    if lams.ndim != 1 or len(lams) < 2:
+        raise ValueError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
+    if not (lams.isfinite().all() and (lams[:-1] > 0).all() and lams[-1] >= 0 and (lams.diff() < 0).all()):
+        raise ValueError(f"lams must be finite, positive and strictly descending (the last may be 0), not {lams.tolist()}")
+    return lams
