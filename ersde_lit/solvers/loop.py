@@ -41,8 +41,8 @@ def sample(
             0-dim CPU tensor: a scalar beside tensors of any device, to be branched on without waiting for one.
             Called once a step, nowhere else.
         tableau: from ``solver.tableau(lams)``.
-        y: [B, ...] the state ``x / alpha`` at ``lams[0]``, usually ``lams[0] * standard normal``. Its dtype, but at least
-            float32, is that of all arithmetic here; the denoiser may return another.
+        y: [B, ...] the state ``x / alpha`` at ``lams[0]``, usually ``lams[0] * standard normal``. Its dtype, but at
+            least float32, is that of all arithmetic here; the denoiser may return another.
         noise: gives the noise of the steps that add some; None draws from torch's global generator.
         labels: handed on to the denoiser.
         callback: called as ``callback(i, lam, y, x0)`` after each evaluation, with the very y that x0 was evaluated at
@@ -59,6 +59,7 @@ def sample(
     history: deque[Tensor] = deque(maxlen=max(len(c[0]), len(corrector[0])))
     totals = []
 
+    base = y
     for i, lam in enumerate(lams[: len(r)]):
         x0 = denoiser(y, lam, **condition)
         if callback is not None:

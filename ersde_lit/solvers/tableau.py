@@ -1,7 +1,7 @@
 """The table every linear sampler is, and what makes one.
 
-Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / alpha = x0 + lam * eps``, in which VP, VE and
-flow models are the same problem. It is NOT the lambda of DPM-Solver, which is half a log-SNR: theirs is ``-ln lam``.
+Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / alpha = x0 + lam * eps``, in which VP, VE
+and flow models are the same problem. It is NOT the lambda of DPM-Solver, which is half a log-SNR: theirs is ``-ln lam``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Tableau(NamedTuple):
         c: (N, k) weights of the history, newest first; a row at the start uses only what exists, the rest is 0.
         b: (N,) standard deviation of the noise added.
         corrector: (N, m) or None. ``corrector[i, j]`` multiplies ``h_{i+1-j}`` and replaces row i's ``c`` once the
-            denoiser was called at ``lam_{i+1}``: the state there is recomputed with the same noise before the next step.
-            A row of zeros means that the step is not corrected.
+            denoiser was called at ``lam_{i+1}``: the state there is recomputed, with the same noise, before the next
+            step. A row of zeros means that the step is not corrected.
         history: what h is: "x0", or "d" for ``d = (y - x0) / lam``.
     """
 
@@ -50,10 +50,10 @@ class Solver(Protocol):
 
 
 def check_lams(lams: Tensor) -> Tensor:
-    """`lams` as a float64 CPU tensor; ValueError unless it holds two or more finite levels, descending, only the last 0."""
+    """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
     lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu")
     if lams.ndim != 1 or len(lams) < 2:
         raise ValueError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
     if not (lams.isfinite().all() and (lams[:-1] > 0).all() and lams[-1] >= 0 and (lams.diff() < 0).all()):
-        raise ValueError(f"lams must be finite, positive and strictly descending (the last may be 0), not {lams.tolist()}")
+        raise ValueError(f"lams must be finite, positive, strictly descending (the last may be 0), not {lams.tolist()}")
     return lams
