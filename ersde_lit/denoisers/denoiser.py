@@ -1,0 +1,91 @@
+"""The one interface solvers know: denoiser(y, lam, labels) = E[x0 | y]."""
+
+import torch
+from torch import Tensor, nn
+
+from ersde_lit.denoisers.preconditioning import (
+    PRECONDITIONINGS,
+    PREDICTIONS,
+    PreconditioningName,
+    PredictionName,
+    check,
+)
+from ersde_lit.denoisers.processes import VE, Process
+from ersde_lit.networks import Network
+
+
+class Denoiser(nn.Module):
+    """A network with its preconditioning: E[x0 | y = x0 + lam eps] = c_skip y + c_out F(c_in y, c_noise).
+
+    Args:
+        network: the raw F.
+        process: the noising process; it fixes the times that "vp" and "flow" networks are told.
+        preconditioning: "edm", "vp", "ve" or "flow"; scales the network's input.
+        prediction: what the network predicts: "edm" (the skip combination of Karras et al. 2022), "eps", "x0", "v"
+            (v of VP, velocity of flow) or "score" (sigma times it).
+        sigma_data: standard deviation of the data, for "edm".
+
+    Attributes:
+        lam_min, lam_max: the range in which it may be called; samplers fit their grids into it.
+        levels: the lams of a discrete-time process (float64, ascending) or None; samplers snap their grids to them.
+
+    Raises:
+        ValueError: process, preconditioning and prediction do not go together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        process: Process | None = None,
+        preconditioning: PreconditioningName = "edm",
+        prediction: PredictionName = "edm",
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        process = VE() if process is None else process
+        check(preconditioning, prediction, process)
+        self.network = network
+        self.process = process
+        self.preconditioning = preconditioning
+        self.prediction = prediction
+        self.sigma_data = sigma_data
+        self.lam_min, self.lam_max = PRECONDITIONINGS[preconditioning].lam_range(process)
+        self.levels = process.levels if preconditioning == "vp" else None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        """x0 prediction [B, C, H, W] from y [B, C, H, W] at lam ([] or [B]); labels int64 [B], -1 = unconditional."""
+        lam = lam.to(y.dtype)  # on its own device: a 0-dim host tensor mixes with any device, and nothing waits
+        preconditioning = PRECONDITIONINGS[self.preconditioning]
+        c_in = preconditioning.c_in(lam, self.sigma_data, self.process)
+        c_noise = preconditioning.c_noise(lam, self.process.t_of_lam(lam))
+        c_skip, c_out = PREDICTIONS[self.prediction].coefficients(lam, self.sigma_data, self.process)
+        dtype = next(self.network.parameters()).dtype
+        raw = self.network(
+            (_column(c_in) * y).to(dtype), c_noise.to(y.device, non_blocking=True).expand(len(y)), labels, augment
+        )
+        return _column(c_skip) * y + _column(c_out) * raw.to(y.dtype)
+
+    def loss(
+        self, x0: Tensor, lam: Tensor, eps: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Weighted squared error of the denoised x0 + lam eps, mean over each image [B]; x0, eps [B, C, H, W], lam [B].
+
+        The weight makes it the plain squared error of the network's own output, as published for EDM, VP (eps), VE
+        (score) and v; for a direct prediction of x0 it is Min-SNR (Hang et al. 2023).
+        """
+        prediction = PREDICTIONS[self.prediction]
+        _, c_out = prediction.coefficients(lam, self.sigma_data, self.process)
+        error = self(x0 + _column(lam) * eps, lam, labels, augment) - x0
+        return prediction.weight(lam, c_out) * error.square().flatten(1).mean(1)
+
+
+def _column(coefficient: Tensor) -> Tensor:
+    return coefficient.view(-1, 1, 1, 1) if coefficient.ndim else coefficient

@@ -1,0 +1,145 @@
+"""Noising processes x = alpha(t) x0 + sigma(t) eps: all of them the same problem in y = x / alpha, lam = sigma / alpha.
+
+`lam` is the noise-to-signal ratio, what EDM calls sigma; it is NOT DPM-Solver's lambda, which is the log-SNR -ln(lam).
+A process only says how its own time t maps to lam, and what alpha is there. Solvers never see one.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Process:
+    """Base class. Times and lams are tensors of any shape; results have their shape, dtype and device."""
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        """The times between which samples are drawn."""
+        raise NotImplementedError
+
+    @property
+    def levels(self) -> Tensor | None:
+        """The lams of a discrete-time process, float64 [steps], ascending; None where time is continuous."""
+        return None
+
+    def lam(self, t: Tensor) -> Tensor:
+        """sigma(t) / alpha(t), rising with t."""
+        raise NotImplementedError
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        """The inverse of `lam`."""
+        raise NotImplementedError
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        """alpha where sigma / alpha is lam."""
+        raise NotImplementedError
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.alpha_of_lam(self.lam(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        lam = self.lam(t)
+        return lam * self.alpha_of_lam(lam)
+
+    def lam_range(self) -> tuple[float, float]:
+        """The lams at the ends of `t_range`."""
+        low, high = self.lam(torch.tensor(self.t_range, dtype=torch.float64)).tolist()
+        return low, high
+
+
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving, alpha^2 + sigma^2 = 1, beta linear in time (Ho et al. 2020; Song et al. 2021, eq. 33).
+
+    Args:
+        beta_min, beta_max: beta(t) rises linearly between them over t in [0, 1].
+        steps: None for continuous time, or the length of DDPM's discrete chain (1000 as published), whose step k
+            has the time t = k / (steps - 1).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(f"VP needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+        if self.steps is not None and self.steps <= self.beta_max:
+            raise ValueError(
+                f"VP needs more steps than beta_max = {self.beta_max} (or None: continuous), got {self.steps}"
+            )
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return (1e-3, 1.0) if self.steps is None else (0.0, 1.0)
+
+    @cached_property
+    def levels(self) -> Tensor | None:  # type: ignore[override]
+        if self.steps is None:
+            return None
+        betas = torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64)
+        return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()  # lam^2 = 1 / alpha^2 - 1
+
+    def lam(self, t: Tensor) -> Tensor:
+        if (levels := self.levels) is not None:
+            return levels.to(t)[(t * (len(levels) - 1)).round().long()]
+        return torch.expm1(self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2).sqrt()
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        if (levels := self.levels) is not None:
+            halfway = (levels[1:] * levels[:-1]).sqrt().to(lam)
+            return torch.bucketize(lam, halfway) / (len(levels) - 1)
+        slope = self.beta_max - self.beta_min
+        return ((self.beta_min**2 + 2 * slope * torch.log1p(lam**2)).sqrt() - self.beta_min) / slope
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.rsqrt(1 + lam**2)
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding, alpha = 1 (Song & Ermon 2019), with time t = lam = sigma as in Karras et al. 2022.
+
+    Args:
+        sigma_min, sigma_max: the noise levels a VE-preconditioned network is trained on and sampled between.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
+    def lam(self, t: Tensor) -> Tensor:
+        return t
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return lam
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.ones_like(lam)
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """Straight paths of flow matching, alpha = 1 - t and sigma = t (Lipman et al. 2023; Liu et al. 2023)."""
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return 1e-3, 1 - 1e-3
+
+    def lam(self, t: Tensor) -> Tensor:
+        return t / (1 - t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return lam / (1 + lam)
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        return 1 / (1 + lam)

@@ -1,0 +1,35 @@
+"""What every network is to the rest of the project: raw F(x, c_noise, labels), and a plain-data record of itself."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """Base class of raw networks F; a `Denoiser` wraps one into E[x0 | y].
+
+    Attributes:
+        image_shape: (C, H, W) of the images it takes and returns.
+        num_classes: number of class labels; 0 for an unconditional network.
+        spec: {"class_path": ..., "init_args": ...}, plain data that rebuilds the architecture (not the weights).
+            Constructor arguments of subclasses must therefore be plain data too: numbers, strings, lists.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    spec: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Network":
+        network = super().__new__(cls)
+        # partial, because copy.deepcopy() calls __new__ without arguments and fills in the state afterwards
+        bound = inspect.signature(cls.__init__).bind_partial(network, *args, **kwargs)
+        init_args = dict(list(bound.arguments.items())[1:])
+        network.spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+        return network
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F: x [B, C, H, W], c_noise [B], labels int64 [B] (-1 = unconditional), augment [B, k] -> [B, C, H, W]."""
+        raise NotImplementedError

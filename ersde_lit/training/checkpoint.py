@@ -1,0 +1,60 @@
+"""Checkpoints: written whole or not at all, read without running anybody's code."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.training.spec import build
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, renamed into place when whole: a kill leaves the old file or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        temporary = f"{path}.{os.getpid()}.tmp"
+        try:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def load(path: str | Path, trust: bool = False) -> DiffusionModule:
+    """The module a checkpoint holds, raw and averaged weights both, in eval mode on the CPU.
+
+    Args:
+        path: a .ckpt file written by `fit`.
+        trust: also import network, process and density classes from outside `ersde_lit`.
+
+    Raises:
+        ValueError: the file is missing, damaged, not one of ours, or names classes that are not trusted.
+    """
+    checkpoint = read(path)
+    spec = {name: build(value, trust) for name, value in checkpoint[SPEC_KEY].items()}
+    try:
+        module = DiffusionModule(**spec)
+        module.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0].rstrip(":")
+        raise ValueError(f"checkpoint {path} does not fit its own description: {first}") from None
+    module.images_seen = checkpoint.get(IMAGES_KEY, 0)
+    return module.eval()
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The checkpoint's content as plain data and tensors; raises ValueError as `load` does."""
+    if not Path(path).is_file():
+        raise ValueError(f"no checkpoint at {path}: check the path (`fit` prints it at the end)")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError):
+        raise ValueError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
+    if not isinstance(checkpoint, dict) or SPEC_KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")
+    return checkpoint

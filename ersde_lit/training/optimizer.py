@@ -1,0 +1,39 @@
+"""The optimiser recipe: AdamW with a warm-up in images and a linear decay at the end."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Plain settings, so that they can be kept in a checkpoint.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of Adam's two moments.
+        weight_decay: decoupled weight decay.
+        warmup: images over which the rate rises linearly from 0 to `lr`.
+        decay: fraction of the training, at its end, over which the rate falls linearly to 0.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
+
+    def factor(self, images_seen: int, progress: float) -> float:
+        """What `lr` is multiplied by after `images_seen` images, at `progress` in [0, 1] of the whole training."""
+        rise = min(images_seen / self.warmup, 1.0) if self.warmup else 1.0
+        fall = min((1 - progress) / self.decay, 1.0) if self.decay else 1.0
+        return max(rise * fall, 0.0)
