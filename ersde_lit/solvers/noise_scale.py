@@ -1,0 +1,179 @@
+"""Noise scale functions phi, the paper's handle on how much noise a step adds: x is the ODE, x^2 the reverse SDE.
+
+A phi is given by two functions of lam, both vectorised over float64 tensors: ``log_g = ln(phi / lam)``, whose change over
+a step is all that r and b depend on, and ``kappa = d ln phi / d ln lam``. A step never removes noise, so phi / lam must
+not decrease, ``kappa >= 1``; `step_log_g` checks that where the steps are known.
+
+Source: Cui et al., Elucidating the solution space of extended reverse-time SDE for diffusion models,
+https://arxiv.org/abs/2309.06169; the names number the functions as the published code does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+Curve = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """phi by its logarithms.
+
+    Attributes:
+        name: for messages.
+        log_g: lam -> ln(phi / lam).
+        kappa: lam -> d ln phi / d ln lam.
+        panel: the stretch of ln lam over which kappa is smooth enough for 32 Gauss-Legendre points.
+    """
+
+    name: str
+    log_g: Curve
+    kappa: Curve
+    panel: float = 2.0
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def phi(self, lam: Tensor) -> Tensor:
+        return lam * self.log_g(lam).exp()
+
+    def step_log_g(self, lams: Tensor) -> Tensor:
+        """Change of log_g over each step of the positive `lams`, at most 0; ValueError where phi / lam increases."""
+        log_g = self.log_g(lams)
+        change = log_g.diff()
+        # Rounding alone may leave a change of a few ulps above 0.
+        invalid = ~(change <= 1e-14 * (1 + log_g[1:].abs()))
+        if invalid.any():
+            i = int(invalid.int().argmax())
+            raise ValueError(
+                f"noise scale {self.name} is not valid from lam {lams[i]:.6g} to {lams[i + 1]:.6g}: phi / lam must be "
+                f"finite and must not grow as lam falls; lower lam_max or take another noise scale"
+            )
+        return change.clamp(max=0)
+
+
+def power(p: float) -> NoiseScale:
+    """phi = lam^p, p >= 1. A step of it is the exponential integrator of every ODE (p = 1) or SDE (p = 2) solver."""
+    if not 1 <= p < math.inf:
+        raise ValueError(f"power p must be at least 1, not {p}")
+    return NoiseScale(f"power({p})", lambda lam: (p - 1) * lam.log(), lambda lam: torch.full_like(lam, p))
+
+
+def eta(base: str | NoiseScale, s: float) -> NoiseScale:
+    """phi = lam^(1-s) base^s, s >= 0: from the ODE (0) through `base` (1) to more noise than it adds."""
+    base = noise_scale(base)
+    if not 0 <= s < math.inf:
+        raise ValueError(f"eta s must be at least 0, not {s}")
+    return NoiseScale(
+        f"eta({base.name}, {s})", lambda lam: s * base.log_g(lam), lambda lam: 1 + s * (base.kappa(lam) - 1), base.panel
+    )
+
+
+def window(strength: float, low: float, high: float, width: float = 0.25) -> NoiseScale:
+    """Noise for lam between `low` and `high` only: kappa = 1 + strength (sigmoid(ln(lam/low)/w) - sigmoid(ln(lam/high)/w)).
+
+    The idea of EDM's churn interval (S_tmin, S_tmax), with smooth edges.
+
+    Args:
+        strength: kappa - 1 inside, at least 0; 1 is the reverse SDE's.
+        low, high: the window's edges, 0 < low < high.
+        width: w of the edges in ln lam, at least 0.1.
+    """
+    if not (strength >= 0 and 0 < low < high < math.inf and width >= 0.1):
+        raise ValueError(
+            f"window needs strength >= 0, 0 < low < high and width >= 0.1, not {strength}, {low}, {high}, {width}"
+        )
+
+    def edges(lam: Tensor) -> tuple[Tensor, Tensor]:
+        return (lam / low).log() / width, (lam / high).log() / width
+
+    def log_g(lam: Tensor) -> Tensor:
+        rise, fall = edges(lam)
+        return strength * width * (softplus(rise, threshold=40) - softplus(fall, threshold=40))
+
+    def kappa(lam: Tensor) -> Tensor:
+        rise, fall = edges(lam)
+        return 1 + strength * (rise.sigmoid() - fall.sigmoid())
+
+    return NoiseScale(f"window({strength}, {low}, {high}, {width})", log_g, kappa, min(2.0, 2 * width))
+
+
+def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> NoiseScale:
+    """phi = fn(lam), positive, elementwise on float64 tensors; kappa by autograd unless given.
+
+    Above order 1 fn should be smooth over stretches of 2 in ln lam, as all named ones are.
+    """
+
+    def log_g(lam: Tensor) -> Tensor:
+        return (fn(lam) / lam).log()
+
+    def derivative(lam: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            log_lam = lam.detach().clone().log().requires_grad_()
+            (gradient,) = torch.autograd.grad(fn(log_lam.exp()).log().sum(), log_lam)
+        return gradient
+
+    return NoiseScale(name or f"custom({getattr(fn, '__name__', fn)})", log_g, kappa or derivative)
+
+
+def _er_sde_1() -> NoiseScale:
+    """lam (exp(-1/lam) + 10)."""
+
+    def kappa(lam: Tensor) -> Tensor:
+        e = (-1 / lam).exp()
+        return 1 + e / (lam * (e + 10))
+
+    return NoiseScale("er_sde_1", lambda lam: ((-1 / lam).exp() + 10).log(), kappa)
+
+
+def _er_sde_4() -> NoiseScale:
+    """lam^0.9 log10(1 + 100 lam^1.5); not valid above lam = 1022."""
+
+    def log_g(lam: Tensor) -> Tensor:
+        return (torch.log1p(100 * lam**1.5) / math.log(10)).log() - 0.1 * lam.log()
+
+    def kappa(lam: Tensor) -> Tensor:
+        z = 100 * lam**1.5
+        return 0.9 + 1.5 * z / ((1 + z) * torch.log1p(z))
+
+    return NoiseScale("er_sde_4", log_g, kappa)
+
+
+def _er_sde_5() -> NoiseScale:
+    """lam (exp(lam^0.3) + 10), the published default."""
+    ln10 = torch.tensor(math.log(10), dtype=torch.float64)
+
+    def kappa(lam: Tensor) -> Tensor:
+        z = lam**0.3
+        return 1 + 0.3 * z * (z - ln10).sigmoid()
+
+    return NoiseScale("er_sde_5", lambda lam: torch.logaddexp(lam**0.3, ln10), kappa)
+
+
+_NAMED: dict[str, NoiseScale] = {
+    "ode": NoiseScale("ode", torch.zeros_like, torch.ones_like),
+    "sde": NoiseScale("sde", torch.log, lambda lam: torch.full_like(lam, 2)),
+    "er_sde_1": _er_sde_1(),
+    "er_sde_2": NoiseScale("er_sde_2", lambda lam: 0.5 * lam.log(), lambda lam: torch.full_like(lam, 1.5)),
+    "er_sde_3": NoiseScale("er_sde_3", lambda lam: 1.5 * lam.log(), lambda lam: torch.full_like(lam, 2.5)),
+    "er_sde_4": _er_sde_4(),
+    "er_sde_5": _er_sde_5(),
+}
+
+
+def noise_scale(name: str | NoiseScale) -> NoiseScale:
+    """The published phi of that name: ode, sde, er_sde_1 .. er_sde_5; a NoiseScale is returned as it is."""
+    if isinstance(name, NoiseScale):
+        return name
+    if name not in _NAMED:
+        close = get_close_matches(str(name), _NAMED, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown noise scale {name!r}, choose from {', '.join(_NAMED)}{hint}")
+    return _NAMED[name]
