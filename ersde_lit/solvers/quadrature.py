@@ -17,18 +17,18 @@ _POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggaus
 def lagrange_integrals(
     noise_scale: NoiseScale, start: Tensor, end: Tensor, nodes: Tensor, u: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Integrals of the kernel times each Lagrange basis function over each of n steps.
+    """Weights of x0 at the nodes when x0 is the polynomial in u(lam) through them, for n steps at once:
 
-    ``c_j = Integral_{ln l_t}^{ln l_s} kappa(l) (l_t phi(l_t) / l phi(l)) ... `` (see below) with l_s = start, l_t = end.
+        c_j = Integral_{ln l_t}^{ln l_s} kappa(l) phi(l_t) / phi(l) L_j(u(l)) d ln l
 
     Args:
-        noise_scale: phi.
-        start, end: (n,) lam at both ends of a step, start > end > 0.
-        nodes: (n, k) the lam of the k nodes of each step.
-        u: the variable in which x0 is taken for a polynomial; monotonous.
+        noise_scale: gives kappa and phi.
+        start, end: (n,) l_s and l_t, both ends of each step, l_s > l_t > 0.
+        nodes: (n, k) where the Lagrange basis function L_j is 0 or 1, distinct in a row.
+        u: elementwise and monotonic.
 
     Returns:
-        (n, k) weights, which sum to ``1 - r``.
+        (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r``.
     """
     h = torch.log1p((start - end) / end)
     panels = max(1, math.ceil(float(h.max()) / noise_scale.panel))
