@@ -1,6 +1,5 @@
 """The one interface solvers know: denoiser(y, lam, labels) = E[x0 | y]."""
 
-import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.preconditioning import (

@@ -76,7 +76,7 @@ class VP(Process):
         return (1e-3, 1.0) if self.steps is None else (0.0, 1.0)
 
     @cached_property
-    def levels(self) -> Tensor | None:  # type: ignore[override]
+    def levels(self) -> Tensor | None:
         if self.steps is None:
             return None
         betas = torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64)

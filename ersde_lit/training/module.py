@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ersde_lit.denoisers import VE, Denoiser, NoiseDensity, Process
+from ersde_lit.denoisers import Denoiser, NoiseDensity, Process
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.networks import Network
 from ersde_lit.solvers import Sampler, SeededNoise, default
@@ -168,7 +168,7 @@ class DiffusionModule(pl.LightningModule):
         sampler: Sampler | None = None,
         nfe: int = 20,
     ) -> Tensor:
-        """Images from seeds, in one batch: float [B, C, H, W] in about [-1, 1]; image k depends on seeds[k] and labels[k].
+        """Images from seeds, in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
 
         Args:
             labels: int64 [B], -1 for unconditional; None means unconditional.

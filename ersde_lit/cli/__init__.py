@@ -1,0 +1,65 @@
+"""The command line: a thin dispatcher, so that help and wrong commands answer without importing torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+COMMANDS = {
+    "fit": ("trainer", "train a denoiser: fit --config configs/digits.yaml"),
+    "validate": ("trainer", "losses and FID of a run on its validation data"),
+    "test": ("trainer", "the loss of a run on its test data"),
+    "predict": ("trainer", "one generated image for each image of the test data"),
+    "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
+}
+HELP = "\n".join(
+    [
+        "usage: python -m ersde_lit COMMAND [options]",
+        "",
+        "Train diffusion denoisers with PyTorch Lightning, sample them with ER-SDE-Solvers.",
+        "",
+        "commands:",
+        *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "`python -m ersde_lit COMMAND --help` lists a command's options.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, or 2 after one line on standard error about what was wrong."""
+    command, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if command == "--version":
+        from ersde_lit import __version__
+
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        return fail(f"no command {command!r}: choose one of {', '.join(COMMANDS)}")
+    try:
+        import_module(f"ersde_lit.cli.{COMMANDS[command][0]}").run(command, arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not (isinstance(error, OSError) or _is_ours(error)):
+            raise
+        return fail(f"{command}: {error}")
+    return 0
+
+
+def fail(message: str) -> int:
+    print("ersde_lit: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by our own code, on purpose and with a message for the user."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    package = Path(__file__).parents[1]
+    return trace is not None and Path(os.path.abspath(trace.tb_frame.f_code.co_filename)).is_relative_to(package)

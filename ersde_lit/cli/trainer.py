@@ -1,0 +1,142 @@
+"""fit, validate, test, predict: LightningCLI, with a run folder for every configuration.
+
+A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its configuration, checkpoints, logs and
+pictures. The same command resumes it, or says that it is finished; a changed configuration is refused.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+
+from ersde_lit.cli import fail
+from ersde_lit.data import ImageDataModule
+from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    CLI(
+        DiffusionModule,
+        ImageDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,  # the run folder keeps it
+        parser_class=Parser,
+        parser_kwargs={"prog": "python -m ersde_lit"},
+        seed_everything_default=0,
+        args=[command, *arguments],
+    )
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise SystemExit(fail(message))
+
+
+class CLI(LightningCLI):
+    """LightningCLI whose runs have a folder of their own."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, help="name of the folder in runs/; that of the config file if not given")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.folder = Path(config.trainer.default_root_dir or Path("runs") / (config.run or _name(config)))
+        config.trainer.default_root_dir = str(self.folder)
+        if self.subcommand == "fit":
+            if not config.trainer.fast_dev_run:
+                self._enter(config)
+        elif config.ckpt_path is None:
+            config.ckpt_path = str(self.last)
+            if not self.last.exists():
+                raise ValueError(f"no checkpoint at {self.last}: run fit first, or pass --ckpt_path")
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint of the run."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def finished(self) -> Path:
+        """A file that is there when the run has ended by itself."""
+        return self.folder / "finished"
+
+    def _enter(self, config: Any) -> None:
+        """Begins a run, or goes on with the one that is there; refuses to mix two configurations."""
+        kept = self.folder / "config.yaml"
+        dump = self._parser("fit").dump(config, skip_validation=True)
+        if kept.exists():
+            old, new = (yaml.safe_load(text) for text in (kept.read_text(), dump))
+            if changed := sorted(_differences(old, new)):
+                raise ValueError(
+                    f"{self.folder} holds a run with another configuration ({', '.join(changed[:3])}): "
+                    "start a new one with --run NAME"
+                )
+            if self.finished.exists():
+                Console().print(f"{self.folder} is finished: nothing to do.")
+                self._tell_what_next()
+                raise SystemExit(0)
+            if self.last.exists():
+                config.ckpt_path = str(self.last)
+                Console().print(f"Resuming {self.folder} from {self.last}.")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_suffix(".tmp")
+            temporary.write_text(dump)
+            temporary.replace(kept)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand].trainer
+        callbacks: list[Callback] = [ModelCheckpoint(self.last.parent, save_last=True, save_top_k=0)]
+        if config.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar(refresh_rate=4))
+        if config.logger is None:
+            folder = str(self.folder)
+            config.logger = [
+                TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False),
+                CSVLogger(folder, name="", version="logs"),
+            ]
+        config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
+        config.callbacks = [*_listed(config.callbacks), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
+            return
+        self.finished.touch()
+        self._tell_what_next()
+
+    def _tell_what_next(self) -> None:
+        console = Console(soft_wrap=True)
+        console.print(f"pictures    {self.folder / 'samples'}")
+        console.print(f"curves      tensorboard --logdir {self.folder}")
+        console.print(f"checkpoint  {self.last}")
+        console.print("\nNext:")
+        console.print(f"python -m ersde_lit sample --ckpt_path {self.last} --seeds 0-499 --nfe 20 --out samples.npz")
+
+
+def _name(config: Any) -> str:
+    if not config.config:
+        raise ValueError("a run needs a name: pass --config FILE or --run NAME")
+    return Path(str(config.config[0])).stem
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _differences(old: Any, new: Any, key: str = "") -> set[str]:
+    """The keys at which two configurations differ, apart from those that do not change the run."""
+    if key in ("config", "ckpt_path", "run"):
+        return set()
+    if isinstance(old, dict) and isinstance(new, dict):
+        below = (_differences(old.get(k), new.get(k), f"{key}.{k}".lstrip(".")) for k in {*old, *new})
+        return set().union(*below)
+    return set() if old == new else {key}
