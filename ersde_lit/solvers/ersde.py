@@ -25,24 +25,24 @@ class ERSDE:
         y_t = r y_s + Integral_{l_t}^{l_s} phi(l_t) phi'(l) / phi(l)^2 x0(l) dl + b z,
         r = phi(l_t) / phi(l_s),        b^2 = l_t^2 - l_s^2 r^2
 
-    of which a solver of order k approximates x0(l) by the polynomial through its last k values (fewer at the start). The
-    integral is then taken exactly, where the published code takes a one-sided difference for a derivative and a Riemann
-    sum for the integral; ``paper=True`` does as that code does, to reproduce its published numbers. A step into lam = 0
+    of which a solver of order k approximates x0(l) by the polynomial through its last k values (fewer at the start).
+    The integral is then taken exactly; the published code takes a one-sided difference for a derivative and a Riemann
+    sum for the integral, and ``paper=True`` does as it does, to reproduce published numbers. A step into lam = 0
     returns x0. Order 1 with "ode" is DDIM, with "sde" ancestral DDPM.
 
-    Orders, measured on exact Gaussian data: the rows of an order-k table have order k for phi = x ("ode"). Run from a cold
-    start, with one x0 to begin with, orders 3 and above fall to 2 unless a corrector of the same order is on (then 3). With
-    noise any order k >= 2 is of weak order 2 and strong order 1; a higher order lowers the error's constant. The published
-    algorithm's order 3 measures 2, and its Riemann sum ends at slope 1.
+    Orders, measured on exact Gaussian data: the rows of an order-k table have order k for phi = x ("ode"). Run from a
+    cold start, with one x0 to begin with, orders 3 and above fall to 2 unless a corrector of the same order is on (then
+    3). With noise any order k >= 2 is of weak order 2 and strong order 1; a higher order lowers the error's constant.
+    The published algorithm's order 3 measures 2, and its Riemann sum ends at slope 1.
 
     Attributes:
         order: values of x0 in a step, at least 1.
         noise_scale: phi, by name or as a NoiseScale.
         corrector: None, or the number of nodes of a corrector, at least 1. It takes the polynomial through the newly
             evaluated x0 too and steps again with the same noise: no further call of the denoiser.
-        nodes: the variable in which x0 is a polynomial: "lam", "log" (ln lam), or a number s > 0 for asinh(lam / s), which
-            is ln lam above s and lam below. "log" of order 2 with "ode" is DPM-Solver++(2M) of heun type; above order 2 it
-            is unstable with noise (std too large by factors of 4 to 40), which raises.
+        nodes: the variable in which x0 is a polynomial: "lam", "log" (ln lam), or a number s > 0 for asinh(lam / s),
+            which is ln lam above s and lam below. "log" of order 2 with "ode" is DPM-Solver++(2M) of heun type; above
+            order 2 it is unstable with noise (std too large by factors of 4 to 40), which raises.
         paper: the published algorithm, orders 1 to 3; ignores corrector and nodes.
 
     Raises:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .tableau import Tableau
 
+Denoise = Callable[..., Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]
 
 
@@ -23,7 +24,7 @@ class StepNoise(Protocol):
 
 
 def sample(
-    denoiser: Callable[..., Tensor],
+    denoiser: Denoise,
     tableau: Tableau,
     y: Tensor,
     *,
@@ -94,7 +95,7 @@ def _weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor])
 class NFECounter:
     """A denoiser that counts its calls in `nfe`; everything else is asked of the denoiser it wraps."""
 
-    def __init__(self, denoiser: Callable[..., Tensor]):
+    def __init__(self, denoiser: Denoise):
         self.denoiser = denoiser
         self.nfe = 0
 

@@ -1,8 +1,8 @@
 """Noise scale functions phi, the paper's handle on how much noise a step adds: x is the ODE, x^2 the reverse SDE.
 
-A phi is given by two functions of lam, both vectorised over float64 tensors: ``log_g = ln(phi / lam)``, whose change over
-a step is all that r and b depend on, and ``kappa = d ln phi / d ln lam``. A step never removes noise, so phi / lam must
-not decrease, ``kappa >= 1``; `step_log_g` checks that where the steps are known.
+A phi is given by two functions of lam, both vectorised over float64 tensors: ``log_g = ln(phi / lam)``, whose change
+over a step is all that r and b depend on, and ``kappa = d ln phi / d ln lam``. A step adds noise and never removes it,
+so phi / lam must not decrease with lam, ``kappa >= 1``; `step_log_g` checks that where the steps are known.
 
 Source: Cui et al., Elucidating the solution space of extended reverse-time SDE for diffusion models,
 https://arxiv.org/abs/2309.06169; the names number the functions as the published code does.
@@ -77,14 +77,14 @@ def eta(base: str | NoiseScale, s: float) -> NoiseScale:
 
 
 def window(strength: float, low: float, high: float, width: float = 0.25) -> NoiseScale:
-    """Noise for lam between `low` and `high` only: kappa = 1 + strength (sigmoid(ln(lam/low)/w) - sigmoid(ln(lam/high)/w)).
+    """Noise for lam between `low` and `high` only, as in EDM's churn interval (S_tmin, S_tmax), with smooth edges.
 
-    The idea of EDM's churn interval (S_tmin, S_tmax), with smooth edges.
+        kappa = 1 + strength (sigmoid(ln(lam / low) / width) - sigmoid(ln(lam / high) / width))
 
     Args:
         strength: kappa - 1 inside, at least 0; 1 is the reverse SDE's.
         low, high: the window's edges, 0 < low < high.
-        width: w of the edges in ln lam, at least 0.1.
+        width: of the edges in ln lam, at least 0.1.
     """
     if not (strength >= 0 and 0 < low < high < math.inf and width >= 0.1):
         raise ValueError(

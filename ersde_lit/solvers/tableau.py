@@ -1,7 +1,7 @@
 """The table every linear sampler is, and what makes one.
 
 Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / alpha = x0 + lam * eps``, in which VP, VE
-and flow models are the same problem. It is NOT the lambda of DPM-Solver, which is half a log-SNR: theirs is ``-ln lam``.
+and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a log-SNR: theirs is ``-ln lam``.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def check_lams(lams: Tensor) -> Tensor:
     lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu")
     if lams.ndim != 1 or len(lams) < 2:
         raise ValueError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
-    if not (lams.isfinite().all() and (lams[:-1] > 0).all() and lams[-1] >= 0 and (lams.diff() < 0).all()):
-        raise ValueError(f"lams must be finite, positive, strictly descending (the last may be 0), not {lams.tolist()}")
+    valid = lams.isfinite() & (lams > 0)
+    valid[-1] |= lams[-1] == 0
+    valid[1:] &= lams.diff() < 0
+    if not valid.all():
+        i = int(valid.int().argmin())
+        raise ValueError(
+            "lams must be finite, positive and strictly descending, only the last may be 0; "
+            f"level {i} is {lams[i]:.6g}" + (f" after {lams[i - 1]:.6g}" if i else "")
+        )
     return lams
