@@ -1,0 +1,73 @@
+"""Solvers, grids and samplers by the names a command line uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from . import grids
+from .adams import DEIS, IPNDM
+from .ddim import DDIM
+from .dpm_solver import DPMSolverPP, SDEDPMSolverPP
+from .ersde import ERSDE
+from .grids import Grid
+from .heun import Heun
+from .sa_solver import SASolver
+from .sampler import Sampler, TableSampler
+from .tableau import Solver
+from .unipc import UniPC
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "er_sde": ERSDE,
+    "ddim": DDIM,
+    "ddpm": partial(DDIM, eta=1.0),
+    "dpm++2m": DPMSolverPP,
+    "dpm++2m_heun": partial(DPMSolverPP, solver_type="heun"),
+    "dpm++3m": partial(DPMSolverPP, order=3),
+    "sde_dpm++2m": SDEDPMSolverPP,
+    "unipc2": UniPC,
+    "unipc3": partial(UniPC, order=3),
+    "sa": SASolver,
+    "ipndm": IPNDM,
+    "deis": DEIS,
+}
+
+GRIDS: dict[str, Callable[..., Any]] = {
+    "edm": grids.edm,
+    "log_uniform": grids.log_uniform,
+    "poly_exponential": grids.poly_exponential,
+    "vp_linear": grids.vp_linear,
+    "vp_cosine": grids.vp_cosine,
+    "vp_discrete": grids.vp_discrete,
+    "iddpm": grids.iddpm,
+}
+
+
+def solver(name: str, **options: Any) -> Solver:
+    """The solver of that name; options are its fields, e.g. ``solver("er_sde", order=2, noise_scale="ode")``."""
+    return _with_options("solver", SOLVERS, name, options)()
+
+
+def grid(name: str, **options: Any) -> Grid:
+    """The grid of that name, n calls -> lams, with any of its parameters changed, e.g. ``grid("edm", rho=5)``."""
+    return _with_options("grid", GRIDS, name, options)
+
+
+def sampler(name: str, grid: Grid = grids.edm, **options: Any) -> Sampler:
+    """The solver of that name on a grid, or "heun", whose two-call loop is no table."""
+    found = _with_options("sampler", SOLVERS | {"heun": Heun}, name, options)
+    return found(grid) if name == "heun" else TableSampler(found(), grid)
+
+
+def _with_options(
+    kind: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}, choose from {', '.join(table)}")
+    known = [p for p in signature(table[name]).parameters if p not in ("n", "grid")]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{kind} {name} has no option {option!r}, only {', '.join(known)}")
+    return partial(table[name], **options)
