@@ -108,8 +108,15 @@ class ImageDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._loader(_Batches(self.split("test")))
 
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self.test_dataloader()
+
     def _loader(self, dataset: _Batches, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
-        pin = torch.cuda.is_available()
-        return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=_as_is, pin_memory=pin
+        return DataLoader(  # all by name: Lightning builds it anew with another sampler
+            dataset=dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
         )
