@@ -90,7 +90,7 @@ class VP(Process):
     def t_of_lam(self, lam: Tensor) -> Tensor:
         if (levels := self.levels) is not None:
             halfway = (levels[1:] * levels[:-1]).sqrt().to(lam)
-            return torch.bucketize(lam, halfway) / (len(levels) - 1)
+            return torch.bucketize(lam, halfway).to(lam) / (len(levels) - 1)
         slope = self.beta_max - self.beta_min
         return ((self.beta_min**2 + 2 * slope * torch.log1p(lam**2)).sqrt() - self.beta_min) / slope
 

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ersde_lit.denoisers import VE, VP, Flow, Process
+
+PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), Flow()]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_time_and_lam_are_inverse_and_rise_together(process: Process) -> None:
+    low, high = process.t_range
+    t = torch.linspace(low, high, 1000, dtype=torch.float64)
+    lam = process.lam(t)
+    assert (lam.diff() > 0).all()
+    torch.testing.assert_close(process.t_of_lam(lam), t, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(process.sigma(t) / process.alpha(t), lam)
+    assert process.lam_range() == pytest.approx((lam[0].item(), lam[-1].item()))
+
+
+@pytest.mark.parametrize("process", [VP(), VP(steps=1000)], ids=str)
+def test_vp_preserves_variance(process: VP) -> None:
+    t = torch.linspace(*process.t_range, 50, dtype=torch.float64)
+    torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t))
+
+
+def test_vp_is_the_solution_of_its_own_equation() -> None:
+    # d ln alpha / dt = -beta(t) / 2 (Song et al. 2021, eq. 11)
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(VP().alpha(t).log().sum(), t)
+    torch.testing.assert_close(slope, -(0.1 + 19.9 * t.detach()) / 2)
+
+
+def test_discrete_levels_are_those_of_ddpm() -> None:
+    bar, levels = 1.0, []
+    for k in range(1000):
+        bar *= 1 - (1e-4 + (0.02 - 1e-4) * k / 999)
+        levels.append(math.sqrt((1 - bar) / bar))
+    torch.testing.assert_close(VP(steps=1000).levels, torch.tensor(levels, dtype=torch.float64), rtol=1e-10, atol=0)
+
+
+@given(st.floats(0.011, 150.0))
+def test_the_nearest_level_is_found(lam: float) -> None:
+    process = VP(steps=1000)
+    assert process.levels is not None
+    found = process.lam(process.t_of_lam(torch.tensor(lam, dtype=torch.float64)))
+    assert abs(math.log(found / lam)) <= (process.levels.log() - math.log(lam)).abs().min() + 1e-12
+
+
+def test_flow_is_straight() -> None:
+    t = torch.tensor([0.25, 0.5])
+    torch.testing.assert_close(Flow().alpha(t), 1 - t)
+    torch.testing.assert_close(Flow().sigma(t), t)
+
+
+@pytest.mark.parametrize("build", [lambda: VP(2, 1), lambda: VP(steps=10), lambda: VE(1, 0.5)])
+def test_impossible_schedules_are_refused(build) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        build()
