@@ -76,9 +76,7 @@ def test_check_accepts(labels):
     assert checked.tolist() == list(labels)
 
 
-@pytest.mark.parametrize(
-    "labels", [[0, 1], [0, 1, 3], [-2, 0, 0], [0.0, 1.0, 2.0], [[0], [1], [2]], [True, True, False]]
-)
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [-2, 0, 0], [0.0, 1, 2], [[0], [1], [2]], [True, True, False]])
 def test_check_refuses(labels):
     with pytest.raises(ValueError, match="labels"):
         check_labels(labels, 3, 3)

@@ -1,0 +1,75 @@
+"""From seeds to float images: the one place where FID callback, `DiffusionModule.sample` and `sample` get theirs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ersde_lit.denoisers import Denoiser
+from ersde_lit.solvers import Sampler, SeededNoise
+from ersde_lit.solvers.loop import Callback
+
+from .labels import check_labels, labels_of_seeds
+
+
+class Block(NamedTuple):
+    """Images sampled together: seeds[k] and labels[k] made images[k]."""
+
+    seeds: Sequence[int]
+    images: Tensor  # float [B, C, H, W], nominally in [-1, 1], on the denoiser's device
+    labels: Tensor | None  # int64 [B] beside them; None for an unconditional model
+
+
+def generate(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    nfe: int,
+    labels: Sequence[int] | Tensor | None = None,
+    *,
+    batch_size: int = 128,
+    callback: Callback | None = None,
+) -> Iterator[Block]:
+    """Samples image k from seeds[k] and labels[k] alone, in fixed blocks of `batch_size` seeds, in the order given.
+
+    Runs where the denoiser is, in evaluation mode (put back after each block). Another batch size changes an image by
+    rounding only; the same one gives the same bytes on the same device. Arguments are checked here, not at first use.
+
+    Args:
+        nfe: number of network calls an image.
+        labels: one class index an image, -1 = unconditional; None draws them from the seeds (`labels_of_seeds`).
+        callback: handed to the sampler: callback(i, lam, y, x0) at each step of each block, for progress or previews.
+
+    Raises:
+        ValueError: batch_size < 1, or labels that do not fit the seeds or the model.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; at least 1 image is sampled at a time")
+    if labels is None and denoiser.num_classes:
+        labels = labels_of_seeds(seeds, denoiser.num_classes)
+    if labels is not None:
+        labels = check_labels(labels, len(seeds), denoiser.num_classes)
+
+    def block(part: slice) -> Block:
+        device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+        noise = SeededNoise(seeds[part], denoiser.image_shape, device=device)
+        given = None if labels is None else labels[part].to(device)
+        with _evaluation_mode(denoiser), torch.inference_mode():
+            images = sampler(denoiser, noise, nfe, given, callback)
+        return Block(seeds[part], images.clone(), given)  # cloned to leave inference mode: the caller may write to it
+
+    return (block(slice(start, start + batch_size)) for start in range(0, len(seeds), batch_size))
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
