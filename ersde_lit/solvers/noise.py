@@ -91,4 +91,4 @@ def _mix(x: Tensor) -> Tensor:
 
 def _halves(x: Tensor) -> tuple[Tensor, ...]:
     """Views of the low and the high 32 bits of int64 (little-endian, as every machine torch runs on)."""
-    return x.view(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
+    return x.unsqueeze(-1).view(torch.int32).unbind(-1)

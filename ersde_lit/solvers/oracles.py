@@ -118,7 +118,7 @@ def w2(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> floa
 
 
 def w2_error(data: Gaussian, tableau: Tableau) -> float:
-    """2-Wasserstein distance from a table's output to the data, noisy at ``lams[-1]`` if not 0, after an exact start."""
+    """2-Wasserstein distance from a table's output to the data, noisy at ``lams[-1]`` if not 0; exact start."""
     first, last = tableau.lams[0], tableau.lams[-1]
     law = output_law(
         lambda y, noise: sample(data, tableau, y, noise=noise), data.mean, data.marginal_std(first), tableau.nfe
