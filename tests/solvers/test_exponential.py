@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ersde_lit.solvers import exponential, noise_scale
+from ersde_lit.solvers import exponential
 from ersde_lit.solvers.ersde import ERSDE
+from ersde_lit.solvers.noise_scale import power as power_law
 
 
 @pytest.mark.parametrize("z", [1e-9, 1e-3, 0.3, 0.999, 1.001, 4.0, 20.0, -1e-3, -0.999, -1.001, -4.0])
@@ -54,7 +55,7 @@ def test_is_er_sde_with_log_nodes(edm_lams, power, order) -> None:
     lams = edm_lams(20, 0)
     orders = exponential.ramp(20, order, down=False)
     ours = exponential.multistep(lams, orders, powers=[power] * 20, corrector_orders=[k + 1 for k in orders])
-    er = ERSDE(order, noise_scale.power(power), corrector=order + 1, nodes="log").tableau(lams)
+    er = ERSDE(order, power_law(power), corrector=order + 1, nodes="log").tableau(lams)
     for name in ("r", "c", "b", "corrector"):
         torch.testing.assert_close(getattr(ours, name), getattr(er, name), rtol=0, atol=1e-11)
 
