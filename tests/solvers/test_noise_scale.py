@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ersde_lit.solvers import ERSDE, NoiseScale, custom, eta, noise_scale, power, window
+
+double = partial(torch.tensor, dtype=torch.float64)
+LAM = torch.logspace(-3.5, 2.5, 200, dtype=torch.float64)
+
+PUBLISHED = {
+    "ode": lambda x: x,
+    "sde": lambda x: x**2,
+    "er_sde_1": lambda x: x * ((-1 / x).exp() + 10),
+    "er_sde_2": lambda x: x**1.5,
+    "er_sde_3": lambda x: x**2.5,
+    "er_sde_4": lambda x: x**0.9 * (1 + 100 * x**1.5).log10(),
+    "er_sde_5": lambda x: x * ((x**0.3).exp() + 10),
+}
+
+
+def assert_consistent(scale: NoiseScale) -> None:
+    """kappa is what log_g's derivative says."""
+    derived = custom(scale.phi).kappa(LAM)
+    torch.testing.assert_close(scale.kappa(LAM), derived, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published(name: str) -> None:
+    scale = noise_scale(name)
+    # The formula for 4 as it is written loses digits to 1 + 100 x^1.5 at small x.
+    torch.testing.assert_close(scale.phi(LAM), PUBLISHED[name](LAM), rtol=1e-11, atol=0)
+    torch.testing.assert_close(scale.log_g(LAM), (PUBLISHED[name](LAM) / LAM).log(), rtol=0, atol=1e-11)
+    assert_consistent(scale)
+    assert noise_scale(scale) is scale
+
+
+@given(st.floats(1, 6))
+@settings(deadline=None)
+def test_power(p: float) -> None:
+    torch.testing.assert_close(power(p).phi(LAM), LAM**p, rtol=1e-12, atol=0)
+    assert_consistent(power(p))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_eta_runs_from_the_ode_to_its_base(name: str) -> None:
+    phi = noise_scale(name).phi(LAM)
+    for s in (0.0, 0.3, 1.0, 1.7):
+        torch.testing.assert_close(eta(name, s).phi(LAM), LAM ** (1 - s) * phi**s, rtol=1e-11, atol=0)
+        assert_consistent(eta(name, s))
+    lams = torch.tensor([3.0, 1.0, 0.2])
+    assert not ERSDE(1, eta(name, 0)).tableau(lams).b.any()
+
+
+def test_window_is_the_sde_inside_and_the_ode_outside() -> None:
+    scale = window(1.0, 0.1, 10.0, 0.1)
+    kappa = scale.kappa(double([1e-3, 1.0, 1e3]))
+    torch.testing.assert_close(kappa, double([1.0, 2.0, 1.0]), rtol=0, atol=1e-9)
+    inside = scale.log_g(double([0.5, 2.0]))
+    torch.testing.assert_close(inside[1] - inside[0], torch.tensor(math.log(4)).double(), rtol=0, atol=1e-6)
+
+
+@given(st.floats(0, 5), st.floats(1e-3, 10), st.floats(1.05, 100), st.floats(0.1, 2))
+@settings(deadline=None)
+def test_window(strength: float, low: float, ratio: float, width: float) -> None:
+    assert_consistent(window(strength, low, low * ratio, width))
+    assert (window(strength, low, low * ratio, width).kappa(LAM) >= 1).all()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_custom_differentiates_what_it_is_given(inference: bool) -> None:
+    def phi(x: Tensor) -> Tensor:
+        return x * ((x**0.3).exp() + 10)
+
+    lams = double([80.0, 3.0, 0.5, 0.01])
+    with torch.inference_mode(inference):
+        named, derived = ERSDE(3).tableau(lams), ERSDE(3, custom(phi)).tableau(lams)
+        given = ERSDE(3, custom(phi, noise_scale("er_sde_5").kappa)).tableau(lams)
+    for name in "rcb":
+        torch.testing.assert_close(getattr(derived, name), getattr(named, name), rtol=0, atol=1e-12)
+        torch.testing.assert_close(getattr(given, name), getattr(named, name), rtol=0, atol=1e-12)
+
+
+def test_refuses_a_step_that_would_remove_noise() -> None:
+    grid = double([2000.0, 1022.5, 1.0, 0.0])
+    with pytest.raises(ValueError, match=r"er_sde_4 is not valid from lam 2000 to 1022.5"):
+        ERSDE(2, "er_sde_4").tableau(grid)
+    assert ERSDE(2, "er_sde_4").tableau(torch.tensor([1022.0, 1021.0, 1.0, 0.0])).b[0] >= 0
+    for paper in (False, True):
+        with pytest.raises(ValueError, match="custom"):
+            ERSDE(2, custom(torch.sqrt), paper=paper).tableau(grid)
+    for phi in (lambda x: -x, lambda x: x * float("nan"), lambda x: 0 * x):
+        with pytest.raises(ValueError, match="not valid"):
+            ERSDE(1, custom(phi)).tableau(grid)
+
+
+def test_rounding_is_no_reason_to_refuse() -> None:
+    """Where phi / lam is flat its logarithm wavers by an ulp."""
+    lams = torch.linspace(0.04, 0.001, 5000, dtype=torch.float64)
+    for name in PUBLISHED:
+        assert (noise_scale(name).step_log_g(lams) <= 0).all()
+    wavering = NoiseScale("flat", lambda lam: 2.3 + 4e-16 * (1e6 * lam).sin().sign(), torch.ones_like)
+    assert (wavering.step_log_g(lams) <= 0).all()
+
+
+@pytest.mark.parametrize(("name", "hint"), [("er_sde5", "er_sde_5"), ("ODE", ""), (3, ""), ("", "")])
+def test_refuses_unknown_names(name, hint: str) -> None:
+    with pytest.raises(ValueError, match="unknown noise scale .* choose from ode, sde, er_sde_1.*" + hint):
+        noise_scale(name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: power(0.9),
+        lambda: power(math.nan),
+        lambda: eta("sde", -0.1),
+        lambda: eta("nothing", 1),
+        lambda: window(-1, 0.1, 1),
+        lambda: window(1, 1, 0.1),
+        lambda: window(1, 0, 1),
+        lambda: window(1, 0.1, 1, 0.05),
+    ],
+)
+def test_refuses_nonsense(make) -> None:
+    with pytest.raises(ValueError):
+        make()
