@@ -53,7 +53,7 @@ class Classifier(Features):
         recipe: widths; the rest of it is used by `train_classifier`.
     """
 
-    accuracy: Tensor  # [], on images held out from training; a buffer, so that it travels with the weights
+    accuracy: Tensor  # [], on the "test" images; a buffer, so that it travels with the weights
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, recipe: Recipe) -> None:
         super().__init__()
@@ -88,6 +88,8 @@ def _block(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
 
 
+@torch.inference_mode(False)  # it may have to train
+@torch.enable_grad()
 def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: Recipe = Recipe()) -> Classifier:  # noqa: B008
     """The classifier of this data set: trained on its "train" labels once, in seconds to a minute, then cached.
 
@@ -103,7 +105,7 @@ def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: R
     """
     if data.num_classes < 2:
         raise ValueError(f"classifier features need a labelled data set; {type(data).__name__} has no classes")
-    train, held_out = data.split("train"), data.split("val")
+    train, held_out = data.split("train"), data.split("test")
     net = _fresh(data, recipe)
     path = _cache_folder(cache) / f"classifier-{_key(train, recipe)}.pt"
     try:
@@ -121,14 +123,12 @@ def _fresh(data: ImageDataModule, recipe: Recipe) -> Classifier:
         return Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
     images, labels = split
     steps = min(recipe.passes * len(labels), recipe.max_images) // recipe.batch_size
     net.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 10))
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.cat([torch.randperm(len(labels), generator=generator) for _ in range(recipe.passes)])
     for batch in order.split(recipe.batch_size)[:steps]:

@@ -9,7 +9,8 @@ from torch import Tensor
 def nearest_distances(images: Tensor, references: Tensor, chunk: int = 5000) -> Tensor:
     """Distance of each image to the nearest reference: root mean square over its pixels, in grey levels (0 to 255).
 
-    A generated set much nearer to the training images than held-out real images are is memorised, however good its FID.
+    Generated images that look real (a good FID) and lie much nearer to the training images than held-out real ones do
+    are memorised. Blurred ones lie near as well, so a small distance says nothing beside a bad FID.
 
     Args:
         images: uint8 [n, C, H, W]; the work is n x N.

@@ -1,0 +1,177 @@
+import json
+import math
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ersde_lit.data import Digits
+from ersde_lit.evaluation import FIDCallback, classifier, statistics
+from ersde_lit.evaluation.fid import FID
+from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.images import quantise
+from ersde_lit.solvers import ERSDE, Heun, TableSampler
+
+pytestmark = pytest.mark.usefixtures("cache")
+ER_SDE = TableSampler(ERSDE(order=2))
+
+
+def make(**given):
+    return FIDCallback(**{"samplers": {"er_sde": ER_SDE}, "nfes": [3], "num_samples": 60, "batch_size": 25, **given})
+
+
+def trainer_with(tmp_path, *callbacks, **given):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    short = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    save = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return Trainer(
+        **quiet | short | {"logger": False, "enable_checkpointing": save} | given,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+    )
+
+
+def validated(tmp_path, model, **given):
+    trainer = trainer_with(tmp_path, make(**given))
+    trainer.validate(model, datamodule=Digits(), verbose=False)
+    return {key: value.item() for key, value in trainer.callback_metrics.items()}
+
+
+def test_logs_what_generating_and_measuring_by_hand_gives(tmp_path, remembers):
+    heun = Heun()
+    values = validated(tmp_path, remembers, samplers={"er_sde": ER_SDE, "heun": heun}, nfes=[4, 5], first_seed=7)
+    assert set(values) == {"val/loss", "fid/real", "nearest/real"} | {
+        f"{kind}/{cell}"
+        for kind in ("fid", "nearest")
+        for cell in ("er_sde/nfe4", "er_sde/nfe5", "heun/nfe3", "heun/nfe5")
+    }  # a Heun of 4 calls makes 3
+    data = Digits()
+    features = classifier(data)
+    fid = FID(features, statistics(features, data.reference_images()))
+    for block in generate(remembers.ema_denoiser, heun, range(7, 67), 5):
+        fid.update(quantise(block.images))
+    assert values["fid/heun/nfe5"] == pytest.approx(fid.compute(), rel=1e-5)
+    fid.reset()
+    fid.update(data.split("val").images[:60])
+    assert values["fid/real"] == pytest.approx(fid.compute(), rel=1e-5)
+
+
+def test_samples_averaged_weights_and_sees_that_they_memorise(tmp_path, remembers):
+    by_heart = validated(tmp_path, remembers)
+    assert by_heart["fid/er_sde/nfe3"] < 2
+    assert by_heart["nearest/er_sde/nfe3"] == 0
+    assert by_heart["nearest/real"] > 30
+    remembers.ema_denoiser = remembers.denoiser  # has learnt nothing
+    assert validated(tmp_path, remembers)["fid/er_sde/nfe3"] > 20
+
+
+def test_values_do_not_depend_on_the_batch_size(tmp_path, remembers):
+    a, b = (validated(tmp_path, remembers, batch_size=size, nearest_images=33) for size in (60, 7))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_fit_logs_pictures_and_values_at_the_same_steps_and_can_be_monitored(tmp_path, remembers):
+    best = ModelCheckpoint(tmp_path / "best", monitor="fid/er_sde/nfe3", filename="{epoch}")
+    logger = TensorBoardLogger(tmp_path, name="", version="logs")
+    trainer = trainer_with(tmp_path, make(nfes=[2, 3]), best, max_epochs=2, num_sanity_val_steps=2, logger=logger)
+    before = set(remembers.state_dict())
+    trainer.fit(remembers, datamodule=Digits())
+    assert best.best_model_score == trainer.callback_metrics["fid/er_sde/nfe3"]
+    assert set(remembers.state_dict()) == before
+    assert set(torch.load(best.best_model_path, weights_only=True)["state_dict"]) == before
+
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    for nfe in (2, 3):
+        steps = [event.step for event in events.Scalars(f"fid/er_sde/nfe{nfe}")]
+        assert steps == [event.step for event in events.Images(f"samples/er_sde/nfe{nfe}")] == [1, 3]
+    names = [f"er_sde-nfe{nfe}-step{step:07d}.png" for nfe in (2, 3) for step in (1, 3)]  # none of the sanity check
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == names
+    assert Image.open(tmp_path / "samples" / names[0]).size == (340, 340)
+
+
+def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path, remembers):
+    trainer = trainer_with(tmp_path, make(every_n_validations=3), max_epochs=6)
+    trainer.fit(remembers, datamodule=Digits())
+    steps = sorted(int(p.stem[-7:]) for p in (tmp_path / "samples").iterdir())
+    assert [(step + 1) // 2 for step in steps] == [1, 4, 6]
+
+
+def test_prints_a_table(tmp_path, remembers, capsys):
+    values = validated(tmp_path, remembers, nfes=[2, 3])
+    out = capsys.readouterr().out
+    for key in ("real", "er_sde/nfe2", "er_sde/nfe3"):
+        assert f"{values[f'fid/{key}']:.4g} ({values[f'nearest/{key}']:.1f})" in out
+    assert "of held-out images read right; 60 held-out against 1617 training images" in out
+
+
+def test_can_be_copied_to_other_processes(tmp_path, remembers):
+    callback = make()
+    pickle.loads(pickle.dumps(callback))
+    trainer_with(tmp_path, callback).validate(remembers, datamodule=Digits(), verbose=False)
+    pickle.loads(pickle.dumps(callback))
+
+
+def test_comes_from_yaml(tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FIDCallback, "fid")
+    config = parser.parse_object({"fid": {"nfes": [5], "samplers": {"mine": {
+        "class_path": "ersde_lit.solvers.TableSampler",
+        "init_args": {
+            "solver": {"class_path": "ersde_lit.solvers.ERSDE", "init_args": {"order": 3, "corrector": 3}},
+            "grid": "ersde_lit.solvers.grids.log_uniform",
+        },
+    }}}})  # fmt: skip
+    again = parser.parse_string(parser.dump(config))
+    sampler = parser.instantiate(again).fid.samplers["mine"]
+    assert sampler.solver == ERSDE(order=3, corrector=3)
+    assert sampler.grid.__name__ == "log_uniform"
+
+
+def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeypatch):
+    script = Path(__file__).with_name("fid_on_ranks.py")
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    two = subprocess.run([sys.executable, script, "2"], capture_output=True, timeout=300)
+    assert two.returncode == 0, two.stderr.decode()
+    one = runpy.run_path(str(script))["evaluate"](1)
+    assert json.loads(two.stdout.splitlines()[-1]) == pytest.approx(one, rel=1e-6)  # float32 in the log
+
+
+def test_images_that_are_not_numbers_are_refused_in_one_line(tmp_path, remembers):
+    remembers.ema_denoiser.scale.data.fill_(math.nan)
+    with pytest.raises((ValueError, FloatingPointError), match="not finite") as caught:
+        validated(tmp_path, remembers)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "every_n_validations", "nearest_images", "columns"])
+def test_refuses_counts_of_nothing(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least [12], not 0"):
+        make(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["samplers", "nfes"])
+def test_refuses_an_empty_grid(name):
+    with pytest.raises(ValueError, match="at least one sampler and one NFE"):
+        make(**{name: []})
+
+
+def test_needs_real_images(tmp_path, remembers):
+    class Other(LightningDataModule):
+        def val_dataloader(self):
+            return Digits().val_dataloader()
+
+    with pytest.raises(ValueError, match="give the trainer an ImageDataModule"):
+        trainer_with(tmp_path, make()).validate(remembers, datamodule=Other())
