@@ -24,8 +24,7 @@ Grid = Callable[[int], Tensor]
 def edm(n: int, lam_min: float = 0.002, lam_max: float = 80.0, rho: float = 7.0, zero: bool = True) -> Tensor:
     """``lam^(1/rho)`` in equal steps (Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5): the usual choice
     for models of EDM's kind, and for others. rho = 7 is theirs; larger rho moves steps to small lam."""
-    ramp = _ramp(n, zero)
-    return _grid((lam_max ** (1 / rho) + ramp * (lam_min ** (1 / rho) - lam_max ** (1 / rho))) ** rho, zero)
+    return _grid(lam_max * (1 + _ramp(n, zero) * ((lam_min / lam_max) ** (1 / rho) - 1)) ** rho, zero)
 
 
 def log_uniform(n: int, lam_min: float = 0.002, lam_max: float = 80.0, zero: bool = True) -> Tensor:

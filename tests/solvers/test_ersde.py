@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ersde_lit.solvers import DDIM, ERSDE, NoiseScale, SeededNoise, custom, eta, grids, noise_scale, power, sample, window
+from ersde_lit.solvers import (
+    DDIM,
+    ERSDE,
+    NoiseScale,
+    SeededNoise,
+    custom,
+    eta,
+    grids,
+    noise_scale,
+    power,
+    sample,
+    window,
+)
 from ersde_lit.solvers.oracles import Gaussian, Mixture, output_law, w2_error
 
 PUBLISHED = ["ode", "sde", *(f"er_sde_{k}" for k in range(1, 6))]
@@ -212,9 +224,7 @@ def test_ode_has_no_noise(order: int, name) -> None:
     tableau = ERSDE(order, name, corrector=order).tableau(grids.edm(20))
     assert torch.equal(tableau.b, torch.zeros_like(tableau.b))
     start = 80 * SeededNoise([1], (3,)).initial()
-    one, other = (
-        sample(MIXTURE, tableau, start, noise=SeededNoise([seed], (3,))) for seed in (1, 2)
-    )
+    one, other = (sample(MIXTURE, tableau, start, noise=SeededNoise([seed], (3,))) for seed in (1, 2))
     assert torch.equal(one, other)
     assert one.isfinite().all()
 

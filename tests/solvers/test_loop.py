@@ -44,9 +44,7 @@ def slow_sample(denoiser, tableau: Tableau, y: Tensor, noise: ListNoise) -> Tens
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(1, 6), st.integers(1, 5), st.integers(0, 4), st.sampled_from(["x0", "d"]), st.integers(0, 2**31 - 1)
-)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 4), st.sampled_from(["x0", "d"]), st.integers(0, 2**31 - 1))
 def test_runs_any_table(n: int, k: int, m: int, history: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -80,7 +78,9 @@ def test_calls_once_a_step(solver, n: int) -> None:
 
 def test_ends_in_the_last_x0() -> None:
     seen: list[Tensor] = []
-    out = sample(shrink, EVERYTHING.tableau(grids.edm(5)), torch.randn(4, 3), callback=lambda *state: seen.append(state[3]))
+    out = sample(
+        shrink, EVERYTHING.tableau(grids.edm(5)), torch.randn(4, 3), callback=lambda *state: seen.append(state[3])
+    )
     assert torch.equal(out, seen[-1])
 
 
@@ -275,4 +275,6 @@ def test_nothing_waits_for_the_gpu() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     on_cpu = SeededNoise([1, 2], (3, 4))
-    torch.testing.assert_close(out.cpu(), sample(shrink, tableau, 80 * on_cpu.initial(), noise=on_cpu), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        out.cpu(), sample(shrink, tableau, 80 * on_cpu.initial(), noise=on_cpu), rtol=1e-4, atol=1e-5
+    )

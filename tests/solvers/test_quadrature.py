@@ -34,9 +34,7 @@ def test_powers_have_a_closed_form(p: float, k: int, start: float, ratio: float)
     """The weights integrate every polynomial that k nodes determine."""
     end = start * ratio
     nodes = start * ratio ** -torch.arange(k, dtype=torch.float64)
-    weights = lagrange_integrals(
-        power(p), double([start]), double([end]), nodes[None], lambda lam: lam
-    )[0]
+    weights = lagrange_integrals(power(p), double([start]), double([end]), nodes[None], lambda lam: lam)[0]
     for m in range(k):
         expected = monomial(p, start, end, m)
         terms = weights * nodes**m

@@ -45,7 +45,9 @@ def test_run(kind: str, order: str, phi: str, nfe: str) -> None:
         lams = VECTORS[f"ve_sigmas_nfe{nfe}"][: -1 if kind == "venz" else None]
         y, scale = VECTORS["x_unit"] * lams[0], 1
     out = sample(DENOISER, solver.tableau(lams), y, noise=FixedNoise()) * scale
-    torch.testing.assert_close(out, VECTORS["_".join([kind, f"o{order}", f"phi{phi}", f"nfe{nfe}"])], rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        out, VECTORS["_".join([kind, f"o{order}", f"phi{phi}", f"nfe{nfe}"])], rtol=0, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("nfe", [5, 10, 20])

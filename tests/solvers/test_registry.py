@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ersde_lit.solvers import DDIM, ERSDE, Heun, NFECounter, SeededNoise, TableSampler, grids, registry
+
+
+@pytest.mark.parametrize("name", [*registry.SOLVERS, "heun"])
+def test_every_sampler_runs(name: str) -> None:
+    counter = NFECounter(lambda y, lam: y / (1 + lam**2))
+    out = registry.sampler(name, registry.grid("edm", rho=5))(counter, SeededNoise([1], (2,)), 7)
+    assert out.isfinite().all()
+    assert counter.nfe == 7
+
+
+def test_every_solver_has_a_table_of_its_own() -> None:
+    lams = grids.edm(6, zero=False)
+    tables = [make().tableau(lams) for make in registry.SOLVERS.values()]
+    rows = [str([x.tolist() for x in table[1:5] if x is not None]) for table in tables]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("name", registry.GRIDS)
+def test_every_grid_is_there(name: str) -> None:
+    assert registry.grid(name, zero=True)(5).shape == (6,)
+
+
+def test_names_mean_what_they_say() -> None:
+    assert registry.solver("ddpm") == DDIM(1.0)
+    assert registry.solver("er_sde", order=2, noise_scale="sde") == ERSDE(2, "sde")
+    assert registry.sampler("er_sde", corrector=3) == TableSampler(ERSDE(corrector=3))
+    assert registry.sampler("heun", churn=4.0) == Heun(churn=4.0)
+    assert torch.equal(registry.grid("edm", rho=5)(4), grids.edm(4, rho=5))
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    for make in (registry.solver, registry.sampler):
+        with pytest.raises(ValueError, match=r"unknown \w+ 'euler', choose from er_sde, ddim"):
+            make("euler")
+    with pytest.raises(ValueError, match="unknown grid 'karras', choose from edm"):
+        registry.grid("karras")
+    with pytest.raises(TypeError, match="has no option 'ordre', only order, noise_scale"):
+        registry.solver("er_sde", ordre=2)
+    with pytest.raises(TypeError, match="has no option 'n', only lam_min"):
+        registry.grid("edm", n=5)
