@@ -1,6 +1,7 @@
 """The command line: a thin dispatcher, so that help and wrong commands answer without importing torch."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -52,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str) -> int:
-    print("ersde_lit: " + " ".join(message.split()), file=sys.stderr)
+    """Prints one line, in the command line's words rather than the parser's, and returns the exit code of bad input."""
+    line = " ".join(message.split())
+    line = re.sub(r'Parser key "(\S+)":', r"--\1:", line)
+    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
+    print(f"ersde_lit: {line}", file=sys.stderr)
     return 2
 
 

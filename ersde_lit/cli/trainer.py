@@ -44,7 +44,9 @@ class CLI(LightningCLI):
     """LightningCLI whose runs have a folder of their own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str | None, help="name of the folder in runs/; that of the config file if not given")
+        parser.add_argument(
+            "--run", type=str | None, help="name of the folder in runs/; that of the config file if not given"
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -94,7 +96,9 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
-        callbacks: list[Callback] = [ModelCheckpoint(self.last.parent, save_last=True, save_top_k=0)]
+        callbacks: list[Callback] = []
+        if not config.fast_dev_run:
+            callbacks.append(ModelCheckpoint(self.last.parent, save_last=True, save_top_k=0))
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=4))
         if config.logger is None:
