@@ -116,7 +116,7 @@ def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> No
 
     def derivative(lam: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            log_lam = lam.detach().clone().log().requires_grad_()
+            log_lam = lam.detach().log().requires_grad_()
             (gradient,) = torch.autograd.grad(fn(log_lam.exp()).log().sum(), log_lam)
         return gradient
 

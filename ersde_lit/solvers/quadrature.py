@@ -30,7 +30,7 @@ def lagrange_integrals(
     Returns:
         (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r``.
     """
-    h = torch.log1p((start - end) / end)
+    h = (start / end).log()
     panels = max(1, math.ceil(float(h.max()) / noise_scale.panel))
     unit = (torch.arange(panels).unsqueeze(1) + (_POINTS + 1) / 2).flatten() / panels
     weights = (_WEIGHTS / 2).repeat(panels) / panels

@@ -229,6 +229,12 @@ def test_ode_has_no_noise(order: int, name) -> None:
     assert one.isfinite().all()
 
 
+def test_little_noise_is_not_lost_to_cancellation() -> None:
+    lams = grids.edm(6, zero=False)
+    b = ERSDE(1, eta("sde", 1e-14)).tableau(lams).b
+    torch.testing.assert_close(b, lams[1:] * (2e-14 * (lams[:-1] / lams[1:]).log()).sqrt(), rtol=1e-9, atol=0)
+
+
 # One problem in two coordinates
 
 

@@ -243,6 +243,18 @@ def test_under_inference_mode_and_with_gradients() -> None:
     assert y.grad.abs().sum() > 0
 
 
+def test_a_compiled_denoiser_is_compiled_once() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    compiler = CompileCounter()
+    tableau = EVERYTHING.tableau(grids.edm(6))
+    y, noise = 80 * torch.randn(2, 3), SeededNoise([1, 2], (3,))
+    compiled = torch.compile(shrink, backend=compiler)
+    out = sample(compiled, tableau, y, noise=noise)
+    torch.testing.assert_close(out, sample(shrink, tableau, y, noise=noise), rtol=1e-5, atol=1e-6)
+    assert compiler.frame_count == 1
+
+
 def test_counter_passes_for_its_denoiser() -> None:
     class WithRange:
         lam_max = 3.0
