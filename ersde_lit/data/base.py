@@ -26,9 +26,9 @@ class Split(NamedTuple):
 
 
 class _Batches(Dataset[Batch]):
-    """Serves whole batches: float32 images in [-1, 1] and int64 labels, each image mirrored with probability `flip`."""
+    """Serves whole batches: float32 images in [-1, 1] and int64 labels, each mirrored half of the time if `flip`."""
 
-    def __init__(self, split: Split, flip: float = 0.0) -> None:
+    def __init__(self, split: Split, flip: bool = False) -> None:
         self.split, self.flip = split, flip
 
     def __len__(self) -> int:
@@ -41,8 +41,8 @@ class _Batches(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         index = torch.tensor(indices)
         images = self.split.images[index]
-        if self.flip > 0:
-            mirrored = torch.rand(len(index), 1, 1, 1) < self.flip
+        if self.flip:
+            mirrored = torch.rand(len(index), 1, 1, 1) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
         return images / 127.5 - 1, self.split.labels[index]
 
@@ -100,7 +100,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train = self.split("train")
         if self.batch_size > len(train.labels):
             raise ValueError(f"batch_size {self.batch_size} exceeds the {len(train.labels)} training images: lower it")
-        return self._loader(_Batches(train, flip=0.5 * self.horizontal_flip), shuffle=True, drop_last=True)
+        return self._loader(_Batches(train, flip=self.horizontal_flip), shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(_Batches(self.split("val")))

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,8 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.data import Digits
-from ersde_lit.evaluation import FIDCallback, classifier, statistics
-from ersde_lit.evaluation.fid import FID
+from ersde_lit.evaluation import FID, FIDCallback, classifier, nearest_distances, statistics
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, Heun, TableSampler
@@ -49,22 +50,24 @@ def validated(tmp_path, model, **given):
 
 
 def test_logs_what_generating_and_measuring_by_hand_gives(tmp_path, remembers):
-    heun = Heun()
-    values = validated(tmp_path, remembers, samplers={"er_sde": ER_SDE, "heun": heun}, nfes=[4, 5], first_seed=7)
-    assert set(values) == {"val/loss", "fid/real", "nearest/real"} | {
-        f"{kind}/{cell}"
-        for kind in ("fid", "nearest")
-        for cell in ("er_sde/nfe4", "er_sde/nfe5", "heun/nfe3", "heun/nfe5")
-    }  # a Heun of 4 calls makes 3
+    remembers.ema_denoiser.x0 *= 0.8  # dimmed copies, some nearer than others
+    heun, first, count, near = Heun(), 7, 60, 30
+    samplers, given = {"er_sde": ER_SDE, "heun": heun}, {"nfes": [4, 5], "num_samples": count, "nearest_images": near}
+    values = validated(tmp_path, remembers, samplers=samplers, first_seed=first, **given)
+    cells = ("er_sde/nfe4", "er_sde/nfe5", "heun/nfe3", "heun/nfe5")  # a Heun of 4 calls makes 3
+    assert set(values) == {"val/loss"} | {f"{kind}/{cell}" for kind in ("fid", "nearest") for cell in ("real", *cells)}
+
     data = Digits()
-    features = classifier(data)
+    features, train, held_out = classifier(data), data.split("train").images, data.split("val").images
     fid = FID(features, statistics(features, data.reference_images()))
-    for block in generate(remembers.ema_denoiser, heun, range(7, 67), 5):
-        fid.update(quantise(block.images))
-    assert values["fid/heun/nfe5"] == pytest.approx(fid.compute(), rel=1e-5)
-    fid.reset()
-    fid.update(data.split("val").images[:60])
-    assert values["fid/real"] == pytest.approx(fid.compute(), rel=1e-5)
+    made = generate(remembers.ema_denoiser, heun, range(first, first + count), 5)
+    for name, images in {"heun/nfe5": torch.cat([quantise(b.images) for b in made]), "real": held_out[:count]}.items():
+        fid.reset()
+        fid.update(images)
+        assert values[f"fid/{name}"] == pytest.approx(fid.compute(), rel=1e-5)
+        nearest = nearest_distances(images[:near], train).mean().item()
+        assert nearest > 1
+        assert values[f"nearest/{name}"] == pytest.approx(nearest, rel=1e-5)
 
 
 def test_samples_averaged_weights_and_sees_that_they_memorise(tmp_path, remembers):
@@ -99,6 +102,17 @@ def test_a_fit_logs_pictures_and_values_at_the_same_steps_and_can_be_monitored(t
     names = [f"er_sde-nfe{nfe}-step{step:07d}.png" for nfe in (2, 3) for step in (1, 3)]  # none of the sanity check
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == names
     assert Image.open(tmp_path / "samples" / names[0]).size == (340, 340)
+
+
+def test_the_picture_has_a_row_for_each_class(tmp_path, remembers):
+    validated(tmp_path, remembers, columns=4)
+    (path,) = (tmp_path / "samples").iterdir()
+    pixels = torch.from_numpy(np.array(Image.open(path))).view(10, 34, 4, 34)[:, 1:33:4, :, 1:33:4]
+    images = rearrange(pixels, "r h k w -> r k (h w)")
+    train, labels = Digits().split("train")
+    for label in range(10):
+        known = train[labels == label].flatten(1)
+        assert (images[label][:, None] == known).all(-1).any(1).all()  # each a copy of a digit of its class
 
 
 def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path, remembers):
