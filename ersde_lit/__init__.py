@@ -4,18 +4,18 @@
 `.sampling`, `.evaluation`) are imported when they are first named.
 """
 
-from importlib import import_module, metadata
-from types import ModuleType
-
-__version__ = metadata.version("ersde-lit")
+from importlib import import_module
+from typing import Any
 
 _ROOMS = ("solvers", "networks", "denoisers", "data", "training", "sampling", "evaluation")
 __all__ = ["__version__", *_ROOMS]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("ersde-lit")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,146 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import Noise, network, trainer
+
+from ersde_lit.denoisers import VP, LogNormal
+from ersde_lit.networks import Network
+from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, load
+from ersde_lit.training.spec import build, describe
+
+
+class Foreign(Network):
+    """A network of somebody else's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.image_shape, self.num_classes = (channels, 4, 4), 0
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, c_noise, labels=None, augment=None):
+        return self.weight * x
+
+
+def saved(module: DiffusionModule, folder):
+    runner = trainer(folder, max_epochs=1)
+    runner.fit(module, datamodule=Noise())
+    path = folder / "last.ckpt"
+    runner.save_checkpoint(path)
+    return path
+
+
+def test_a_checkpoint_alone_gives_the_module_back(tmp_path) -> None:
+    module = DiffusionModule(
+        network(dropout=0.1), VP(steps=1000), "vp", "v", 0.4, LogNormal(-1, 2), 0.2, AdamW(1e-2), EMA(30, 0)
+    )
+    twin = load(saved(module, tmp_path))
+    assert twin.spec == module.spec
+    assert twin.images_seen == 32
+    for name, value in module.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+    labels = torch.tensor([0, 1, 2])
+    assert torch.equal(twin.sample(range(3), labels, nfe=5), module.sample(range(3), labels, nfe=5))
+    assert not twin.training
+
+
+def test_raw_and_averaged_weights_are_both_kept(tmp_path) -> None:
+    module = DiffusionModule(network(), optimizer=AdamW(1e-2), ema=EMA(100, 0))
+    twin = load(saved(module, tmp_path))
+    raw, averaged = twin.denoiser.network.enter.weight, twin.ema_denoiser.network.enter.weight
+    assert not torch.equal(raw, averaged)
+
+
+class Seeded(DiffusionModule):
+    """Its noise is a function of the step, as if the global generator had been in a checkpoint."""
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        torch.manual_seed(self.global_step)
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path) -> None:
+    recipe = AdamW(1e-2, warmup=20, decay=0.5)
+    whole = Seeded(network(), optimizer=recipe)
+    halfway = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(tmp_path, enable_checkpointing=True, callbacks=[halfway]).fit(whole, datamodule=Noise())
+    resumed = Seeded(network(), optimizer=recipe)
+    trainer(tmp_path).fit(resumed, datamodule=Noise(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert resumed.images_seen == whole.images_seen == 64
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> None:
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state": torch.ones(2)}, path)
+    kept = path.read_bytes()
+
+    def torn(self, checkpoint, target, storage_options=None):
+        Path(target).write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lightning.pytorch.plugins.io.TorchCheckpointIO.save_checkpoint", torn)
+    with pytest.raises(OSError, match="disk full"):
+        io.save_checkpoint({"state": torch.zeros(2)}, path)
+    assert path.read_bytes() == kept
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path) -> None:
+    whole = saved(DiffusionModule(network()), tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load(tmp_path / "absent.ckpt")
+    data = whole.read_bytes()
+    for length in (0, 10, len(data) // 2, len(data) - 10):
+        (tmp_path / "cut.ckpt").write_bytes(data[:length])
+        with pytest.raises(ValueError, match="damaged, truncated or not a checkpoint"):
+            load(tmp_path / "cut.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not one that ersde_lit's fit wrote"):
+        load(tmp_path / "other.ckpt")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["ersde_lit"]["network"]["init_args"]["width"] = 16
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="does not fit its own description"):
+        load(path)
+
+
+def test_nothing_hostile_is_executed(tmp_path) -> None:
+    canary = tmp_path / "canary"
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(canary), "w")
+
+    torch.save({"ersde_lit": Hostile(), "state_dict": {}}, tmp_path / "hostile.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Hostile()))
+    for name in ("hostile.ckpt", "plain.ckpt"):
+        with pytest.raises(ValueError, match="damaged, truncated or not"):
+            load(tmp_path / name)
+    assert not canary.exists()
+
+
+def test_classes_from_elsewhere_need_trust(tmp_path) -> None:
+    spec = describe(Foreign(1))
+    with pytest.raises(ValueError, match="not part of ersde_lit"):
+        build(spec)
+    assert isinstance(build(spec, trust=True), Network)
+    with pytest.raises(ValueError, match="neither a Network nor a dataclass"):
+        build({"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}, trust=True)
+    with pytest.raises(ValueError, match="neither a Network nor a dataclass"):
+        build({"class_path": "ersde_lit.cli.main", "init_args": {"argv": []}})
+    with pytest.raises(ValueError, match="there is no class"):
+        build({"class_path": "ersde_lit.networks.Nothing", "init_args": {}})
+    with pytest.raises(ValueError, match="does not take the arguments"):
+        build({"class_path": "ersde_lit.networks.UNet", "init_args": {"depth": 3}})
+
+
+def test_what_plain_data_cannot_hold_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot be kept in a checkpoint"):
+        describe(torch.ones(1))
