@@ -69,5 +69,5 @@ def _with_options(
     known = [p for p in signature(table[name]).parameters if p not in ("n", "grid")]
     for option in options:
         if option not in known:
-            raise TypeError(f"{kind} {name} has no option {option!r}, only {', '.join(known)}")
+            raise ValueError(f"{kind} {name} has no option {option!r}, only {', '.join(known)}")
     return partial(table[name], **options)
