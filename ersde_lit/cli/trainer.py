@@ -4,6 +4,7 @@ A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its 
 pictures. The same command resumes it, or says that it is finished; a changed configuration is refused.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,12 +13,20 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from ersde_lit.cli import fail
 from ersde_lit.data import ImageDataModule
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
+
+
+for harmless in (
+    "LightningCLI's args parameter",  # on purpose: the dispatcher has read the command
+    "Found .* module.* in eval mode",  # the averaged weights
+    "`isinstance\\(treespec, LeafSpec\\)`",
+):
+    warnings.filterwarnings("ignore", f".*{harmless}")
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -102,11 +111,7 @@ class CLI(LightningCLI):
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=4))
         if config.logger is None:
-            folder = str(self.folder)
-            config.logger = [
-                TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False),
-                CSVLogger(folder, name="", version="logs"),
-            ]
+            config.logger = TensorBoardLogger(str(self.folder), name="", version="logs", default_hp_metric=False)
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
         config.callbacks = [*_listed(config.callbacks), *callbacks]
         return super().instantiate_trainer(**kwargs)
