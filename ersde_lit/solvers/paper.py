@@ -33,7 +33,7 @@ def paper_tableau(lams: Tensor, phi: NoiseScale, order: int) -> Tableau:
 
     c = torch.zeros(n, order, dtype=torch.float64)
     c[:, 0] = 1 - r
-    if order == 1 or full < 2:
+    if order == 1:
         return Tableau(lams, r, c, b)
 
     step = ((start - end) / _POINTS).unsqueeze(1)
