@@ -1,6 +1,6 @@
 """How many generated digits are the digit they were asked to be, judged by an SVM trained on the real ones.
 
-    python tools/digits_accuracy.py samples.npz
+python tools/digits_accuracy.py samples.npz
 """
 
 import sys
@@ -27,7 +27,7 @@ def main(samples: str, at_least: float = 0.0) -> None:
     known = cross_val_score(svm, real, targets, cv=10).mean()
     svm.fit(real, targets)
     share = (svm.predict(images.reshape(len(images), -1) * (16 / 255)) == labels).mean()
-    print(f"{share:.1%} of {len(labels)} samples read as their label; the SVM itself reads {known:.1%} of real digits right")
+    print(f"{share:.1%} of {len(labels)} samples read as their label; of real digits the SVM reads {known:.1%} right")
     print(f"scikit-learn {metadata.version('scikit-learn')}, numpy {np.__version__}, Python {sys.version.split()[0]}")
     if share < at_least:
         sys.exit(f"that is less than {at_least:.1%}")

@@ -3,7 +3,8 @@
     python -m ersde_lit fit --config configs/fashion_mnist.yaml        # about an hour on two CPU cores
     python tools/fashion_mnist.py --ckpt_path runs/fashion_mnist/checkpoints/last.ckpt
 
-Writes tools/results/fashion_mnist.{csv,md,png}. Resumable: cells that are in the .csv are not measured again.
+Writes tools/results/fashion_mnist.{csv,md,png} and fashion_mnist_samples.png, ten images of each class by the default
+sampler at 20 NFE. Resumable: cells that are in the .csv are not measured again.
 """
 
 import csv
@@ -21,9 +22,10 @@ from jsonargparse import auto_cli
 
 from ersde_lit.data import FashionMNIST
 from ersde_lit.evaluation import FID, classifier, statistics
+from ersde_lit.evaluation.grid import image_grid, save_png
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.solvers import DDIM, ERSDE, DPMSolverPP, Heun, Sampler, SDEDPMSolverPP, TableSampler, UniPC
+from ersde_lit.solvers import DDIM, ERSDE, DPMSolverPP, Heun, Sampler, SDEDPMSolverPP, TableSampler, UniPC, default
 from ersde_lit.training import load
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +69,9 @@ def main(
     cells = [(name, nfe) for nfe in sorted(nfes) for name in SAMPLERS]
     cells = [cell for cell in [(REAL, 0), *cells] if cell not in done]
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = {pool.submit(measure, name, nfe, ckpt_path, samples, first_seed, root): (name, nfe) for name, nfe in cells}
+        jobs = {
+            pool.submit(measure, name, nfe, ckpt_path, samples, first_seed, root): (name, nfe) for name, nfe in cells
+        }
         for job in as_completed(jobs):
             name, nfe = jobs[job]
             fid, seconds = job.result()
@@ -75,6 +79,7 @@ def main(
             append(path, name, nfe, fid, seconds)
             print(f"{name:35}{nfe:4}  FID {fid:7.3f}  {seconds:6.0f} s", flush=True)
     report(done, nfes, caption(ckpt_path, samples, first_seed, net.description))
+    picture(ckpt_path)
 
 
 def measure(name: str, nfe: int, ckpt_path: Path, samples: int, first_seed: int, root: str) -> tuple[float, float]:
@@ -98,6 +103,13 @@ def generated(name: str, nfe: int, ckpt_path: Path, samples: int, first_seed: in
     return (quantise(block.images) for block in generate(denoiser, SAMPLERS[name], seeds, nfe, batch_size=125))
 
 
+def picture(ckpt_path: Path) -> None:
+    """Seeds 0 to 99, a row a class."""
+    labels = torch.arange(10).repeat_interleave(10)
+    (block,) = generate(load(ckpt_path).ema_denoiser, default(20), range(100), 20, labels, batch_size=100)
+    save_png(image_grid(quantise(block.images), 10), RESULTS / "fashion_mnist_samples.png")
+
+
 def read(path: Path) -> dict[tuple[str, int], float]:
     if not path.exists():
         return {}
@@ -117,8 +129,8 @@ def caption(ckpt_path: Path, samples: int, first_seed: int, features: str) -> st
     parameters = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch", "torchmetrics"))
     return (
-        f"FID of {samples:,} samples (seeds {first_seed} to {first_seed + samples - 1}, labels drawn from the seeds) to the "
-        f"60,000 training images of Fashion-MNIST, in {features}; so not comparable with Inception FIDs. One "
+        f"FID of {samples:,} samples (seeds {first_seed} to {first_seed + samples - 1}, labels drawn from them) to "
+        f"the 60,000 training images of Fashion-MNIST, in {features}; so not comparable with Inception FIDs. One "
         f"class-conditional EDM network of {parameters:.2f} M parameters, averaged weights after "
         f"{model.images_seen:,} images; EDM grid, 80 to 0.002 and 0. EDM Heun makes an odd number of calls: one less "
         f"than the column says where that is even. {platform.machine()}, {os.cpu_count()} cores, Python "
@@ -145,7 +157,9 @@ def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> No
     for name, sampler in SAMPLERS.items():
         calls = [sampler.calls(n) if isinstance(sampler, Heun) else n for n in nfes]
         ours = name.startswith(("ER-SDE", "ODE"))
-        axes.plot(calls, [done[name, n] for n in nfes], "o-" if ours else "s--", label=name, markersize=4, linewidth=1.2)
+        axes.plot(
+            calls, [done[name, n] for n in nfes], "o-" if ours else "s--", label=name, markersize=4, linewidth=1.2
+        )
     axes.axhline(done[REAL, 0], color="grey", linewidth=1, linestyle=":", label=REAL)
     axes.set(xscale="log", yscale="log", xlabel="NFE", ylabel="FID (classifier features)", title="Fashion-MNIST")
     axes.set_xticks(nfes, map(str, nfes))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # The names of solvers.registry, written again so that help and typing errors do not wait for torch.
 SolverName = Literal[
-    "default", "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa", "ipndm",
-    "deis", "heun",
+    "default", "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa",
+    "ipndm", "deis", "heun",
 ]  # fmt: skip
 GridName = Literal[
     "edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm", "uniform_t"

@@ -20,7 +20,6 @@ from ersde_lit.cli import fail
 from ersde_lit.data import ImageDataModule
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
 
-
 for harmless in (
     "LightningCLI's args parameter",  # on purpose: the dispatcher has read the command
     "Found .* module.* in eval mode",  # the averaged weights
@@ -83,25 +82,23 @@ class CLI(LightningCLI):
         """Begins a run, or goes on with the one that is there; refuses to mix two configurations."""
         kept = self.folder / "config.yaml"
         dump = self._parser("fit").dump(config, skip_validation=True)
-        if kept.exists():
-            old, new = (yaml.safe_load(text) for text in (kept.read_text(), dump))
-            if changed := sorted(_differences(old, new)):
-                raise ValueError(
-                    f"{self.folder} holds a run with another configuration ({', '.join(changed[:3])}): "
-                    "start a new one with --run NAME"
-                )
-            if self.finished.exists():
-                Console().print(f"{self.folder} is finished: nothing to do.")
-                self._tell_what_next()
-                raise SystemExit(0)
-            if self.last.exists():
-                config.ckpt_path = str(self.last)
-                Console().print(f"Resuming {self.folder} from {self.last}.")
-        else:
+        if not self.last.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = kept.with_suffix(".tmp")
             temporary.write_text(dump)
             temporary.replace(kept)
+            return
+        if changed := sorted(_differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump))):
+            raise ValueError(
+                f"{self.folder} holds a run with another configuration ({', '.join(changed[:3])}): "
+                "start a new one with --run NAME"
+            )
+        if self.finished.exists():
+            Console().print(f"{self.folder} is finished: nothing to do.")
+            self._tell_what_next()
+            raise SystemExit(0)
+        config.ckpt_path = str(self.last)
+        Console().print(f"Resuming {self.folder} from {self.last}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer

@@ -30,7 +30,9 @@ class AdamW:
             raise ValueError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=(self.betas[0], self.betas[1]), weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=(self.betas[0], self.betas[1]), weight_decay=self.weight_decay
+        )
 
     def factor(self, images_seen: int, progress: float) -> float:
         """What `lr` is multiplied by after `images_seen` images, at `progress` in [0, 1] of the whole training."""
