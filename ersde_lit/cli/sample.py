@@ -49,14 +49,14 @@ def sample(
     ckpt_path: str,
     seeds: str,
     out: str,
-    nfe: PositiveInt = 20,  # type: ignore[valid-type]
+    nfe: PositiveInt = 20,
     solver: SolverName = "default",
-    order: PositiveInt | None = None,  # type: ignore[valid-type]
+    order: PositiveInt | None = None,
     noise_scale: str | None = None,
-    corrector: PositiveInt | None = None,  # type: ignore[valid-type]
+    corrector: PositiveInt | None = None,
     grid: GridName = "edm",
     labels: str | None = None,
-    batch_size: PositiveInt = 128,  # type: ignore[valid-type]
+    batch_size: PositiveInt = 128,
     device: str = "auto",
     overwrite: bool = False,
     trust: bool = False,
@@ -120,7 +120,7 @@ def _sampler(denoiser: "Denoiser", nfe: int, solver: str, grid: str, options: di
 
     if grid == "uniform_t":
         low, high = denoiser.process.t_range
-        noise_levels = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
+        noise_levels: grids.Grid = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
     else:
         noise_levels = registry.grid(grid)
     if solver == "default" and not options:

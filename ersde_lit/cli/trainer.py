@@ -60,8 +60,9 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder = Path(config.trainer.default_root_dir or Path("runs") / (config.run or _name(config)))
         config.trainer.default_root_dir = str(self.folder)
+        self.trial = bool(config.trainer.fast_dev_run)  # leaves nothing behind
         if self.subcommand == "fit":
-            if not config.trainer.fast_dev_run:
+            if not self.trial:
                 self._enter(config)
         elif config.ckpt_path is None:
             config.ckpt_path = str(self.last)
@@ -103,7 +104,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = []
-        if not config.fast_dev_run:
+        if not self.trial:
             callbacks.append(ModelCheckpoint(self.last.parent, save_last=True, save_top_k=0))
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=4))
@@ -114,7 +115,7 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
+        if self.trial or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
         self.finished.touch()
         self._tell_what_next()
