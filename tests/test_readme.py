@@ -1,0 +1,34 @@
+"""What the README shows is what is run: its Python here, its commands by .ci/run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_solver_example_prints_what_it_says() -> None:
+    code = next(block for block in blocks("python") if "SeededNoise" in block)
+    names: dict = {}
+    exec(code, names)
+    assert names["x0"].shape == (1000, 3, 8, 8)
+    assert (names["x0"].mean().item(), names["x0"].std().item()) == pytest.approx((0.30, 0.50), abs=0.005)
+
+
+def test_ci_runs_the_commands_shown() -> None:
+    script = (ROOT / ".ci" / "run").read_text().replace("\\\n    ", "")
+    for command in ("fit --config configs/digits.yaml", "--seeds 0-499 --nfe 20 --out", "tools/digits_accuracy.py"):
+        assert command in README
+        assert command in script
+    assert 'pip install -e ".[dev]" && pytest' in README
+
+
+def test_files_shown_are_there() -> None:
+    for path in re.findall(r"\b((?:configs|tools|ersde_lit)/[\w./]+\w)", README):
+        assert (ROOT / path).exists(), path
