@@ -17,21 +17,22 @@ class SASolver:
 
     Noise of strength tau is phi = lam^(1 + tau^2): a step is the exponential Adams step of `exponential` with
     p = 1 + tau^2, so that tau = 0 is the ODE and tau = 1 the reverse SDE. Where there are two nodes the published code
-    takes M_1 = z / 2 for the exact value, which at tau = 0 makes it UniPC's "bh1". Its authors advise orders 3 and 4
-    with little or no guidance, 2 and 2 with much; with tau > 0 orders above 2 overshoot on long steps.
+    takes M_1 = z / 2 for the exact value, which at tau = 0 makes it UniPC's "bh1", and which overshoots on long steps:
+    the exact M_1 stays below 1. Its authors advise orders 3 and 4 with little or no guidance, 2 and 2 with much.
 
     Attributes:
         predictor_order: number of past x0 used, 1 to 4.
         corrector_order: number of x0 used, the new one included, 1 to 4; 0 for no corrector.
         tau: strength of the noise, at least 0.
-        window: (low, high): steps that start at a lam outside it are taken with tau = 0.
+        window: (low, high): steps that start at a lam outside it are taken with tau = 0. The default is the published
+            code's, t from 0.2 to 0.8 of the linear VP process.
         lower_order_final: the last steps are of order .., 3, 2, 1, as published. A last step to 0 is always of order 1.
     """
 
-    predictor_order: int = 2
-    corrector_order: int = 2
+    predictor_order: int = 3
+    corrector_order: int = 4
     tau: float = 1.0
-    window: tuple[float, float] = (0.0, math.inf)
+    window: tuple[float, float] = (0.72, 25.1)
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class UniPC:
 
     Attributes:
         order: p, at least 1; 2 with guidance, 3 without is the paper's advice. The first steps have less.
-        variant: "bh1", B(h) = h, or "bh2", B(h) = 1 - e^-h.
+        variant: "bh2", B(h) = 1 - e^-h, or "bh1", B(h) = h, which overshoots on long steps.
         lower_order_final: the last steps are of order .., 3, 2, 1, as published. A last step to 0 is always of order 1.
     """
 
