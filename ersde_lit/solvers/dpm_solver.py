@@ -51,7 +51,7 @@ class DPMSolverPP:
 
 @dataclass(frozen=True)
 class SDEDPMSolverPP:
-    """SDE-DPM-Solver++(2M), section 5 of the paper: as `DPMSolverPP`, with 2h for h (phi = x^2) and fresh noise
+    """SDE-DPM-Solver++(2M), from the same paper: as `DPMSolverPP`, with 2h for h (phi = x^2) and fresh noise
 
         y_{i+1} = e^-2h y_i + M_0(2h) x0_i + w D1 + l_{i+1} sqrt(1 - e^-2h) noise
 
