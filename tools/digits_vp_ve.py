@@ -19,7 +19,6 @@ from ersde_lit.data import Digits
 from ersde_lit.evaluation import FID, classifier, statistics
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.labels import labels_of_seeds
 from ersde_lit.solvers import ERSDE, TableSampler
 from ersde_lit.training import load
 

@@ -105,7 +105,12 @@ class CLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = []
         if not self.trial:
-            callbacks.append(ModelCheckpoint(self.last.parent, save_last=True, save_top_k=0))
+            # not save_last, which only follows the saving of a best one
+            callbacks.append(
+                ModelCheckpoint(
+                    self.last.parent, self.last.stem, save_on_train_epoch_end=True, enable_version_counter=False
+                )
+            )
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=4))
         if config.logger is None:

@@ -4,7 +4,7 @@ from quick_start import CONFIGS, SMALL_GRID, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.cli import main
-from ersde_lit.training import load
+from ersde_lit.training import DiffusionModule, load
 
 
 def test_a_run_leaves_its_configuration_checkpoint_curves_and_pictures(inside) -> None:
@@ -48,13 +48,23 @@ def test_a_run_that_never_got_to_a_checkpoint_may_be_changed(inside) -> None:
     assert main(fit("--trainer.callbacks=null", "--run=fixed", "--trainer.max_steps=1")) == 0
 
 
-def test_an_interrupted_run_goes_on(inside, capsys) -> None:
-    assert main(fit("--trainer.callbacks=null", "--run=half", "--trainer.max_steps=15")) == 0
-    (inside / "runs/half/finished").unlink()
-    capsys.readouterr()
-    assert main(fit("--trainer.callbacks=null", "--run=half", "--trainer.max_steps=15")) == 0
+def test_a_run_that_died_goes_on_from_its_last_epoch(inside, capsys, monkeypatch) -> None:
+    with monkeypatch.context() as patch:  # as if killed in the second of two epochs
+        patch.setattr(DiffusionModule, "on_train_epoch_start", die_in_epoch_1)
+        with pytest.raises(KeyError):
+            main(fit("--trainer.callbacks=null", "--run=half"))
+    assert not (inside / "runs/half/finished").exists()
+    assert load("runs/half/checkpoints/last.ckpt").images_seen == 12 * 128
+    assert main(fit("--trainer.callbacks=null", "--run=half")) == 0
     assert "Resuming runs/half" in capsys.readouterr().out
     assert (inside / "runs/half/finished").exists()
+    assert [p.name for p in (inside / "runs/half/checkpoints").iterdir()] == ["last.ckpt"]
+    assert load("runs/half/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
+
+
+def die_in_epoch_1(module: DiffusionModule) -> None:
+    if module.current_epoch == 1:
+        raise KeyError("killed")
 
 
 def test_fid_can_be_monitored_from_the_first_epoch(inside) -> None:
