@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import ImageDataModule, Split
+from ersde_lit.data.base import ImageDataModule, Split
 
 
 class Digits(ImageDataModule):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .base import ImageDataModule, Split
+from ersde_lit.data.base import ImageDataModule, Split
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))

@@ -16,14 +16,13 @@ from torchmetrics import MeanMetric
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.evaluation.features import Features, classifier
+from ersde_lit.evaluation.fid import FID, Statistics, statistics
+from ersde_lit.evaluation.grid import image_grid, save_png
+from ersde_lit.evaluation.nearest import nearest_distances
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler
-
-from .features import Features, classifier
-from .fid import FID, Statistics, statistics
-from .grid import image_grid, save_png
-from .nearest import nearest_distances
 
 
 class _Real(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from .features import Features
+from ersde_lit.evaluation.features import Features
 
 
 class Statistics(NamedTuple):

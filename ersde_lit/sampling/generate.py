@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.sampling.labels import check_labels, labels_of_seeds
 from ersde_lit.solvers import Sampler, SeededNoise
 from ersde_lit.solvers.loop import Callback
-
-from .labels import check_labels, labels_of_seeds
 
 
 class Block(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .seeds import parse_ranges
+from ersde_lit.sampling.seeds import parse_ranges
 
 
 def labels_of_seeds(seeds: Sequence[int], num_classes: int) -> Tensor:

@@ -16,8 +16,8 @@ import numpy as np
 from einops import rearrange
 from numpy.lib import format as npy
 
-from .output import disk_errors, written_whole
-from .seeds import format_seeds
+from ersde_lit.sampling.output import disk_errors, written_whole
+from ersde_lit.sampling.seeds import format_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor

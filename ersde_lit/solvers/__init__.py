@@ -5,19 +5,19 @@
 or all at once: ``default(nfe)(denoiser, SeededNoise(seeds, shape), nfe)``. No file here knows a network.
 """
 
-from . import grids, oracles, registry
-from .adams import DEIS, IPNDM
-from .ddim import DDIM
-from .dpm_solver import DPMSolverPP, SDEDPMSolverPP
-from .ersde import ERSDE
-from .heun import Heun
-from .loop import NFECounter, sample
-from .noise import SeededNoise
-from .noise_scale import NoiseScale, custom, eta, noise_scale, power, window
-from .sa_solver import SASolver
-from .sampler import Sampler, TableSampler, default
-from .tableau import Solver, Tableau, check_lams
-from .unipc import UniPC
+from ersde_lit.solvers import grids, oracles, registry
+from ersde_lit.solvers.adams import DEIS, IPNDM
+from ersde_lit.solvers.ddim import DDIM
+from ersde_lit.solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
+from ersde_lit.solvers.ersde import ERSDE
+from ersde_lit.solvers.heun import Heun
+from ersde_lit.solvers.loop import NFECounter, sample
+from ersde_lit.solvers.noise import SeededNoise
+from ersde_lit.solvers.noise_scale import NoiseScale, custom, eta, noise_scale, power, window
+from ersde_lit.solvers.sa_solver import SASolver
+from ersde_lit.solvers.sampler import Sampler, TableSampler, default
+from ersde_lit.solvers.tableau import Solver, Tableau, check_lams
+from ersde_lit.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import exponential
-from .tableau import Tableau, check_lams
+from ersde_lit.solvers import exponential
+from ersde_lit.solvers.tableau import Tableau, check_lams
 
 # Adams-Bashforth weights for equal steps, newest first.
 _ADAMS_BASHFORTH = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .tableau import Tableau, check_lams
+from ersde_lit.solvers.tableau import Tableau, check_lams
 
 
 @dataclass(frozen=True)

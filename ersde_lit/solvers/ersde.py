@@ -10,10 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .noise_scale import NoiseScale, noise_scale
-from .paper import paper_tableau
-from .quadrature import lagrange_integrals
-from .tableau import Tableau, check_lams
+from ersde_lit.solvers.noise_scale import NoiseScale, noise_scale
+from ersde_lit.solvers.paper import paper_tableau
+from ersde_lit.solvers.quadrature import lagrange_integrals
+from ersde_lit.solvers.tableau import Tableau, check_lams
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .tableau import Tableau
+from ersde_lit.solvers.tableau import Tableau
 
 Moments = Callable[[float, int], list[float]]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .tableau import check_lams
+from ersde_lit.solvers.tableau import check_lams
 
 Grid = Callable[[int], Tensor]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import grids
-from .grids import Grid, check_nfe
-from .loop import Callback, Denoise
-from .sampler import Noise, fit
+from ersde_lit.solvers import grids
+from ersde_lit.solvers.grids import Grid, check_nfe
+from ersde_lit.solvers.loop import Callback, Denoise
+from ersde_lit.solvers.sampler import Noise, fit
 
 
 @dataclass(frozen=True)

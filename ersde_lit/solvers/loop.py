@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .tableau import Tableau
+from ersde_lit.solvers.tableau import Tableau
 
 Denoise = Callable[..., Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .loop import sample
-from .tableau import Tableau
+from ersde_lit.solvers.loop import sample
+from ersde_lit.solvers.tableau import Tableau
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .noise_scale import NoiseScale
-from .tableau import Tableau
+from ersde_lit.solvers.noise_scale import NoiseScale
+from ersde_lit.solvers.tableau import Tableau
 
 _POINTS = 100
 _LEAST_VARIANCE = 1e-6

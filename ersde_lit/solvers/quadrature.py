@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .noise_scale import NoiseScale
+from ersde_lit.solvers.noise_scale import NoiseScale
 
 _POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(32))
 

@@ -7,17 +7,17 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from . import grids
-from .adams import DEIS, IPNDM
-from .ddim import DDIM
-from .dpm_solver import DPMSolverPP, SDEDPMSolverPP
-from .ersde import ERSDE
-from .grids import Grid
-from .heun import Heun
-from .sa_solver import SASolver
-from .sampler import Sampler, TableSampler
-from .tableau import Solver
-from .unipc import UniPC
+from ersde_lit.solvers import grids
+from ersde_lit.solvers.adams import DEIS, IPNDM
+from ersde_lit.solvers.ddim import DDIM
+from ersde_lit.solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
+from ersde_lit.solvers.ersde import ERSDE
+from ersde_lit.solvers.grids import Grid
+from ersde_lit.solvers.heun import Heun
+from ersde_lit.solvers.sa_solver import SASolver
+from ersde_lit.solvers.sampler import Sampler, TableSampler
+from ersde_lit.solvers.tableau import Solver
+from ersde_lit.solvers.unipc import UniPC
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "er_sde": ERSDE,

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import grids
-from .ersde import ERSDE
-from .grids import Grid, check_nfe
-from .loop import Callback, Denoise, StepNoise, sample
-from .tableau import Solver, check_lams
+from ersde_lit.solvers import grids
+from ersde_lit.solvers.ersde import ERSDE
+from ersde_lit.solvers.grids import Grid, check_nfe
+from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
+from ersde_lit.solvers.tableau import Solver, check_lams
 
 
 class Noise(StepNoise, Protocol):

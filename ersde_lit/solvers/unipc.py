@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from . import exponential
-from .tableau import Tableau, check_lams
+from ersde_lit.solvers import exponential
+from ersde_lit.solvers.tableau import Tableau, check_lams
 
 
 @dataclass(frozen=True)
