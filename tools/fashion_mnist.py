@@ -25,7 +25,19 @@ from ersde_lit.evaluation import FID, classifier, statistics
 from ersde_lit.evaluation.grid import image_grid, save_png
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.solvers import DDIM, ERSDE, DPMSolverPP, Heun, Sampler, SDEDPMSolverPP, TableSampler, UniPC, default
+from ersde_lit.solvers import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    IPNDM,
+    DPMSolverPP,
+    Heun,
+    Sampler,
+    SDEDPMSolverPP,
+    TableSampler,
+    UniPC,
+    default,
+)  # fmt: skip
 from ersde_lit.training import load
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,6 +52,8 @@ SAMPLERS: dict[str, Sampler] = {
     "DPM-Solver++(2M)": TableSampler(DPMSolverPP()),
     "SDE-DPM-Solver++(2M)": TableSampler(SDEDPMSolverPP()),
     "UniPC-2": TableSampler(UniPC()),
+    "DEIS-3": TableSampler(DEIS()),
+    "iPNDM-4": TableSampler(IPNDM()),
     "EDM Heun": Heun(),
 }
 

@@ -4,20 +4,24 @@ A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its 
 pictures. The same command resumes it, or says that it is finished; a changed configuration is refused.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import yaml
+from einops import rearrange
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from ersde_lit.cli import fail
 from ersde_lit.data import ImageDataModule
+from ersde_lit.sampling.images import quantise
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
 
 for harmless in (
@@ -48,6 +52,23 @@ class Parser(LightningArgumentParser):
         raise SystemExit(fail(message))
 
 
+class PredictionWriter(BasePredictionWriter):
+    """Keeps what `predict` generates: a file a batch and rank, arr_0 uint8 [N, H, W, C] and arr_1 labels [N]."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = folder
+
+    def write_on_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        _, prediction, _, (_, labels), batch_idx, _ = args
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{batch_idx:05d}-{trainer.global_rank}.npz"
+        images = rearrange(quantise(prediction), "n c h w -> n h w c")
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.savez(file, arr_0=images.cpu().numpy(), arr_1=labels.cpu().numpy())
+        path.with_suffix(".tmp").replace(path)
+
+
 class CLI(LightningCLI):
     """LightningCLI whose runs have a folder of their own."""
 
@@ -64,7 +85,10 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             if not self.trial:
                 self._enter(config)
-        elif config.ckpt_path is None:
+            return
+        if self.subcommand == "predict" and (self.folder / "predictions").exists():
+            raise ValueError(f"{self.folder / 'predictions'} exists: move it away first")
+        if config.ckpt_path is None:
             config.ckpt_path = str(self.last)
             if not self.last.exists():
                 raise ValueError(f"no checkpoint at {self.last}: run fit first, or pass --ckpt_path")
@@ -85,7 +109,7 @@ class CLI(LightningCLI):
         dump = self._parser("fit").dump(config, skip_validation=True)
         if not self.last.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_suffix(".tmp")
+            temporary = kept.with_suffix(f".{os.getpid()}.tmp")  # ranks write the same
             temporary.write_text(dump)
             temporary.replace(kept)
             return
@@ -104,6 +128,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = []
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(self.folder / "predictions"))
         if not self.trial:
             # not save_last, which only follows the saving of a best one
             callbacks.append(
@@ -124,6 +150,10 @@ class CLI(LightningCLI):
             return
         self.finished.touch()
         self._tell_what_next()
+
+    def after_predict(self) -> None:
+        if self.trainer.is_global_zero:
+            Console(soft_wrap=True).print(f"images      {self.folder / 'predictions'}")
 
     def _tell_what_next(self) -> None:
         console = Console(soft_wrap=True)

@@ -1,15 +1,17 @@
+import numpy as np
 import pytest
 import torch
 from quick_start import CONFIGS, SMALL_GRID, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.cli import main
+from ersde_lit.data import Digits
 from ersde_lit.training import DiffusionModule, load
 
 
 def test_a_run_leaves_its_configuration_checkpoint_curves_and_pictures(inside) -> None:
     run = inside / "runs" / "digits"
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "logs", "samples", "finished"}
+    assert {"config.yaml", "checkpoints", "logs", "samples", "finished"} <= {p.name for p in run.iterdir()}
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert len(list((run / "samples").glob("er_sde-nfe3-*.png"))) == 2
     events = EventAccumulator(str(run / "logs")).Reload()
@@ -79,6 +81,15 @@ def test_validate_and_test_take_the_checkpoint_of_the_run(inside, capsys) -> Non
     for command in ("validate", "test"):
         assert main([command, *fit(*SMALL_GRID)[1:]]) == 0
     assert "fid/er_sde/nfe3" in capsys.readouterr().out
+
+
+def test_predict_generates_the_test_data_anew(inside, capsys) -> None:
+    assert main(["predict", *fit()[1:]]) == 0
+    with np.load("runs/digits/predictions/00001-0.npz") as file:
+        assert file["arr_0"].shape == (180 - 128, 8, 8, 1)
+        assert torch.equal(torch.from_numpy(file["arr_1"]), Digits().split("test").labels[128:])
+    assert main(["predict", *fit()[1:]]) == 2
+    assert "move it away first" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_nothing_is_validated(inside, capsys) -> None:
