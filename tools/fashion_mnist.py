@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from jsonargparse import auto_cli
 
 from ersde_lit.data import FashionMNIST
-from ersde_lit.evaluation import FID, classifier, statistics
+from ersde_lit.evaluation import FID, Classifier, Statistics, classifier, statistics
 from ersde_lit.evaluation.grid import image_grid, save_png
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
@@ -37,7 +38,7 @@ from ersde_lit.solvers import (
     TableSampler,
     UniPC,
     default,
-)  # fmt: skip
+)
 from ersde_lit.training import load
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,17 +99,23 @@ def main(
 
 def measure(name: str, nfe: int, ckpt_path: Path, samples: int, first_seed: int, root: str) -> tuple[float, float]:
     """The FID of a cell and the seconds it took."""
-    data = FashionMNIST(root)
-    features = classifier(data)
-    fid = FID(features, statistics(features, data.reference_images()))
+    fid = FID(*reference(root))
     start = time.perf_counter()
-    for images in real(data, samples) if name == REAL else generated(name, nfe, ckpt_path, samples, first_seed):
+    for images in real(root, samples) if name == REAL else generated(name, nfe, ckpt_path, samples, first_seed):
         fid.update(images)
     return fid.compute(), time.perf_counter() - start
 
 
-def real(data: FashionMNIST, samples: int) -> Iterable[torch.Tensor]:
-    return data.split("test").images[:samples].split(500)
+@cache
+def reference(root: str) -> tuple[Classifier, Statistics]:
+    """Feature network and statistics of the training images, once a process."""
+    data = FashionMNIST(root)
+    features = classifier(data)
+    return features, statistics(features, data.reference_images())
+
+
+def real(root: str, samples: int) -> Iterable[torch.Tensor]:
+    return FashionMNIST(root).split("test").images[:samples].split(500)
 
 
 def generated(name: str, nfe: int, ckpt_path: Path, samples: int, first_seed: int) -> Iterable[torch.Tensor]:
