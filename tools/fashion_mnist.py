@@ -189,4 +189,4 @@ def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> No
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False)
