@@ -119,7 +119,7 @@ def real(root: str, samples: int) -> Iterable[torch.Tensor]:
 
 
 def generated(name: str, nfe: int, ckpt_path: Path, samples: int, first_seed: int) -> Iterable[torch.Tensor]:
-    denoiser = load(ckpt_path).ema_denoiser
+    denoiser = load(ckpt_path).ema_denoiser.to(memory_format=torch.channels_last)  # a third faster on a CPU
     seeds = range(first_seed, first_seed + samples)
     return (quantise(block.images) for block in generate(denoiser, SAMPLERS[name], seeds, nfe, batch_size=125))
 
