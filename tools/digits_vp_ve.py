@@ -43,7 +43,7 @@ def main(runs: Path = Path("runs"), nfe: int = 20, seed_sets: int = 3) -> None:
         for k in range(seed_sets):
             seeds = range(k * SAMPLES, (k + 1) * SAMPLES)
             sampler = TableSampler(ERSDE(3, corrector=3))
-            blocks = generate(model.ema_denoiser, sampler, seeds, nfe, batch_size=300)
+            blocks = list(generate(model.ema_denoiser, sampler, seeds, nfe, batch_size=300))
             images = quantise(torch.cat([block.images for block in blocks]))
             fid = FID(features, reference)
             fid.update(images)

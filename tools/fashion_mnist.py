@@ -8,8 +8,12 @@ sampler at 20 NFE. Resumable: cells that are in the .csv are not measured again.
 """
 
 import csv
+import hashlib
+import json
+import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -78,6 +82,8 @@ def main(
         root: where the data set is.
     """
     path = RESULTS / "fashion_mnist.csv"
+    RESULTS.mkdir(exist_ok=True)
+    only(hashlib.sha256(ckpt_path.read_bytes()).hexdigest(), samples, first_seed)
     done = read(path)
     data = FashionMNIST(root)
     net = classifier(data)  # trained before the workers ask for it
@@ -131,6 +137,18 @@ def picture(ckpt_path: Path) -> None:
     save_png(image_grid(quantise(block.images), 10), RESULTS / "fashion_mnist_samples.png")
 
 
+def only(checkpoint: str, samples: int, first_seed: int) -> None:
+    """Ends where the results that are there are of something else."""
+    settings, path = (
+        {"sha256": checkpoint, "samples": samples, "first_seed": first_seed},
+        RESULTS / "fashion_mnist.json",
+    )
+    if not path.exists():
+        path.write_text(json.dumps(settings))
+    elif json.loads(path.read_text()) != settings:
+        sys.exit(f"{RESULTS}/fashion_mnist.* are of another checkpoint, seeds or number of samples: move them away")
+
+
 def read(path: Path) -> dict[tuple[str, int], float]:
     if not path.exists():
         return {}
@@ -139,7 +157,6 @@ def read(path: Path) -> dict[tuple[str, int], float]:
 
 
 def append(path: Path, name: str, nfe: int, fid: float, seconds: float) -> None:
-    path.parent.mkdir(exist_ok=True)
     header = "" if path.exists() else "sampler,nfe,fid,seconds\n"
     with path.open("a") as file:
         file.write(f'{header}"{name}",{nfe},{fid:.4f},{seconds:.1f}\n')
@@ -161,12 +178,15 @@ def caption(ckpt_path: Path, samples: int, first_seed: int, features: str) -> st
 
 def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> None:
     """The table in Markdown, best of a column in bold, and the plot."""
-    best = {nfe: min(done[name, nfe] for name in SAMPLERS) for nfe in nfes}
+    best = {nfe: min(done.get((name, nfe), math.inf) for name in SAMPLERS) for nfe in nfes}
+
+    def cell(name: str, nfe: int) -> str:
+        value = done.get((name, nfe), math.inf)
+        return "" if value == math.inf else f"**{value:.3f}**" if value == best[nfe] else f"{value:.3f}"
+
     lines = ["| sampler | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " |", "|---|" + "---:|" * len(nfes)]
-    for name in SAMPLERS:
-        cells = (f"**{done[name, n]:.2f}**" if done[name, n] == best[n] else f"{done[name, n]:.2f}" for n in nfes)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append(f"| {REAL} | " + " | ".join([f"{done[REAL, 0]:.2f}"] * len(nfes)) + " |")
+    lines += [f"| {name} | " + " | ".join(cell(name, nfe) for nfe in nfes) + " |" for name in SAMPLERS]
+    lines.append(f"| {REAL} | " + " | ".join([f"{done[REAL, 0]:.3f}"] * len(nfes)) + " |")
     (RESULTS / "fashion_mnist.md").write_text("\n".join([*lines, "", text, ""]))
 
     import matplotlib
@@ -176,11 +196,10 @@ def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> No
 
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     for name, sampler in SAMPLERS.items():
-        calls = [sampler.calls(n) if isinstance(sampler, Heun) else n for n in nfes]
-        ours = name.startswith(("ER-SDE", "ODE"))
-        axes.plot(
-            calls, [done[name, n] for n in nfes], "o-" if ours else "s--", label=name, markersize=4, linewidth=1.2
-        )
+        measured = [nfe for nfe in nfes if (name, nfe) in done]
+        calls = [sampler.calls(nfe) if isinstance(sampler, Heun) else nfe for nfe in measured]
+        style = "o-" if name.startswith(("ER-SDE", "ODE")) else "s--"
+        axes.plot(calls, [done[name, nfe] for nfe in measured], style, label=name, markersize=4, linewidth=1.2)
     axes.axhline(done[REAL, 0], color="grey", linewidth=1, linestyle=":", label=REAL)
     axes.set(xscale="log", yscale="log", xlabel="NFE", ylabel="FID (classifier features)", title="Fashion-MNIST")
     axes.set_xticks(nfes, map(str, nfes))

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import_module(f"ersde_lit.cli.{COMMANDS[command][0]}").run(command, arguments)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else fail(stop.code)
     except (ValueError, OSError, FloatingPointError) as error:
         if not (isinstance(error, OSError) or _is_ours(error)):
             raise
@@ -56,6 +56,9 @@ def fail(message: str) -> int:
     """Prints one line, in the command line's words rather than the parser's, and returns the exit code of bad input."""
     line = " ".join(message.split())
     line = re.sub(r'Parser key "(\S+)":', r"--\1:", line)
+    line = re.sub(
+        r"Does not validate against any of the Union subtypes.*? - (.*?) - Expected a <class 'NoneType'>.*", r"\1", line
+    )
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
     print(f"ersde_lit: {line}", file=sys.stderr)
     return 2

@@ -29,6 +29,12 @@ GridName = Literal[
 ]
 
 
+FLAGS = {
+    "overwrite": "replace what --out holds, once the new images are complete",
+    "trust": "import network classes from outside ersde_lit that the checkpoint names",
+}
+
+
 class Parser(ArgumentParser):
     """Says in one line what is wrong."""
 
@@ -39,7 +45,9 @@ class Parser(ArgumentParser):
 def run(command: str, arguments: Sequence[str]) -> None:
     parser = Parser(prog=f"python -m ersde_lit {command}", description=(sample.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_function_arguments(sample)
+    parser.add_function_arguments(sample, skip={"overwrite", "trust"})
+    for flag, text in FLAGS.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
     options = parser.parse_args(list(arguments)).as_dict()
     options.pop("config")
     sample(**options)
@@ -86,20 +94,22 @@ def sample(
     from ersde_lit.sampling.images import quantise
     from ersde_lit.sampling.labels import choose_labels
     from ersde_lit.sampling.writers import open_writer
+    from ersde_lit.solvers import Heun
     from ersde_lit.training import load
 
     model = load(ckpt_path, trust=trust)
     denoiser = model.ema_denoiser.to(_device(device))
     options = {"order": order, "noise_scale": noise_scale, "corrector": corrector}
     sampler = _sampler(denoiser, nfe, solver, grid, {k: v for k, v in options.items() if v is not None})
+    calls = sampler.calls(nfe) if isinstance(sampler, Heun) else nfe
     picked = choose_labels(labels, chosen, denoiser.num_classes)
     with open(ckpt_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     meta = {
         "checkpoint": {"path": str(ckpt_path), "sha256": digest},
-        "sampler": str(sampler),
+        "solver": repr(getattr(sampler, "solver", solver)),
         "grid": grid,
-        "nfe": nfe,
+        "nfe": calls,
         "labels": labels or "random",
         "batch_size": batch_size,
         "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
@@ -109,7 +119,7 @@ def sample(
         for block in blocks:
             writer.write(quantise(block.images), block.labels, block.seeds)
             advance(len(block.seeds))
-    print(f"{len(chosen)} images in {out}")
+    print(f"{len(chosen)} images in {out}, of {calls} network calls each")
 
 
 def _sampler(denoiser: "Denoiser", nfe: int, solver: str, grid: str, options: dict[str, Any]) -> "Sampler":

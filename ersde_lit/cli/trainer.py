@@ -14,9 +14,10 @@ import numpy as np
 import yaml
 from einops import rearrange
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ersde_lit.cli import fail
@@ -27,22 +28,26 @@ from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
 for harmless in (
     "LightningCLI's args parameter",  # on purpose: the dispatcher has read the command
     "Found .* module.* in eval mode",  # the averaged weights
+    "does not have many workers",  # a batch of images in memory is one index and one multiply
     "`isinstance\\(treespec, LeafSpec\\)`",
 ):
     warnings.filterwarnings("ignore", f".*{harmless}")
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    CLI(
-        DiffusionModule,
-        ImageDataModule,
-        subclass_mode_data=True,
-        save_config_callback=None,  # the run folder keeps it
-        parser_class=Parser,
-        parser_kwargs={"prog": "python -m ersde_lit"},
-        seed_everything_default=0,
-        args=[command, *arguments],
-    )
+    try:
+        CLI(
+            DiffusionModule,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,  # the run folder keeps it
+            parser_class=Parser,
+            parser_kwargs={"prog": "python -m ersde_lit"},
+            seed_everything_default=0,
+            args=[command, *arguments],
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
 
 
 class Parser(LightningArgumentParser):
@@ -112,6 +117,7 @@ class CLI(LightningCLI):
             temporary = kept.with_suffix(f".{os.getpid()}.tmp")  # ranks write the same
             temporary.write_text(dump)
             temporary.replace(kept)
+            self.finished.unlink(missing_ok=True)
             return
         if changed := sorted(_differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump))):
             raise ValueError(
@@ -137,8 +143,12 @@ class CLI(LightningCLI):
                     self.last.parent, self.last.stem, save_on_train_epoch_end=True, enable_version_counter=False
                 )
             )
-        if config.enable_progress_bar is not False:
+        if config.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in _listed(config.callbacks)
+        ):
             callbacks.append(RichProgressBar(refresh_rate=4))
+        if self.subcommand != "fit":
+            config.logger = False  # the curves are the training's
         if config.logger is None:
             config.logger = TensorBoardLogger(str(self.folder), name="", version="logs", default_hp_metric=False)
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
@@ -157,7 +167,8 @@ class CLI(LightningCLI):
 
     def _tell_what_next(self) -> None:
         console = Console(soft_wrap=True)
-        console.print(f"pictures    {self.folder / 'samples'}")
+        if (self.folder / "samples").exists():
+            console.print(f"pictures    {self.folder / 'samples'}")
         console.print(f"curves      tensorboard --logdir {self.folder}")
         console.print(f"checkpoint  {self.last}")
         console.print("\nNext:")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,9 +10,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-# A batch is one index and one multiply: worker processes would only add the cost of passing it on.
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 Batch = tuple[Tensor, Tensor]
 

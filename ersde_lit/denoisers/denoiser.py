@@ -1,5 +1,7 @@
 """The one interface solvers know: denoiser(y, lam, labels) = E[x0 | y]."""
 
+import math
+
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.preconditioning import (
@@ -43,6 +45,8 @@ class Denoiser(nn.Module):
         super().__init__()
         process = VE() if process is None else process
         check(preconditioning, prediction, process)
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data is a standard deviation, got {sigma_data}")
         self.network = network
         self.process = process
         self.preconditioning = preconditioning

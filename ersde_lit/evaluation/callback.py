@@ -90,7 +90,7 @@ class FIDCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Measures the real images, once, on one rank: the others must see the same features to the last bit."""
-        if stage in ("fit", "validate") and self._real is None:
+        if stage in ("fit", "validate") and self._real is None and not _is_trial(trainer):
             real = self._measure_real(trainer, pl_module) if trainer.is_global_zero else None
             self._real = trainer.strategy.broadcast(real)
 
@@ -115,7 +115,7 @@ class FIDCallback(Callback):
         return real
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not self._due(trainer):
+        if trainer.sanity_checking or _is_trial(trainer) or not self._due(trainer):
             return
         assert self._real is not None
         device, denoiser = pl_module.device, cast(Denoiser, pl_module.ema_denoiser)
@@ -132,11 +132,17 @@ class FIDCallback(Callback):
                         nearest.update(nearest_distances(images[:leading], _data(trainer).split("train").images))
                 values[f"fid/{name}/nfe{nfe}"] = fid.compute()
                 values[f"nearest/{name}/nfe{nfe}"] = nearest.compute().item()
-                if trainer.is_global_zero:
+                if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
                     self._draw(trainer, denoiser, name, sampler, nfe)
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
         pl_module.print(self._table(values, trainer.global_step))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
 
     def _due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -194,3 +200,7 @@ def _data(trainer: Trainer) -> ImageDataModule:
     if not isinstance(data, ImageDataModule):
         raise ValueError("FIDCallback compares with real images: give the trainer an ImageDataModule")
     return data
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning sets it from outside

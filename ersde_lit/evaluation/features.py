@@ -161,7 +161,7 @@ def _key(split: Split, recipe: Recipe) -> str:
 
 def _save(net: Classifier, path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # torch's word for a file that cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), partial)
         partial.replace(path)

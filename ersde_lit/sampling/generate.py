@@ -1,4 +1,4 @@
-"""From seeds to float images: the one place where FID callback, `DiffusionModule.sample` and `sample` get theirs."""
+"""From seeds to float images, block by block: where the FID callback, `sample` and the tools get theirs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -63,7 +63,8 @@ class Heun:
             ValueError: grid and denoiser do not fit together, or the grid does not end in 0.
             FloatingPointError: an x0 was not finite; names the first such step and its lam.
         """
-        lams = fit(self.grid((self.calls(nfe) + 1) // 2), denoiser)
+        with torch.device("cpu"):
+            lams = fit(self.grid((self.calls(nfe) + 1) // 2), denoiser)
         if lams[-1] != 0:
             raise ValueError(f"the grid of Heun must end in 0, not {lams[-1]:.6g}")
         raised = self._raised(lams, denoiser)

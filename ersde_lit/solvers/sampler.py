@@ -55,7 +55,8 @@ class TableSampler:
     def lams(self, denoiser: Any, nfe: int) -> Tensor:
         """The (nfe+1,) noise levels of a run."""
         check_nfe(nfe)
-        return fit(self.grid(nfe), denoiser)
+        with torch.device("cpu"):  # whatever the default device: tables are made on the host
+            return fit(self.grid(nfe), denoiser)
 
     @torch.no_grad()
     def __call__(
@@ -67,7 +68,9 @@ class TableSampler:
         callback: Callback | None = None,
     ) -> Tensor:
         """x0 [B, ...] in exactly `nfe` calls; raises ValueError where grid, solver and denoiser do not fit together."""
-        tableau = self.solver.tableau(self.lams(denoiser, nfe))
+        lams = self.lams(denoiser, nfe)
+        with torch.device("cpu"):
+            tableau = self.solver.tableau(lams)
         y = noise.initial() * float(tableau.lams[0])
         return sample(denoiser, tableau, y, noise=noise, labels=labels, callback=callback)
 

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.training.module import SPEC_KEY, DiffusionModule
 from ersde_lit.training.spec import build
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, renamed into place when whole: a kill leaves the old file or the new one."""
+    """Lightning's checkpoint files, renamed into place when whole: a kill leaves the old file or the new one.
+
+    Reading runs nobody's code; what cannot be read raises ValueError in one line.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         temporary = f"{path}.{os.getpid()}.tmp"
@@ -23,6 +26,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(path)
 
 
 def load(path: str | Path, trust: bool = False) -> DiffusionModule:
@@ -43,7 +49,7 @@ def load(path: str | Path, trust: bool = False) -> DiffusionModule:
     except (TypeError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0].rstrip(":")
         raise ValueError(f"checkpoint {path} does not fit its own description: {first}") from None
-    module.images_seen = checkpoint.get(IMAGES_KEY, 0)
+    module.on_load_checkpoint(checkpoint)
     return module.eval()
 
 

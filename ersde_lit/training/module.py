@@ -61,6 +61,7 @@ class DiffusionModule(pl.LightningModule):
         self.images_seen = 0
         self._images_at_step = 0
         self._evaluation_batch = 0
+        _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,9 +80,9 @@ class DiffusionModule(pl.LightningModule):
             "process": describe(denoiser.process),
             "preconditioning": denoiser.preconditioning,
             "prediction": denoiser.prediction,
-            "sigma_data": denoiser.sigma_data,
+            "sigma_data": describe(denoiser.sigma_data),
             "density": describe(self.density),
-            "label_dropout": self.label_dropout,
+            "label_dropout": describe(self.label_dropout),
             "optimizer": describe(self.recipe),
             "ema": describe(self.ema),
         }
@@ -105,6 +106,11 @@ class DiffusionModule(pl.LightningModule):
 
     # --- training
 
+    def on_fit_start(self) -> None:
+        self.train()  # a module that was loaded is in eval mode
+        # Ranks draw noise of their own, and a resumed run does not replay its beginning.
+        torch.manual_seed(hash((torch.initial_seed(), self.global_rank, self.images_seen)) % 2**63)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, labels = batch
         if self.label_dropout:
@@ -120,7 +126,7 @@ class DiffusionModule(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
-            return self.recipe.factor(self.images_seen, step / total)
+            return self.recipe.factor(self.images_seen, step / max(total, 1))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -136,6 +142,11 @@ class DiffusionModule(pl.LightningModule):
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError where the checkpoint is of another model."""
+        kept, own = checkpoint[SPEC_KEY], self.spec
+        for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
+            if kept[name] != own[name]:
+                raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
 
     # --- evaluation, always with the averaged weights
@@ -175,13 +186,17 @@ class DiffusionModule(pl.LightningModule):
             sampler: `ersde_lit.solvers.default(nfe)` if None.
 
         Raises:
-            ValueError: labels are missing for a network that was trained with labels only.
+            ValueError: labels that do not fit seeds or network, or none for one that was trained with labels only.
         """
         if labels is None and self.num_classes and not self.label_dropout:
             raise ValueError(f"this model was trained with labels only: pass labels in 0 .. {self.num_classes - 1}")
         sampler = sampler or default(nfe)
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
-        known = None if labels is None else self._known(labels.to(self.device))
+        known = None
+        if labels is not None and self.num_classes:
+            known = torch.as_tensor(labels, device=self.device)
+            if known.shape != (len(seeds),) or known.min() < -1 or known.max() >= self.num_classes:
+                raise ValueError(f"labels are one class an image, -1 .. {self.num_classes - 1}, for {len(seeds)} seeds")
         return sampler(self.ema_denoiser, noise, nfe, labels=known)
 
     def _known(self, labels: Tensor) -> Tensor | None:

@@ -30,9 +30,9 @@ class AdamW:
             raise ValueError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=(self.betas[0], self.betas[1]), weight_decay=self.weight_decay
-        )
+        # Plain floats whatever was given (a list by YAML, numpy's numbers): optimiser states go into checkpoints.
+        first, second = map(float, self.betas)
+        return torch.optim.AdamW(parameters, float(self.lr), (first, second), weight_decay=float(self.weight_decay))
 
     def factor(self, images_seen: int, progress: float) -> float:
         """What `lr` is multiplied by after `images_seen` images, at `progress` in [0, 1] of the whole training."""

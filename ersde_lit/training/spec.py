@@ -8,6 +8,8 @@ import inspect
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from ersde_lit.networks import Network
 
 Spec = dict[str, Any]
@@ -19,6 +21,8 @@ def describe(value: Any) -> Any:
     Raises:
         TypeError: a value that plain data cannot hold.
     """
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Network):
         return {"class_path": value.spec["class_path"], "init_args": describe(value.spec["init_args"])}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import zipfile
@@ -41,6 +42,15 @@ def test_images_depend_on_their_seed_alone(inside) -> None:
     assert np.abs(ten[3] - ten[4]).max() > 1
 
 
+def test_the_same_command_gives_the_same_bytes(inside) -> None:
+    for out in ("once.npz", "twice.npz"):
+        assert sample("--seeds=0-9", "--nfe=4", f"--out={out}", "--solver=heun") == 0
+    assert Path("once.npz").read_bytes() == Path("twice.npz").read_bytes()
+    with np.load("once.npz") as file:
+        meta = json.loads(str(file["meta"]))
+    assert (meta["nfe"], meta["solver"], meta["seeds"]) == (3, "'heun'", "0-9")
+
+
 @pytest.mark.parametrize("solver", get_args(SolverName))
 def test_every_solver_samples(inside, solver: str) -> None:
     assert sample("--seeds=0-1", "--nfe=5", f"--out={solver}.npz", f"--solver={solver}") == 0
@@ -75,7 +85,7 @@ def test_overwrite_replaces(inside) -> None:
     assert sample("--seeds=0", "--nfe=2", "--out=again.npz") == 0
     assert sample("--seeds=0-1", "--nfe=2", "--out=again.npz") == 2
     assert len(images("again.npz")) == 1
-    assert sample("--seeds=0-1", "--nfe=2", "--out=again.npz", "--overwrite=true") == 0
+    assert sample("--seeds=0-1", "--nfe=2", "--out=again.npz", "--overwrite") == 0
     assert len(images("again.npz")) == 2
 
 
@@ -87,6 +97,7 @@ def test_overwrite_replaces(inside) -> None:
         (["--ckpt_path=text.ckpt"], "damaged, truncated"),
         (["--nfe=0"], "--nfe"),
         (["--nfe=abc"], "--nfe"),
+        (["--order=3.5"], "--order: Not of type PositiveInt"),
         (["--solver=best"], "expected one of 'default', 'er_sde'"),
         (["--grid=best"], "expected one of 'edm'"),
         (["--noise_scale=er_sde_9"], "er_sde_5"),

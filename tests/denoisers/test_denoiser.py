@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers import VE, VP, Denoiser, Flow, LogNormal, LogUniform, Process, UniformTime
-from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
+from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PREDICTIONS
 from ersde_lit.networks import Network
 
 STD = 0.5  # of the Gaussian data; the best denoiser is y * STD^2 / (STD^2 + lam^2)
@@ -128,6 +128,28 @@ def test_a_discrete_network_is_told_the_step() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "process", "lam", "c_in", "c_noise", "density"),
+    [  # Karras et al. 2022, table 1, with sigma_data 0.5; for VP beta 0.1 to 20
+        ("edm", VE(), 2.0, 1 / math.sqrt(4.25), math.log(2) / 4, LogNormal(-1.2, 1.2)),
+        ("ve", VE(), 5.0, 1.0, math.log(5 / 2), LogUniform()),
+        ("vp", VP(), math.sqrt(math.expm1(0.05 + 19.9 / 8)), math.exp(-(0.05 + 19.9 / 8) / 2), 499.5, UniformTime()),
+        ("flow", Flow(), 3.0, 0.25, 750.0, LogNormal(0.0, 1.0)),
+    ],
+)
+def test_what_the_network_is_given_is_as_published(name, process, lam, c_in, c_noise, density) -> None:
+    table, at = PRECONDITIONINGS[name], torch.tensor(lam, dtype=torch.float64)
+    assert table.c_in(at, 0.5, process).item() == pytest.approx(c_in)
+    assert table.c_noise(at, process.t_of_lam(at)).item() == pytest.approx(c_noise)
+    assert table.density == density
+
+
+def test_a_direct_prediction_has_min_snr_weight() -> None:
+    lam = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    weight = PREDICTIONS["x0"].weight(lam, torch.ones_like(lam))
+    torch.testing.assert_close(weight, torch.tensor([5.0, 4.0, 0.25], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((VE(), "vp", "eps"), "preconditioning 'vp' needs the process VP, got VE"),
@@ -136,6 +158,7 @@ def test_a_discrete_network_is_told_the_step() -> None:
         ((VP(), "vp", "edm"), "needs preconditioning 'edm'"),
         ((VE(), "edm", "noise"), "unknown prediction 'noise': choose one of edm, eps"),
         ((VE(), "karras", "edm"), "unknown preconditioning 'karras'"),
+        ((VE(), "edm", "edm", 0.0), "sigma_data is a standard deviation"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:

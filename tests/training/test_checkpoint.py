@@ -1,6 +1,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -100,6 +101,35 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not one that ersde_lit's fit wrote"):
         load(tmp_path / "other.ckpt")
+
+
+def test_numpy_numbers_are_kept_as_plain_ones(tmp_path) -> None:
+    module = DiffusionModule(network(), sigma_data=np.float64(0.4), optimizer=AdamW(np.float32(0.5)))
+    assert load(saved(module, tmp_path)).spec["sigma_data"] == 0.4
+
+
+def test_training_does_not_go_on_from_another_model_or_a_damaged_file(tmp_path) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+
+    def go_on(module: DiffusionModule) -> None:
+        trainer(tmp_path, plugins=[AtomicCheckpointIO()]).fit(module, datamodule=Noise(), ckpt_path=path)
+
+    with pytest.raises(ValueError, match=r"of another model: its process is .*VE"):
+        go_on(DiffusionModule(network(), VP(), "vp", "eps"))
+    with pytest.raises(ValueError, match="its network is"):
+        go_on(DiffusionModule(network(width=16)))
+    go_on(DiffusionModule(network()))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="damaged, truncated"):
+        go_on(DiffusionModule(network()))
+
+
+def test_averages_go_on_after_loading(tmp_path) -> None:
+    module = load(saved(DiffusionModule(network()), tmp_path))
+    steps = []
+    module.ema = type("Spy", (), {"update": lambda self, a, c, images, seen: steps.append((images, seen))})()
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=Noise())
+    assert steps[0] == (8, 40)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:

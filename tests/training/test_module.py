@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -119,6 +120,43 @@ def test_a_conditional_model_asks_for_labels(fitted) -> None:
         fitted[0].sample([0])
     assert DiffusionModule(network(), label_dropout=0.1).sample([0], nfe=2).shape == (1, 1, 4, 4)
     assert DiffusionModule(network(num_classes=0)).sample([0], nfe=2).shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([0, 3]), torch.tensor([0, -2])])
+def test_labels_must_fit(fitted, labels) -> None:
+    with pytest.raises(ValueError, match="for 2 seeds"):
+        fitted[0].sample([0, 1], labels)
+
+
+def test_ranks_and_resumed_runs_draw_noise_of_their_own() -> None:
+    def first_draw(rank: int, images_seen: int) -> float:
+        torch.manual_seed(0)
+        module = DiffusionModule(network())
+        module.images_seen = images_seen
+        module._trainer = type("Ranked", (), {"global_rank": rank})()  # type: ignore[assignment]
+        module.on_fit_start()
+        return torch.rand(()).item()
+
+    assert len({first_draw(0, 0), first_draw(1, 0), first_draw(0, 1000)}) == 3
+    assert first_draw(1, 1000) == first_draw(1, 1000)
+
+
+def test_a_loaded_module_trains_in_training_mode(tmp_path) -> None:
+    module = DiffusionModule(network(dropout=0.5)).eval()
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=Noise())
+    assert module.denoiser.training
+
+
+def test_what_a_checkpoint_cannot_hold_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="cannot be kept in a checkpoint"):
+        DiffusionModule(network(), density=Drawn(torch.ones(1)))
+
+
+@dataclass(frozen=True)
+class Drawn(LogNormal):
+    """A density with a tensor in it."""
+
+    mean: torch.Tensor = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
