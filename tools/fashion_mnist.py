@@ -57,9 +57,9 @@ SAMPLERS: dict[str, Sampler] = {
     "DPM-Solver++(2M)": TableSampler(DPMSolverPP()),
     "SDE-DPM-Solver++(2M)": TableSampler(SDEDPMSolverPP()),
     "UniPC-2": TableSampler(UniPC()),
+    "EDM Heun": Heun(),
     "DEIS-3": TableSampler(DEIS()),
     "iPNDM-4": TableSampler(IPNDM()),
-    "EDM Heun": Heun(),
 }
 
 
