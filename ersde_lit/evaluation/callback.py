@@ -138,6 +138,11 @@ class FIDCallback(Callback):
             pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
         pl_module.print(self._table(values, trainer.global_step))
 
+    @property
+    def state_key(self) -> str:
+        """Of its own for each of several in one trainer."""
+        return self._generate_state_key(samplers=[*self.samplers], nfes=[*self.nfes], num_samples=self.num_samples)
+
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}
 

@@ -105,7 +105,7 @@ def test_a_fit_logs_pictures_and_values_at_the_same_steps_and_can_be_monitored(t
 
 
 def test_the_picture_has_a_row_for_each_class(tmp_path, remembers):
-    validated(tmp_path, remembers, columns=4)
+    trainer_with(tmp_path, make(columns=4), max_epochs=1).fit(remembers, datamodule=Digits())
     (path,) = (tmp_path / "samples").iterdir()
     pixels = torch.from_numpy(np.array(Image.open(path))).view(10, 34, 4, 34)[:, 1:33:4, :, 1:33:4]
     images = rearrange(pixels, "r h k w -> r k (h w)")
@@ -120,6 +120,19 @@ def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path,
     trainer.fit(remembers, datamodule=Digits())
     steps = sorted(int(p.stem[-7:]) for p in (tmp_path / "samples").iterdir())
     assert [(step + 1) // 2 for step in steps] == [1, 4, 6]
+
+
+def test_validation_outside_of_training_draws_nothing(tmp_path, remembers):
+    validated(tmp_path, remembers)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_resumed_run_counts_its_validations_on():
+    counted, fresh = make(every_n_validations=3), make(every_n_validations=3)
+    counted._validations = 2
+    fresh.load_state_dict(counted.state_dict())
+    assert fresh._validations == 2
+    assert fresh.state_key == counted.state_key != make(num_samples=7).state_key
 
 
 def test_prints_a_table(tmp_path, remembers, capsys):
