@@ -203,6 +203,7 @@ def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> No
     axes.axhline(done[REAL, 0], color="grey", linewidth=1, linestyle=":", label=REAL)
     axes.set(xscale="log", yscale="log", xlabel="NFE", ylabel="FID (classifier features)", title="Fashion-MNIST")
     axes.set_xticks(nfes, map(str, nfes))
+    axes.minorticks_off()
     axes.legend(fontsize=8)
     figure.savefig(RESULTS / "fashion_mnist.png", dpi=150)
 

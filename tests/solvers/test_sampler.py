@@ -102,7 +102,7 @@ def test_a_range_beside_the_grid_is_refused() -> None:
 @given(data=st.data())
 def test_each_call_has_a_level_of_its_own(data, ascending: bool) -> None:
     levels = torch.tensor(
-        sorted(data.draw(st.sets(st.floats(0.01, 100), min_size=3, max_size=60))), dtype=torch.float64
+        sorted(data.draw(st.sets(st.floats(0.01, 79), min_size=3, max_size=60))), dtype=torch.float64
     )
     n = data.draw(st.integers(1, len(levels) - 1))
     zero = data.draw(st.booleans())
@@ -149,7 +149,8 @@ def test_the_documented_numbers_are_right() -> None:
     from ersde_lit.solvers import DPMSolverPP
     from ersde_lit.solvers.oracles import Gaussian, w2_error
 
-    rows = [line for line in default.__doc__.splitlines() if re.search(r"\.\d", line)]  # type: ignore[union-attr]
+    exact, _, _ = default.__doc__.partition("FID of")  # type: ignore[union-attr]
+    rows = [line for line in exact.splitlines() if re.search(r"\.\d", line)]
     documented = [[float(x) for x in re.findall(r"(?<= )\d*\.\d+(?:e-\d)?", row)][-5:] for row in rows[-4:]]
     solvers = [default(1).solver, default(20).solver, ERSDE(3, paper=True), DPMSolverPP()]
     for solver, expected in zip(solvers, documented, strict=True):
