@@ -101,9 +101,7 @@ def test_a_range_beside_the_grid_is_refused() -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_each_call_has_a_level_of_its_own(data, ascending: bool) -> None:
-    levels = torch.tensor(
-        sorted(data.draw(st.sets(st.floats(0.01, 79), min_size=3, max_size=60))), dtype=torch.float64
-    )
+    levels = torch.tensor(sorted(data.draw(st.sets(st.floats(0.01, 79), min_size=3, max_size=60))), dtype=torch.float64)
     n = data.draw(st.integers(1, len(levels) - 1))
     zero = data.draw(st.booleans())
     grid = data.draw(st.sampled_from([grids.edm, grids.log_uniform]))(n, zero=zero)
