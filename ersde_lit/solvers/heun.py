@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
-from ersde_lit.solvers.loop import Callback, Denoise
+from ersde_lit.solvers.loop import Callback, Denoise, raise_if_not_finite
 from ersde_lit.solvers.sampler import Noise, fit
 
 
@@ -91,10 +91,7 @@ class Heun:
                 d = (d + slope(y.add(d, alpha=new - high), at_new, 2 * i + 1)) / 2
             y = y.add(d, alpha=new - high)
 
-        finite = torch.stack(totals).isfinite()
-        if not finite.all():
-            i = int(finite.int().argmin()) // 2
-            raise FloatingPointError(f"the denoiser's output is not finite at step {i} (lam = {float(lams[i]):.6g})")
+        raise_if_not_finite(totals, lams, calls_a_step=2)
         return y
 
     def _raised(self, lams: Tensor, denoiser: Denoise) -> Tensor:

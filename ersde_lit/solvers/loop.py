@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -76,11 +76,16 @@ def sample(
             base.add_(torch.randn_like(y) if noise is None else noise.step(i), alpha=b[i])
         y = _weighted_sum(base, c[i], history)
 
-    finite = torch.stack(totals).isfinite()
-    if not finite.all():
-        i = int(finite.int().argmin())
-        raise FloatingPointError(f"the denoiser's output is not finite at step {i} (lam = {float(lams[i]):.6g})")
+    raise_if_not_finite(totals, lams)
     return y
+
+
+def raise_if_not_finite(totals: Sequence[Tensor], lams: Sequence[Tensor] | Tensor, calls_a_step: int = 1) -> None:
+    """Raises FloatingPointError naming the first step, and its lam, whose sum over x0 is not finite; waits once."""
+    finite = torch.stack(list(totals)).isfinite()
+    if not finite.all():
+        i = int(finite.int().argmin()) // calls_a_step
+        raise FloatingPointError(f"the denoiser's output is not finite at step {i} (lam = {float(lams[i]):.6g})")
 
 
 def _weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor]) -> Tensor:
