@@ -1,6 +1,9 @@
 """Raw networks F(x, c_noise, labels); a `Denoiser` wraps them. They never see a solver."""
 
 from ersde_lit.networks.base import Network
+from ersde_lit.networks.dhariwal import DhariwalUNet
+from ersde_lit.networks.encoder import Encoder
+from ersde_lit.networks.song import SongUNet
 from ersde_lit.networks.unet import UNet
 
-__all__ = ["Network", "UNet"]
+__all__ = ["DhariwalUNet", "Encoder", "Network", "SongUNet", "UNet"]

@@ -28,6 +28,7 @@ class UNet(Network):
         patch_size: pixels along the side of a patch that is folded into channels on entry (1 = none): a 4-fold
             cheaper network at patch_size 2.
         dropout: probability inside residual blocks.
+        augment_dim: conditions by which it is told how an image was augmented; none given means as it was.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class UNet(Network):
         head_width: int = 32,
         patch_size: int = 1,
         dropout: float = 0.0,
+        augment_dim: int = 0,
     ) -> None:
         super().__init__()
         if len(image_shape) != 3:
@@ -63,6 +65,7 @@ class UNet(Network):
         embed = 4 * width
         self.embed_noise = nn.Sequential(nn.Linear(width, embed), nn.SiLU(), nn.Linear(embed, embed))
         self.embed_label = nn.Linear(num_classes, embed, bias=False) if num_classes else None
+        self.embed_augment = nn.Linear(augment_dim, embed, bias=False) if augment_dim else None
 
         def block(c_in: int, c_out: int, level: int) -> Block:
             return Block(c_in, c_out, embed, dropout, head_width if level in attention else None)
@@ -93,7 +96,13 @@ class UNet(Network):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """F: x [B, C, H, W], c_noise [B], labels int64 [B] in -1 .. num_classes - 1 -> [B, C, H, W]."""
+        """F: x [B, C, H, W], c_noise [B], labels int64 [B] in -1 .. num_classes - 1 -> [B, C, H, W].
+
+        Raises:
+            ValueError: augment conditions for a network of augment_dim 0: its samples would come out augmented.
+        """
+        if augment is not None and self.embed_augment is None:
+            raise ValueError("this network cannot be told of augmentation: set its augment_dim, or leave augment out")
         height, side = x.shape[-2:]
         x = F.pad(x, (0, -side % self.multiple, 0, -height % self.multiple))
         x = self.enter(F.pixel_unshuffle(x, self.patch_size))
@@ -102,6 +111,8 @@ class UNet(Network):
         if self.embed_label is not None and labels is not None:
             # one_hot of label + 1 without its first column: label -1 becomes a row of zeros
             embedding = embedding + self.embed_label(F.one_hot(labels + 1, self.num_classes + 1)[:, 1:].to(x.dtype))
+        if self.embed_augment is not None and augment is not None:
+            embedding = embedding + self.embed_augment(augment.to(x.dtype))
         embedding = F.silu(embedding)
 
         skips = [x]

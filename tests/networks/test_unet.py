@@ -79,3 +79,12 @@ def test_a_network_records_how_it_was_built() -> None:
 def test_says_what_is_wrong(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet(**arguments)
+
+
+def test_augmentation_is_told_or_refused() -> None:
+    x, c_noise = torch.randn(2, 1, 4, 4), torch.zeros(2)
+    plain, told = (randomised(UNet((1, 4, 4), **SMALL, augment_dim=k)) for k in (0, 9))
+    with pytest.raises(ValueError, match="augment_dim"):
+        plain(x, c_noise, augment=torch.zeros(2, 9))
+    torch.testing.assert_close(told(x, c_noise), told(x, c_noise, augment=torch.zeros(2, 9)))
+    assert not torch.allclose(told(x, c_noise), told(x, c_noise, augment=torch.ones(2, 9)), atol=1e-4)

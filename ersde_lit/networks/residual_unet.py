@@ -1,0 +1,200 @@
+"""What DDPM++, NCSN++ and ADM share: the residual block, and encoder and decoder made of it (Karras et al. 2022)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ersde_lit.networks.base import Network
+from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample
+
+
+class ResidualBlock(nn.Module):
+    """skip_scale * (skip(x) + residual(x, embedding)), then the same with self-attention as the residual.
+
+    Args:
+        in_channels, out_channels, emb_channels: widths of x, of the result and of the embedding.
+        direction: "up" or "down" where the block also changes the resolution.
+        attention: whether self-attention over all positions follows.
+        head_width: channels an attention head, at least; None for a single head.
+        dropout: probability inside the residual branch.
+        skip_scale: of both sums; sqrt(1/2) keeps their variance.
+        eps: of the normalisations.
+        adaptive_scale: the embedding scales and shifts what the second normalisation returns (ADM), or it is added
+            to what enters it (DDPM++).
+        resample_proj: whether a skip that changes the resolution has a 1x1 convolution even at equal widths.
+        resample_filter: taps of the resampling filter.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        direction: Direction | None = None,
+        attention: bool = False,
+        head_width: int | None = None,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        adaptive_scale: bool = True,
+        resample_proj: bool = False,
+        resample_filter: Sequence[int] = (1, 1),
+    ) -> None:
+        super().__init__()
+        self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
+        self.norm0 = GroupNorm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, direction, resample_filter)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
+        self.norm1 = GroupNorm(out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = Conv2d(out_channels, out_channels, 3)
+
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels or (direction and resample_proj):
+            self.skip = Conv2d(in_channels, out_channels, 1, direction, resample_filter)
+        elif direction:
+            self.skip = Resample(direction, resample_filter)
+
+        # as published, a block narrower than one head has none
+        self.heads = (out_channels // head_width if head_width else 1) if attention else 0
+        if self.heads:
+            if out_channels % self.heads:
+                raise ValueError(f"{out_channels} channels do not divide among {self.heads} attention heads")
+            self.norm2 = GroupNorm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        condition = self.affine(embedding)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = condition.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm1(h), 1 + scale)
+        else:
+            h = self.norm1(h + condition)
+        h = self.conv1(self.dropout(F.silu(h)))
+        x = self.skip_scale * (self.skip(x) + h)
+        return self.skip_scale * (x + self.attend(x)) if self.heads else x
+
+    def attend(self, x: Tensor) -> Tensor:
+        # contiguous: fused attention kernels want the channels of a head side by side
+        q, k, v = rearrange(
+            self.qkv(self.norm2(x)), "b (heads c qkv) h w -> qkv b heads (h w) c", heads=self.heads, qkv=3
+        ).contiguous()
+        return self.proj(
+            rearrange(F.scaled_dot_product_attention(q, k, v), "b heads (h w) c -> b (heads c) h w", h=x.shape[2])
+        )
+
+
+class ResidualUNet(Network):
+    """Base class: builds encoder `enc` and decoder `dec`, embeds the conditions in float32 at least, drops labels.
+
+    The parts of a level are named after its resolution. Encoder: `32x32_conv` (finest) or `16x16_down`, then
+    `16x16_block0`, ...; each result is a skip, which one block of the decoder takes. Decoder: `8x8_in0`, `8x8_in1`
+    (coarsest) or `16x16_up`, then one block more than the encoder has.
+
+    Subclasses add `map_...`, which embed the conditions, and the way from the last block to the output.
+
+    Args:
+        stem: channels of the first convolution.
+        widths: channels of each level, finest first; each level halves the resolution.
+        every_block_attends: in the decoder, at the resolutions with attention; otherwise the last block of a level.
+        block: makes a ResidualBlock from (in_channels, out_channels, direction=None, attention=False).
+        others: as in the published constructors.
+    """
+
+    map_augment: nn.Module | None
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        label_dim: int,
+        label_dropout: float,
+        stem: int,
+        widths: Sequence[int],
+        num_blocks: int,
+        attn_resolutions: Sequence[int],
+        every_block_attends: bool,
+        block: Callable[..., ResidualBlock],
+    ) -> None:
+        super().__init__()
+        if not widths or img_resolution % 2 ** (len(widths) - 1):
+            raise ValueError(
+                f"each level of channel_mult but the first halves the resolution: img_resolution {img_resolution} "
+                f"does not allow {len(widths)} levels"
+            )
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks is at least 1, got {num_blocks}")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is a probability, got {label_dropout}")
+        self.image_shape = (in_channels, img_resolution, img_resolution)
+        self.num_classes = label_dim
+        self.label_dropout = label_dropout
+        self.num_blocks = num_blocks
+        resolutions = [img_resolution >> level for level in range(len(widths))]
+        self.levels = [f"{res}x{res}" for res in resolutions]
+
+        plan = list(zip(self.levels, widths, [res in attn_resolutions for res in resolutions], strict=True))
+        self.enc = nn.ModuleDict()
+        c, skips = stem, []
+        for level, width, attention in plan:
+            if level == self.levels[0]:
+                self.enc[f"{level}_conv"] = Conv2d(in_channels, c, 3)
+            else:
+                self.enc[f"{level}_down"] = block(c, c, direction="down")
+            skips.append(c)
+            for i in range(num_blocks):
+                self.enc[f"{level}_block{i}"] = block(c, width, attention=attention)
+                skips.append(c := width)
+
+        self.dec = nn.ModuleDict()
+        for level, width, attention in reversed(plan):
+            if level == self.levels[-1]:
+                self.dec[f"{level}_in0"] = block(c, c, attention=True)
+                self.dec[f"{level}_in1"] = block(c, c)
+            else:
+                self.dec[f"{level}_up"] = block(c, c, direction="up")
+            for i in range(num_blocks + 1):
+                attends = attention and (every_block_attends or i == num_blocks)
+                self.dec[f"{level}_block{i}"] = block(c + skips.pop(), width, attention=attends)
+                c = width
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F: x [B, in_channels, H, W] -> [B, out_channels, H, W], in the dtype of x.
+
+        Args:
+            c_noise: [B].
+            labels: int64 [B] in -1 .. label_dim - 1; None or -1 is unconditional.
+            augment: [B, augment_dim]; None is no augmentation.
+
+        Raises:
+            ValueError: an augmentation vector for a network that takes none, whose augmentation would leak.
+        """
+        if augment is not None and self.map_augment is None:
+            raise ValueError(f"set the network's augment_dim to {augment.shape[1]}: it cannot be told of augmentation")
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would blur neighbouring noise levels
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            embedding = self.embed(c_noise.to(dtype), labels, None if augment is None else augment.to(dtype))
+        return self.body(x, embedding)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """[B, emb_channels], after its last activation."""
+        raise NotImplementedError
+
+    def body(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Encoder and decoder: x [B, in_channels, H, W] -> [B, out_channels, H, W]."""
+        raise NotImplementedError
+
+    def class_vectors(self, labels: Tensor | None, c_noise: Tensor) -> Tensor:
+        """One-hot [B, label_dim], all zero without a label; in training mode some labels are dropped."""
+        if labels is None:
+            return c_noise.new_zeros(len(c_noise), self.num_classes)
+        if self.training and self.label_dropout:
+            labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.label_dropout, -1)
+        return F.one_hot(labels + 1, self.num_classes + 1)[:, 1:].to(c_noise.dtype)

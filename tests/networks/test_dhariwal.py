@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from ersde_lit.networks import DhariwalUNet
+
+ARGUMENTS = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 100, "augment_dim": 9,
+             "model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}  # fmt: skip
+ZERO = ("conv1.", "proj.", "out_conv.", "map_augment.")
+
+
+def test_starts_with_the_published_weights() -> None:
+    torch.manual_seed(0)
+    fan_in = 1
+    for name, parameter in DhariwalUNet(**ARGUMENTS).named_parameters():
+        if "norm" in name:
+            assert (parameter == name.endswith("weight")).all(), name
+        elif any(part in name for part in ZERO):
+            assert not parameter.any(), name
+        elif name == "map_label.weight":
+            assert parameter.std().item() == pytest.approx(1, rel=0.05)
+        else:  # uniform within 1 / sqrt(fan_in), the bias, which follows its weight, too
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else fan_in
+            assert 0.9 * fan_in**-0.5 < parameter.abs().max() <= fan_in**-0.5, name
+
+
+def test_starts_at_zero() -> None:
+    net = DhariwalUNet(**ARGUMENTS)
+    assert not net(torch.randn(2, 3, 8, 8), torch.randn(2), torch.tensor([0, 1]), torch.randn(2, 9)).any()
+
+
+def test_heads_are_64_wide_and_narrower_blocks_have_no_attention() -> None:
+    with torch.device("meta"):
+        wide, narrow = DhariwalUNet(**ARGUMENTS), DhariwalUNet(**{**ARGUMENTS, "model_channels": 32})
+    assert [block.heads for block in wide.dec.values()] == [2, 0, 2, 2, 0, 0, 0]
+    assert [block.heads for block in narrow.dec.values()] == [1, 0, 1, 1, 0, 0, 0]
