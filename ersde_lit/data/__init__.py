@@ -1,7 +1,11 @@
-"""Data sets, one file each, as LightningDataModules over in-memory uint8 images."""
+"""Data sets, one file each, as LightningDataModules over uint8 images; conversion of others to one of them."""
 
+from ersde_lit.data.array import ImageArray
+from ersde_lit.data.augment import Augment
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.data.cifar10 import CIFAR10
 from ersde_lit.data.digits import Digits
+from ersde_lit.data.emoji import Emoji
 from ersde_lit.data.fashion_mnist import FashionMNIST
 
-__all__ = ["Digits", "FashionMNIST", "ImageDataModule", "Split"]
+__all__ = ["CIFAR10", "Augment", "Digits", "Emoji", "FashionMNIST", "ImageArray", "ImageDataModule", "Split"]

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from ersde_lit.data.order import SeededOrder, run_seed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -22,10 +25,10 @@ class Split(NamedTuple):
 
 
 class _Batches(Dataset[Batch]):
-    """Serves whole batches: float32 images in [-1, 1] and int64 labels, each mirrored half of the time if `flip`."""
+    """Serves whole batches: float32 images in [-1, 1] and int64 labels; index k + len is image k mirrored."""
 
-    def __init__(self, split: Split, flip: bool = False) -> None:
-        self.split, self.flip = split, flip
+    def __init__(self, split: Split) -> None:
+        self.split = split
 
     def __len__(self) -> int:
         return len(self.split.labels)
@@ -35,11 +38,11 @@ class _Batches(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.tensor(indices)
+        given = torch.tensor(indices)
+        index = given % len(self)
         images = self.split.images[index]
-        if self.flip:
-            mirrored = torch.rand(len(index), 1, 1, 1) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
+        if (mirrored := given >= len(self)).any():
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return images / 127.5 - 1, self.split.labels[index]
 
 
@@ -52,9 +55,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     A subclass states `image_shape`, `num_classes` and `class_names`, and loads its splits.
 
+    The training images come in an order that depends on the run's seed and the epoch alone, and a run that is resumed
+    in mid-epoch goes on with the next of them.
+
     Args:
-        batch_size: images a batch; training drops the incomplete last one, validation and test keep it.
+        batch_size: images a training step, over all devices and accumulated batches: Lightning's batches are that
+            divided by (devices * accumulate_grad_batches). Training drops the incomplete last step of an epoch.
         horizontal_flip: mirror each training image with probability 1/2. The reference images stay as they are.
+
+    Raises:
+        ValueError: at `fit`, batch_size is not a multiple of (devices * accumulate_grad_batches), or exceeds the data.
     """
 
     image_shape: tuple[int, int, int]  # C, H, W
@@ -75,6 +85,16 @@ class ImageDataModule(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         if not self._splits:
             self._splits = self.load()
+        if stage == "fit" and self.trainer is not None:
+            devices, batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
+            if self.batch_size % (devices * batches):
+                raise ValueError(
+                    f"batch_size {self.batch_size} cannot be shared by {devices} device(s) x {batches} accumulated "
+                    f"batch(es): choose a multiple of {devices * batches}"
+                )
+            if devices * batches > 1:
+                images = f"{devices} device(s) x {batches} accumulated batch(es) x {self.images_at_a_time} images"
+                rank_zero_info(f"A step is {self.batch_size} images: {images}.")
 
     def split(self, name: str) -> Split:
         """The images and labels of "train", "val" or "test", whole; loads them at the first call."""
@@ -96,7 +116,11 @@ class ImageDataModule(LightningDataModule, ABC):
         train = self.split("train")
         if self.batch_size > len(train.labels):
             raise ValueError(f"batch_size {self.batch_size} exceeds the {len(train.labels)} training images: lower it")
-        return self._loader(_Batches(train, flip=self.horizontal_flip), shuffle=True, drop_last=True)
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = SeededOrder(
+            train.labels, self.batch_size, rank, ranks, run_seed(), self.horizontal_flip, self._images_done
+        )
+        return self._loader(_Batches(train), order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(_Batches(self.split("val")))
@@ -107,12 +131,24 @@ class ImageDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
 
-    def _loader(self, dataset: _Batches, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
+    def _loader(self, dataset: _Batches, sampler: SeededOrder | None = None) -> DataLoader[Batch]:
         return DataLoader(  # all by name: Lightning builds it anew with another sampler
             dataset=dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
+            batch_size=self.images_at_a_time,
+            sampler=sampler,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @property
+    def images_at_a_time(self) -> int:
+        """What a device gets as one batch."""
+        if self.trainer is None:
+            return self.batch_size
+        return max(self.batch_size // (self.trainer.world_size * self.trainer.accumulate_grad_batches), 1)
+
+    def _images_done(self) -> int:
+        """How many images of this epoch this rank has had: not 0 where a run was resumed in mid-epoch."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.images_at_a_time

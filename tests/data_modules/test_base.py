@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -47,9 +49,12 @@ def test_every_byte_comes_back_from_float():
 
 def test_training_is_shuffled_and_validation_is_not():
     data = Tiny(batch_size=20)
-    torch.manual_seed(0)
-    (train, _), (again, _) = next(iter(data.train_dataloader())), next(iter(data.train_dataloader()))
-    assert not torch.equal(train, again)
+    loader = data.train_dataloader()
+    (train, _), (again, _) = next(iter(loader)), next(iter(loader))
+    assert torch.equal(train, again)
+    assert not torch.equal(train, data.split("train").images / 127.5 - 1)
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(next(iter(loader))[0], train)
     x, labels = next(iter(data.val_dataloader()))
     assert torch.equal(x, data.split("val").images / 127.5 - 1)
     assert torch.equal(labels, data.split("val").labels)
@@ -57,13 +62,46 @@ def test_training_is_shuffled_and_validation_is_not():
 
 def test_flips_mirror_about_half_of_the_training_images_and_no_other():
     data = Tiny(batch_size=20, horizontal_flip=True)
-    torch.manual_seed(0)
-    bright = torch.cat([next(iter(data.train_dataloader()))[0] for _ in range(20)]) == 1
+    loader, seen = data.train_dataloader(), []
+    for epoch in range(20):
+        loader.sampler.set_epoch(epoch)
+        seen += [next(iter(loader))[0]]
+    bright = torch.cat(seen) == 1
     left, right = bright[..., 0].all(dim=(1, 2)), bright[..., -1].all(dim=(1, 2))
     assert torch.equal(left, ~right)
     assert 150 < right.sum() < 250
     assert not any((x[..., -1] == 1).any() for x, _ in data.val_dataloader())
     assert all((images[..., 0] == 255).all() for images in data.reference_images())
+
+
+@pytest.mark.parametrize(("devices", "batches", "images"), [(1, 1, 8), (2, 1, 4), (1, 4, 2), (2, 2, 2)])
+def test_a_step_is_shared_by_devices_and_accumulated_batches(devices: int, batches: int, images: int):
+    data = Tiny(batch_size=8)
+    share = []
+    for rank in range(devices):
+        data.trainer = SimpleNamespace(
+            world_size=devices, global_rank=rank, accumulate_grad_batches=batches, fit_loop=AT_THE_START
+        )
+        data.setup("fit")
+        share.append([labels for _, labels in data.train_dataloader()])
+    assert all(len(labels) == images for batch in share for labels in batch)
+    assert [len(batch) for batch in share] == [2 * batches] * devices  # 2 steps of 8 in 20 images
+    dealt = torch.stack([torch.cat(batch) for batch in share], 1).flatten()
+    assert torch.equal(dealt, torch.cat([labels for _, labels in Tiny(batch_size=8).train_dataloader()]))
+
+
+def test_what_cannot_be_shared_is_refused():
+    data = Tiny(batch_size=8)
+    data.trainer = SimpleNamespace(world_size=3, accumulate_grad_batches=2)
+    with pytest.raises(
+        ValueError, match=r"batch_size 8 cannot be shared by 3 device\(s\) x 2 .* choose a multiple of 6"
+    ):
+        data.setup("fit")
+
+
+AT_THE_START = SimpleNamespace(
+    epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
+)
 
 
 def test_reference_images_are_the_training_images_as_bytes_in_order():

@@ -1,0 +1,100 @@
+"""Downsampled ImageNet (Chrabaszcz et al., 2017, arXiv:1707.08819), as image-net.org gives it: npz files."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ersde_lit.data.sources import Source
+
+CLASSES = 1000
+
+
+class Batches(Source):
+    """`train_data_batch_1.npz` and so on: data uint8 [n, 3 S S], plane by plane, and labels 1 .. 1000.
+
+    Labels become 0 .. 999. One file's images are in memory at a time.
+
+    Args:
+        paths: the files, in order.
+        size: S.
+        unlabelled: leave the classes out.
+
+    Raises:
+        ValueError: a file that is damaged, holds something else, or has other labels or sizes.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, unlabelled: bool = False) -> None:
+        self.paths = paths
+        self.image_shape = (3, size, size)
+        self.num_classes = 0 if unlabelled else CLASSES
+        labels = [_labels(path, _count(path, size)) for path in paths]
+        self.labels = np.concatenate(labels)
+        self.ends = np.cumsum([len(part) for part in labels])
+        files = [(path.name, path.stat().st_size) for path in paths]
+        self.identity = hashlib.sha256(repr((files, size, unlabelled)).encode() + self.labels.tobytes()).hexdigest()
+        if unlabelled:
+            self.labels = np.full_like(self.labels, -1)
+        self._loaded: tuple[int, np.ndarray] | None = None
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        file = np.searchsorted(self.ends, indices, side="right")
+        for k in np.unique(file):
+            mine = file == k
+            data = self._data(k)
+            images[mine] = data[indices[mine] - self.ends[k] + len(data)].reshape(-1, *self.image_shape)
+        return images
+
+    def _data(self, k: int) -> np.ndarray:
+        if self._loaded is None or self._loaded[0] != k:
+            self._loaded = None  # before the next one comes: each takes 1.6 GB
+            self._loaded = k, _array(self.paths[k], "data")
+        return self._loaded[1]
+
+
+def _count(path: Path, size: int) -> int:
+    """How many images of this size the file says it has; reads no more than the head of its array."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("data.npy") as member:
+            version = npy.read_magic(member)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = header(member)
+    except KeyError:
+        raise ValueError(f"{path} has no array `data`: downsampled ImageNet's files have `data` and `labels`") from None
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or not an npz file: {error}") from None
+    if dtype != np.uint8:
+        raise ValueError(f"{path}: `data` is {dtype}, not uint8")
+    if len(shape) != 2 or shape[1] != 3 * size * size:
+        side = isqrt(shape[1] // 3) if len(shape) == 2 else 0
+        what = f"images of {side}x{side}: say --size {side}" if side and shape[1] == 3 * side * side else f"{shape}"
+        raise ValueError(f"{path}: `data` holds {what}, not [n, 3 * {size} * {size}]")
+    return shape[0]
+
+
+def _labels(path: Path, count: int) -> np.ndarray:
+    labels = _array(path, "labels")
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: `labels` is {labels.dtype} {labels.shape}, not one whole number for {count} images")
+    if count and not (labels.min() >= 1 and labels.max() <= CLASSES):
+        raise ValueError(f"{path}: labels run from {labels.min()} to {labels.max()}, not within 1 .. {CLASSES}")
+    return labels.astype(np.int64) - 1
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+    except KeyError:
+        raise ValueError(
+            f"{path} has no array `{name}`: downsampled ImageNet's files have `data` and `labels`"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: `{name}` is damaged or no plain array: {error}") from None

@@ -1,0 +1,160 @@
+"""From any `Source` to the arrays that `ImageArray` serves, a block at a time; a kill costs a block at most."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sha256
+from ersde_lit.data.sources import Source
+
+BLOCK = 256  # images read and written at a time
+
+
+def draw_held_out(count: int, size: int | None, seed: int) -> np.ndarray:
+    """Which of `count` images are held out: int64 [size], ascending. None: a twentieth, but no more than 5,000.
+
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    size = min(-(-count // 20), 5000) if size is None else size
+    if not 0 <= size < count:
+        raise ValueError(f"val_size {size}: hold out 0 to {count - 1} of the {count} images")
+    return np.sort(np.random.default_rng(seed).permutation(count)[:size])
+
+
+def convert(
+    source: Source, out: str | Path, held_out: np.ndarray, advance: Callable[[int], None] = lambda count: None
+) -> ArrayInfo:
+    """Writes the images of `source`, those at `held_out` last, to the new folder `out`.
+
+    All is written to `out`.partial, which is renamed at the end. Called again after an interruption, it goes on where
+    that stopped; images written before are not read again.
+
+    Args:
+        held_out: int64 [n], ascending indices into the source.
+        advance: is told how many more images are in place: first those of an interrupted call.
+
+    Raises:
+        ValueError: `out` exists; `out`.partial is being written by another process or is of another source; the disk is
+            full; or `source.read` raises it.
+    """
+    out = Path(out).expanduser().resolve()
+    order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
+    plan = plan_of(source, held_out)
+    work = _enter(out, plan)
+    with disk_errors(work), (work / IMAGES).open("a+b") as file:
+        done = _whole_images(file, plan)
+        advance(done)
+        for start in range(done, len(order), BLOCK):
+            block = source.read(order[start : start + BLOCK])
+            file.write(block.tobytes())
+            advance(len(block))
+        file.flush()
+        os.fsync(file.fileno())
+        _write(work / LABELS, _npy(source.labels[order].astype(np.int64)))
+        info = replace(plan, sha256={name: sha256(work / name) for name in (IMAGES, LABELS)})
+        _write(work / INFO, info.to_json().encode())
+        read_array(work)
+        _refuse_existing(out)
+        work.rename(out)
+    return info
+
+
+def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
+    """What `info.json` will say, but for the checksums."""
+    return ArrayInfo(
+        images=len(source.labels),
+        val_images=len(held_out),
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        class_names=source.class_names,
+        source=hashlib.sha256(source.identity.encode() + held_out.tobytes()).hexdigest(),
+        sha256={},
+    )
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk and the like (OSError) into a ValueError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror or error}; the same command goes on from there"
+        ) from error
+
+
+def _enter(out: Path, plan: ArrayInfo) -> Path:
+    """The folder to work in, new or interrupted, in which `plan` lies."""
+    _refuse_existing(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to put {out.name} into: make it first")
+    work = out.with_name(f"{out.name}.partial")
+    with disk_errors(work):
+        work.mkdir(exist_ok=True)
+        names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp"}
+        if INFO in names:
+            if replace(ArrayInfo.read(work), sha256={}) != plan:
+                raise ValueError(
+                    f"{work} is the beginning of another conversion: end that with its own command, or delete it"
+                )
+        elif names:
+            raise ValueError(f"{work} is in the way and not a conversion's: move it elsewhere")
+        else:
+            needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
+            if needed > free:
+                raise ValueError(f"{out} will take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            _write(work / INFO, plan.to_json().encode())
+    return work
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another name, or delete it first")
+
+
+def _whole_images(file: IO[bytes], plan: ArrayInfo) -> int:
+    """Cuts a torn image off the end of the file, begins it if it is new, and says how many images it holds."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{file.name} is being written by another process: wait for its end") from None
+    header = io.BytesIO()
+    shape = (plan.images, *plan.image_shape)
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    head = header.getvalue()
+    done = (file.seek(0, os.SEEK_END) - len(head)) // plan.image_bytes
+    if done < 0:
+        file.truncate(0)
+        file.write(head)
+        return 0
+    file.truncate(len(head) + min(done, plan.images) * plan.image_bytes)
+    return min(done, plan.images)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    npy.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, even if the power fails."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,95 @@
+"""Data sets as people have them: what every form offers to `convert`, and which form a path is."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Resize = Literal["area", "lanczos"]
+FORMS = (
+    "EDM's zip or folder with a dataset.json, downsampled ImageNet's train_data_batch_*.npz (the folder or one file), "
+    "or a folder that holds a folder of images for each class"
+)
+
+
+class Source(ABC):
+    """Images that are read when asked for; everything else is known, and was checked, when the source was opened.
+
+    Attributes:
+        labels: int64 [N], 0 .. num_classes - 1, or -1 throughout where there are no classes.
+        num_classes: 0 where there are none.
+        class_names: one a class, or none at all.
+        image_shape: (C, H, W) of what `read` returns.
+        identity: changes with the files and with how they are read.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int]
+    identity: str
+
+    @abstractmethod
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The images of these indices, int64 [n]: uint8 [n, C, H, W].
+
+        Raises:
+            ValueError: one of them cannot be had; names its file.
+        """
+
+
+def open_source(
+    path: str | Path, size: int, channels: int = 3, resize: Resize = "area", unlabelled: bool = False
+) -> Source:
+    """The data set at `path`, as images of size x size.
+
+    Args:
+        path: EDM's zip or folder (PNGs and `dataset.json`), the folder of downsampled ImageNet's
+            `train_data_batch_*.npz` or one such file, or a folder of class folders, as ImageNet comes.
+        size: that of EDM's files and downsampled ImageNet's. Images of class folders are cropped to the square in
+            their middle and made smaller to it, never larger.
+        channels: 3 for RGB, 1 for grey; what is stored otherwise is converted. npz files are always RGB.
+        resize: "area" averages the pixels whose middle is under each new one, as downsampled ImageNet was made
+            (Chrabaszcz et al., 2017, arXiv:1707.08819, "box"); "lanczos" gives what EDM's data tool makes of ImageNet,
+            to the byte.
+        unlabelled: leave classes out; then any folder or zip of images will do, cropped unless it has a `dataset.json`.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
+    """
+    from ersde_lit.data.batches import Batches
+    from ersde_lit.data.pictures import Folder, Pictures, Zip
+
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
+    if npz := _npz_files(path):
+        if channels != 3:
+            raise ValueError(f"{npz[0]} holds RGB images: leave channels at 3")
+        return Batches(npz, size, unlabelled)
+    if path.is_dir():
+        return Pictures(Folder(path), size, channels, resize, unlabelled)
+    if path.suffix.lower() == ".zip":
+        return Pictures(Zip(path), size, channels, resize, unlabelled)
+    raise ValueError(f"{path} is none of the forms that are read: {FORMS}")
+
+
+def _npz_files(path: Path) -> Sequence[Path]:
+    """Downsampled ImageNet's files, in the order of their numbers; none if the path is something else."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".npz" else []
+    found = {
+        int(match[1]): file
+        for file in sorted(path.iterdir())  # an npz comes after the pickle of the same number, and so instead of it
+        if (match := re.fullmatch(r"train_data_batch_(\d+)(\.npz)?", file.name))
+    }
+    if pickles := [file for _, file in sorted(found.items()) if not file.suffix]:
+        raise ValueError(f"{pickles[0]} is a pickle, which can run code when it is read: take the npz files instead")
+    if gaps := set(range(1, max(found, default=0))) - set(found):
+        raise ValueError(f"{path / f'train_data_batch_{min(gaps)}.npz'} is missing: there are later ones")
+    return [file for _, file in sorted(found.items())]
