@@ -15,7 +15,7 @@ from ersde_lit.solvers.loop import NFECounter, sample
 from ersde_lit.solvers.noise import SeededNoise
 from ersde_lit.solvers.noise_scale import NoiseScale, custom, eta, noise_scale, power, window
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Sampler, TableSampler, default
+from ersde_lit.solvers.sampler import Default, Sampler, TableSampler, default
 from ersde_lit.solvers.tableau import Solver, Tableau, check_lams
 from ersde_lit.solvers.unipc import UniPC
 
@@ -25,6 +25,7 @@ __all__ = [
     "ERSDE",
     "IPNDM",
     "DPMSolverPP",
+    "Default",
     "Heun",
     "NFECounter",
     "NoiseScale",

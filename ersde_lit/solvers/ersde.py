@@ -43,7 +43,9 @@ class ERSDE:
         nodes: the variable in which x0 is a polynomial: "lam", "log" (ln lam), or a number s > 0 for asinh(lam / s),
             which is ln lam above s and lam below. "log" of order 2 with "ode" is DPM-Solver++(2M) of heun type; above
             order 2 it is unstable with noise (std too large by up to 7 at 10 calls on the EDM grid), which raises.
-        paper: the published algorithm, orders 1 to 3; ignores corrector and nodes.
+        relative: s is in units of sqrt(l_s l_t), the middle of each step, so that steps of equal ratio are interpolated
+            alike at every noise level.
+        paper: the published algorithm, orders 1 to 3; ignores corrector, nodes and relative.
 
     Raises:
         ValueError: an option out of range, on construction; or in `tableau`, lams at which phi is not valid.
@@ -54,6 +56,7 @@ class ERSDE:
     corrector: int | None = None
     nodes: str | float = "lam"
     paper: bool = False
+    relative: bool = False
 
     def __post_init__(self) -> None:
         noise_scale(self.noise_scale)
@@ -63,7 +66,10 @@ class ERSDE:
             raise ValueError(f"corrector must be None or an integer of at least 1, not {self.corrector!r}")
         if self.paper and self.order > 3:
             raise ValueError(f"the published algorithm has orders 1 to 3, not {self.order}; set paper=False")
-        _node_variable(self.nodes)
+        if self.nodes not in ("lam", "log") and not _is_positive(self.nodes):
+            raise ValueError(f"nodes must be lam, log or a positive number, not {self.nodes!r}")
+        if self.relative and self.nodes in ("lam", "log"):
+            raise ValueError(f"relative nodes need a number, the s of asinh(lam / s), not {self.nodes!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), finite, descending, the last may be 0; float64, in about a millisecond."""
@@ -93,23 +99,27 @@ class ERSDE:
 
     def _interpolate(self, rows: Tensor, lams: Tensor, newest: int) -> None:
         """Fills row i with the weights of x0 at ``lams[i + newest]`` and as many levels before it as exist and fit."""
-        phi, u = noise_scale(self.noise_scale), _node_variable(self.nodes)
+        phi = noise_scale(self.noise_scale)
         steps, width = rows.shape
         ramp = min(steps, max(0, width - 1 - newest))  # steps with too few levels behind them, each of its own order
         for first, last in pairwise(sorted({*range(ramp + 1), steps})):
             count = min(width, first + newest + 1)
+            start, end = lams[first:last], lams[first + 1 : last + 1]
             nodes = lams[torch.arange(first, last).unsqueeze(1) + newest - torch.arange(count)]
-            rows[first:last, :count] = lagrange_integrals(phi, lams[first:last], lams[first + 1 : last + 1], nodes, u)
+            rows[first:last, :count] = lagrange_integrals(phi, start, end, nodes, self._node_variable(start, end))
+
+    def _node_variable(self, start: Tensor, end: Tensor) -> Callable[[Tensor], Tensor]:
+        """u(lam) for lam (n, k), a row of it for each of n steps."""
+        if self.nodes == "lam":
+            return lambda lam: lam
+        if self.nodes == "log":
+            return torch.log
+        s = float(self.nodes) * ((start * end).sqrt() if self.relative else torch.ones_like(end)).unsqueeze(1)
+        return lambda lam: torch.asinh(lam / s)
 
 
-def _node_variable(nodes: str | float) -> Callable[[Tensor], Tensor]:
-    if nodes == "lam":
-        return lambda lam: lam
-    if nodes == "log":
-        return torch.log
-    if isinstance(nodes, (int, float)) and not isinstance(nodes, bool) and 0 < nodes < math.inf:
-        return lambda lam: torch.asinh(lam / nodes)
-    raise ValueError(f"nodes must be lam, log or a positive number, not {nodes!r}")
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_count(value: object) -> bool:

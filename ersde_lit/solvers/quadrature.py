@@ -25,7 +25,7 @@ def lagrange_integrals(
         noise_scale: gives kappa and phi.
         start, end: (n,) l_s and l_t, both ends of each step, l_s > l_t > 0.
         nodes: (n, k) where the Lagrange basis function L_j is 0 or 1, distinct in a row.
-        u: elementwise and monotonic.
+        u: of (n, ...) lams, elementwise and monotonic; may differ from row to row.
 
     Returns:
         (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r``.

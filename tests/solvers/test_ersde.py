@@ -50,17 +50,20 @@ def scales(draw: st.DrawFn) -> NoiseScale:
     scales(),
     st.integers(1, 5),
     st.one_of(st.none(), st.integers(1, 5)),
-    st.one_of(st.just("lam"), st.floats(0.01, 10)),
+    st.one_of(
+        st.just({}),
+        st.builds(lambda s, relative: {"nodes": s, "relative": relative}, st.floats(0.01, 10), st.booleans()),
+    ),
     st.floats(0.01, 1000),
     st.one_of(st.floats(1e-4, 0.999), st.sampled_from([0.999, 1e-4])),
     st.booleans(),
 )
-def test_rows(scale, order: int, corrector: int | None, nodes, lam_max: float, ratio: float, zero: bool) -> None:
+def test_rows(scale, order: int, corrector: int | None, nodes: dict, lam_max: float, ratio: float, zero: bool) -> None:
     """A constant x0 is kept, and so is the noise level of a run that knows x0."""
     lams = lam_max * ratio ** torch.arange(8, dtype=torch.float64)
     if zero:
         lams = torch.cat([lams, torch.zeros(1, dtype=torch.float64)])
-    tableau = ERSDE(order, scale, corrector, nodes).tableau(lams)
+    tableau = ERSDE(order, scale, corrector, **nodes).tableau(lams)
     ones = tableau.r + tableau.c.sum(1)
     torch.testing.assert_close(ones, torch.ones_like(ones), rtol=0, atol=1e-12)
     torch.testing.assert_close(tableau.b**2 + (lams[:-1] * tableau.r) ** 2, lams[1:] ** 2, rtol=1e-12, atol=0)
@@ -119,10 +122,11 @@ def test_order_1_is_ddim_and_ddpm(n: int) -> None:
 # Orders
 
 
-@pytest.mark.parametrize("nodes", ["lam", "log", 0.5])
+@pytest.mark.parametrize("nodes", ["lam", "log", 0.5, "relative"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_rows_have_their_order(local_order, order: int, nodes) -> None:
-    assert local_order(ERSDE(order, "ode", nodes=nodes)) == pytest.approx(order, abs=0.15)
+    options = {"nodes": 2.0, "relative": True} if nodes == "relative" else {"nodes": nodes}
+    assert local_order(ERSDE(order, "ode", **options)) == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("order", [5, 6])
@@ -287,7 +291,16 @@ def test_asinh_nodes_lie_between() -> None:
         torch.testing.assert_close(asinh.corrector, limit.corrector, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"corrector": 3}, {"nodes": "log"}, {"nodes": 0.5}])
+def test_relative_nodes_know_no_scale() -> None:
+    solver, lams = ERSDE(3, "sde", corrector=3, nodes=2.0, relative=True), grids.edm(8)
+    small, large = solver.tableau(lams), solver.tableau(50 * lams)
+    torch.testing.assert_close(small.c, large.c, rtol=0, atol=1e-12)
+    torch.testing.assert_close(small.corrector, large.corrector, rtol=0, atol=1e-12)
+    middle = 2 * (lams[3] * lams[4]).sqrt()  # the s of step 3
+    torch.testing.assert_close(small.c[3], ERSDE(3, "sde", nodes=float(middle)).tableau(lams).c[3], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"corrector": 3}, {"nodes": "log"}, {"nodes": 0.5, "relative": True}])
 def test_paper_ignores_corrector_and_nodes(options) -> None:
     lams = grids.edm(6)
     plain, same = ERSDE(3, paper=True).tableau(lams), ERSDE(3, paper=True, **options).tableau(lams)
@@ -309,6 +322,8 @@ def test_paper_ignores_corrector_and_nodes(options) -> None:
         {"nodes": -1.0},
         {"nodes": math.inf},
         {"nodes": True},
+        {"relative": True},
+        {"nodes": "log", "relative": True},
         {"noise_scale": "er_sde_6"},
         {"order": 4, "paper": True},
     ],

@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ersde_lit.solvers import DDIM, ERSDE, IPNDM, NFECounter, SeededNoise, TableSampler, default, grids, sample
+from ersde_lit.solvers import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    IPNDM,
+    Default,
+    NFECounter,
+    SDEDPMSolverPP,
+    SeededNoise,
+    TableSampler,
+    default,
+    grids,
+    sample,
+)
 from ersde_lit.solvers.sampler import fit
 
 
@@ -138,19 +151,29 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
 
 
 def test_default() -> None:
-    few, many = ERSDE(2, "er_sde_5", corrector=2, nodes=0.5), ERSDE(3, "er_sde_5", corrector=3)
-    assert [default(nfe).solver for nfe in (1, 10, 11, 50)] == [few, few, many, many]
+    few, some, many = (
+        ERSDE(2, phi, nodes=s, relative=True) for phi, s in (("er_sde_5", 0.8), ("er_sde_3", 1.4), ("er_sde_3", 2.0))
+    )
+    assert [default(nfe).solver for nfe in (1, 5, 6, 14, 15, 50)] == [few, few, some, some, many, many]
     assert default(5).grid is grids.edm
 
 
+@pytest.mark.parametrize("nfe", [4, 20])
+def test_the_default_can_be_named_as_a_sampler(nfe: int) -> None:
+    denoiser = NFECounter(Denoiser())
+    assert torch.equal(Default()(denoiser, NOISE, nfe), default(nfe)(Denoiser(), NOISE, nfe))
+    assert denoiser.nfe == nfe
+    other = Default(grids.log_uniform)(Denoiser(), NOISE, nfe)
+    assert torch.equal(other, TableSampler(default(nfe).solver, grids.log_uniform)(Denoiser(), NOISE, nfe))
+
+
 def test_the_documented_numbers_are_right() -> None:
-    from ersde_lit.solvers import DPMSolverPP
     from ersde_lit.solvers.oracles import Gaussian, w2_error
 
-    exact, _, _ = default.__doc__.partition("FID of")  # type: ignore[union-attr]
-    rows = [line for line in exact.splitlines() if re.search(r"\.\d", line)]
-    documented = [[float(x) for x in re.findall(r"(?<= )\d*\.\d+(?:e-\d)?", row)][-5:] for row in rows[-4:]]
-    solvers = [default(1).solver, default(20).solver, ERSDE(3, paper=True), DPMSolverPP()]
+    exact, _, _ = default.__doc__.partition("FID of that")  # type: ignore[union-attr]
+    rows = [line for line in exact.splitlines() if re.search(r" \.\d", line)]
+    documented = [[float(x) for x in re.findall(r"(?<= )\d*\.\d+(?:e-\d)?", row)][-5:] for row in rows]
+    solvers = [None, ERSDE(3, corrector=3), ERSDE(3, paper=True), DEIS(), SDEDPMSolverPP()]
     for solver, expected in zip(solvers, documented, strict=True):
-        measured = [w2_error(Gaussian.spectrum(), solver.tableau(grids.edm(n))) for n in (6, 8, 10, 20, 50)]
-        assert measured == pytest.approx(expected, rel=0.06)
+        tables = [(solver or default(n).solver).tableau(grids.edm(n)) for n in (6, 8, 10, 20, 50)]
+        assert [w2_error(Gaussian.spectrum(), table) for table in tables] == pytest.approx(expected, rel=0.06)
