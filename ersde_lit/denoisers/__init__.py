@@ -1,7 +1,33 @@
-"""From raw networks to E[x0 | y]: noising processes, preconditioning, prediction types and their losses."""
+"""From raw networks to E[x0 | y]: noising processes, preconditioning, prediction types, losses, guidance."""
 
+from ersde_lit.denoisers.clean_classifier import CleanClassifier, smoothed
 from ersde_lit.denoisers.denoiser import Denoiser
 from ersde_lit.denoisers.density import LogNormal, LogUniform, NoiseDensity, UniformTime
-from ersde_lit.denoisers.processes import VE, VP, Flow, Process
+from ersde_lit.denoisers.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGuidance,
+    EpsilonScaling,
+    Unconditional,
+)
+from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process
 
-__all__ = ["VE", "VP", "Denoiser", "Flow", "LogNormal", "LogUniform", "NoiseDensity", "Process", "UniformTime"]
+__all__ = [
+    "VE",
+    "VP",
+    "Autoguidance",
+    "ClassifierFree",
+    "ClassifierGuidance",
+    "CleanClassifier",
+    "Cosine",
+    "Denoiser",
+    "EpsilonScaling",
+    "Flow",
+    "LogNormal",
+    "LogUniform",
+    "NoiseDensity",
+    "Process",
+    "Unconditional",
+    "UniformTime",
+    "smoothed",
+]

@@ -20,8 +20,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: the raw F.
-        process: the noising process; it fixes the times that "vp" and "flow" networks are told.
-        preconditioning: "edm", "vp", "ve" or "flow"; scales the network's input.
+        process: the noising process; it fixes the times that "vp", "iddpm" and "flow" networks are told.
+        preconditioning: "edm", "vp", "iddpm", "ve" or "flow"; scales the network's input.
         prediction: what the network predicts: "edm" (the skip combination of Karras et al. 2022), "eps", "x0", "v"
             (v of VP, velocity of flow) or "score" (sigma times it).
         sigma_data: standard deviation of the data, for "edm".
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.sigma_data = sigma_data
         self.lam_min, self.lam_max = PRECONDITIONINGS[preconditioning].lam_range(process)
-        self.levels = process.levels if preconditioning == "vp" else None
+        self.levels = None if preconditioning == "edm" else process.levels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers.density import LogNormal, LogUniform, NoiseDensity, UniformTime
-from ersde_lit.denoisers.processes import VE, VP, Flow, Process
+from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process
 
-PreconditioningName = Literal["edm", "vp", "ve", "flow"]
+PreconditioningName = Literal["edm", "vp", "iddpm", "ve", "flow"]
 PredictionName = Literal["edm", "eps", "x0", "v", "score"]
 
 
@@ -49,6 +49,7 @@ PRECONDITIONINGS: dict[str, Preconditioning] = {
         _unit_variance, lambda lam, t: lam.log() / 4, (Process,), lambda process: (0.0, math.inf), LogNormal()
     ),
     "vp": Preconditioning(_alpha, lambda lam, t: 999 * t, (VP,), Process.lam_range, UniformTime()),
+    "iddpm": Preconditioning(_alpha, lambda lam, t: 999 * t, (Cosine,), Process.lam_range, UniformTime()),
     "ve": Preconditioning(_alpha, lambda lam, t: (lam / 2).log(), (VE,), Process.lam_range, LogUniform()),
     "flow": Preconditioning(_alpha, lambda lam, t: 1000 * t, (Flow,), Process.lam_range, LogNormal(0.0, 1.0)),
 }
@@ -91,7 +92,7 @@ PREDICTIONS: dict[str, Prediction] = {
     "edm": Prediction(_edm_output, _of_output, (Process,)),  # Karras et al. 2022
     "eps": Prediction(_eps_output, _of_output, (Process,)),  # Ho et al. 2020
     "x0": Prediction(_x0_output, _min_snr, (Process,)),
-    "v": Prediction(_v_output, _of_output, (VP, Flow)),  # Salimans & Ho 2022, appendix D
+    "v": Prediction(_v_output, _of_output, (VP, Flow, Cosine)),  # Salimans & Ho 2022, appendix D
     "score": Prediction(_score_output, _of_output, (Process,)),  # Song et al. 2021
 }
 

@@ -4,6 +4,7 @@
 A process only says how its own time t maps to lam, and what alpha is there. Solvers never see one.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,20 +80,59 @@ class VP(Process):
     def levels(self) -> Tensor | None:
         if self.steps is None:
             return None
-        betas = torch.linspace(self.beta_min / self.steps, self.beta_max / self.steps, self.steps, dtype=torch.float64)
-        return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()  # lam^2 = 1 / alpha^2 - 1
+        low, high = self.beta_min / self.steps, self.beta_max / self.steps
+        return _levels(torch.linspace(low, high, self.steps, dtype=torch.float64))
 
     def lam(self, t: Tensor) -> Tensor:
         if (levels := self.levels) is not None:
-            return levels.to(t)[(t * (len(levels) - 1)).round().long()]
+            return _level_at(levels, t)
         return torch.expm1(self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2).sqrt()
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         if (levels := self.levels) is not None:
-            halfway = (levels[1:] * levels[:-1]).sqrt().to(lam)
-            return torch.bucketize(lam, halfway).to(lam) / (len(levels) - 1)
+            return _time_of(lam, (levels[1:] * levels[:-1]).sqrt())  # nearest in ln lam
         slope = self.beta_max - self.beta_min
         return ((self.beta_min**2 + 2 * slope * torch.log1p(lam**2)).sqrt() - self.beta_min) / slope
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.rsqrt(1 + lam**2)
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """Variance preserving in discrete steps, alpha_k a cosine (Nichol & Dhariwal 2021): iDDPM and guided diffusion.
+
+    Step k has the time t = k / (steps - 1). A lam between two levels belongs to the one that differs less.
+
+    Args:
+        steps: length of the chain; M of Karras et al. 2022, table 1.
+        offset: s of Nichol & Dhariwal's eq. 17, C_2 of Karras et al.: how far from the top the cosine starts.
+        max_beta: beta_k is at most this, 1 - C_1 of Karras et al.; without it the last alpha would be 0.
+    """
+
+    steps: int = 1000
+    offset: float = 0.008
+    max_beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or self.offset < 0 or not 0 < self.max_beta < 1:
+            raise ValueError(f"Cosine needs 2 steps or more, offset >= 0 and 0 < max_beta < 1, got {self}")
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @cached_property
+    def levels(self) -> Tensor:
+        angle = torch.linspace(self.offset, 1 + self.offset, self.steps + 1, dtype=torch.float64) / (1 + self.offset)
+        squared_alpha = (angle * math.pi / 2).cos() ** 2
+        return _levels((1 - squared_alpha[1:] / squared_alpha[:-1]).clamp(max=self.max_beta))
+
+    def lam(self, t: Tensor) -> Tensor:
+        return _level_at(self.levels, t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return _time_of(lam, (self.levels[1:] + self.levels[:-1]) / 2)
 
     def alpha_of_lam(self, lam: Tensor) -> Tensor:
         return torch.rsqrt(1 + lam**2)
@@ -143,3 +183,17 @@ class Flow(Process):
 
     def alpha_of_lam(self, lam: Tensor) -> Tensor:
         return 1 / (1 + lam)
+
+
+def _levels(betas: Tensor) -> Tensor:
+    """The lams of a chain whose step k multiplies alpha^2 by 1 - beta_k: lam^2 = 1 / alpha^2 - 1."""
+    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()
+
+
+def _level_at(levels: Tensor, t: Tensor) -> Tensor:
+    return levels.to(t)[(t * (len(levels) - 1)).round().long()]
+
+
+def _time_of(lam: Tensor, halfway: Tensor) -> Tensor:
+    """The time of the level nearest to each lam, given where one level ends and the next begins."""
+    return torch.bucketize(lam, halfway.to(lam)).to(lam) / len(halfway)

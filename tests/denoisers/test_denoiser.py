@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ersde_lit.denoisers import VE, VP, Denoiser, Flow, LogNormal, LogUniform, Process, UniformTime
-from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PREDICTIONS
+from ersde_lit.denoisers import VE, VP, Cosine, Denoiser, Flow, LogNormal, LogUniform, Process, UniformTime
+from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PREDICTIONS, PreconditioningName
 from ersde_lit.networks import Network
 
 STD = 0.5  # of the Gaussian data; the best denoiser is y * STD^2 / (STD^2 + lam^2)
@@ -14,8 +14,10 @@ VALID = [
     (VE(), "ve", "score"), (VE(), "ve", "eps"),
     (VP(), "vp", "eps"), (VP(), "vp", "v"), (VP(), "vp", "x0"), (VP(), "vp", "score"), (VP(), "edm", "v"),
     (VP(steps=1000), "vp", "eps"), (VP(steps=1000), "vp", "v"),
+    (Cosine(), "iddpm", "eps"), (Cosine(), "iddpm", "v"), (Cosine(), "iddpm", "x0"), (Cosine(), "edm", "v"),
     (Flow(), "flow", "v"), (Flow(), "flow", "x0"),
 ]  # fmt: skip
+COSINE_499 = math.sin(math.pi / 2 * 0.499 / 1.008) / math.sin(math.pi / 2 / 1.008)  # alpha of iDDPM at j = 499
 LAMS = torch.tensor([0.05, 0.5, 5.0, 50.0], dtype=torch.float64)
 
 
@@ -105,9 +107,13 @@ def test_ranges_and_levels() -> None:
     assert vp.levels is not None
     assert (vp.lam_min, vp.lam_max) == pytest.approx((0.0100005, 157.40728))
     assert Denoiser(net, VP(steps=1000), "edm", "edm").levels is None
+    iddpm = Denoiser(net, Cosine(), "iddpm", "eps")
+    assert iddpm.levels is not None
+    assert (iddpm.lam_min, iddpm.lam_max) == pytest.approx((0.006425, 20291.17), rel=1e-4)
 
 
-def test_a_discrete_network_is_told_the_step() -> None:
+@pytest.mark.parametrize(("process", "name"), [(VP(steps=1000), "vp"), (Cosine(), "iddpm")], ids=["vp", "iddpm"])
+def test_a_discrete_network_is_told_the_step(process: Process, name: PreconditioningName) -> None:
     told = []
 
     class Probe(Oracle):
@@ -115,10 +121,9 @@ def test_a_discrete_network_is_told_the_step() -> None:
             told.append(c_noise)
             return x
 
-    process = VP(steps=1000)
     assert process.levels is not None
     steps = torch.tensor([0, 1, 500, 998, 999])
-    denoiser = Denoiser(Probe(process, "eps", LAMS, LAMS), process, "vp", "eps")
+    denoiser = Denoiser(Probe(process, "eps", LAMS, LAMS), process, name, "eps")
     denoiser(torch.zeros(5, 1, 1, 1, dtype=torch.float64), process.levels[steps])
     torch.testing.assert_close(told[0], steps.double())
     Denoiser(Probe(VP(), "eps", LAMS, LAMS), VP(), "vp", "eps")(
@@ -134,6 +139,7 @@ def test_a_discrete_network_is_told_the_step() -> None:
         ("ve", VE(), 5.0, 1.0, math.log(5 / 2), LogUniform()),
         ("vp", VP(), math.sqrt(math.expm1(0.05 + 19.9 / 8)), math.exp(-(0.05 + 19.9 / 8) / 2), 499.5, UniformTime()),
         ("flow", Flow(), 3.0, 0.25, 750.0, LogNormal(0.0, 1.0)),
+        ("iddpm", Cosine(), math.sqrt(COSINE_499**-2 - 1), COSINE_499, 1000 - 1 - 499, UniformTime()),
     ],
 )
 def test_what_the_network_is_given_is_as_published(name, process, lam, c_in, c_noise, density) -> None:
@@ -154,6 +160,7 @@ def test_a_direct_prediction_has_min_snr_weight() -> None:
     [
         ((VE(), "vp", "eps"), "preconditioning 'vp' needs the process VP, got VE"),
         ((VP(), "ve", "eps"), "preconditioning 've' needs the process VE, got VP"),
+        ((VP(steps=1000), "iddpm", "eps"), "preconditioning 'iddpm' needs the process Cosine, got VP"),
         ((VE(), "ve", "v"), "prediction 'v' needs the process VP or Flow"),
         ((VP(), "vp", "edm"), "needs preconditioning 'edm'"),
         ((VE(), "edm", "noise"), "unknown prediction 'noise': choose one of edm, eps"),
@@ -177,3 +184,6 @@ def test_densities_are_inverse_distribution_functions() -> None:
     assert (t.min().item(), t.max().item(), t.mean().item()) == pytest.approx((1e-5, 1.0, 0.5), abs=1e-4)
     steps = UniformTime().lam(u, VP(steps=1000))
     assert torch.equal(steps.unique(), VP(steps=1000).levels)
+    level, count = UniformTime().lam(u, Cosine()).unique(return_counts=True)
+    assert torch.equal(level, Cosine().levels)
+    assert count.unique().tolist() == [100]

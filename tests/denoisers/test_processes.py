@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ersde_lit.denoisers import VE, VP, Flow, Process
+from ersde_lit.denoisers import VE, VP, Cosine, Flow, Process
 
-PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), Flow()]
+PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), Cosine(), Cosine(offset=0.02), Flow()]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -21,8 +21,8 @@ def test_time_and_lam_are_inverse_and_rise_together(process: Process) -> None:
     assert process.lam_range() == pytest.approx((lam[0].item(), lam[-1].item()))
 
 
-@pytest.mark.parametrize("process", [VP(), VP(steps=1000)], ids=str)
-def test_vp_preserves_variance(process: VP) -> None:
+@pytest.mark.parametrize("process", [VP(), VP(steps=1000), Cosine()], ids=str)
+def test_vp_preserves_variance(process: Process) -> None:
     t = torch.linspace(*process.t_range, 50, dtype=torch.float64)
     torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t))
 
@@ -42,6 +42,24 @@ def test_discrete_levels_are_those_of_ddpm() -> None:
     torch.testing.assert_close(VP(steps=1000).levels, torch.tensor(levels, dtype=torch.float64), rtol=1e-10, atol=0)
 
 
+def test_cosine_levels_are_the_published_recursion() -> None:
+    # Karras et al. 2022, table 1, iDDPM: M = 1000, C_1 = 0.001, C_2 = 0.008, u_M = 0
+    def alpha_bar(j: int) -> float:
+        return math.sin(math.pi / 2 * j / (1000 * 1.008)) ** 2
+
+    u = [0.0] * 1001
+    for j in range(1000, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(alpha_bar(j - 1) / alpha_bar(j), 0.001) - 1)
+    torch.testing.assert_close(Cosine().levels, torch.tensor(u[999::-1], dtype=torch.float64), rtol=1e-8, atol=0)
+
+
+@given(st.floats(0.005, 30_000.0))
+def test_the_cosine_level_that_differs_least_is_found(lam: float) -> None:
+    process = Cosine()
+    found = process.lam(process.t_of_lam(torch.tensor(lam, dtype=torch.float64)))
+    assert abs(found - lam) <= (process.levels - lam).abs().min() + 1e-12
+
+
 @given(st.floats(0.011, 150.0))
 def test_the_nearest_level_is_found(lam: float) -> None:
     process = VP(steps=1000)
@@ -56,7 +74,17 @@ def test_flow_is_straight() -> None:
     torch.testing.assert_close(Flow().sigma(t), t)
 
 
-@pytest.mark.parametrize("build", [lambda: VP(2, 1), lambda: VP(steps=10), lambda: VE(1, 0.5)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: VP(2, 1),
+        lambda: VP(steps=10),
+        lambda: VE(1, 0.5),
+        lambda: Cosine(steps=1),
+        lambda: Cosine(offset=-0.1),
+        lambda: Cosine(max_beta=1),
+    ],
+)
 def test_impossible_schedules_are_refused(build) -> None:
     with pytest.raises(ValueError, match="needs"):
         build()
