@@ -3,6 +3,21 @@
 from ersde_lit.training.checkpoint import AtomicCheckpointIO, load
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.module import DiffusionModule
+from ersde_lit.training.noisy_classifier import NoisyClassifier, load_classifier
 from ersde_lit.training.optimizer import AdamW
+from ersde_lit.training.posthoc import reconstruct
+from ersde_lit.training.resume import RollingCheckpoint
+from ersde_lit.training.snapshots import PowerEMA
 
-__all__ = ["EMA", "AdamW", "AtomicCheckpointIO", "DiffusionModule", "load"]
+__all__ = [
+    "EMA",
+    "AdamW",
+    "AtomicCheckpointIO",
+    "DiffusionModule",
+    "NoisyClassifier",
+    "PowerEMA",
+    "RollingCheckpoint",
+    "load",
+    "load_classifier",
+    "reconstruct",
+]

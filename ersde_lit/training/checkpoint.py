@@ -20,9 +20,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        temporary = f"{path}.{os.getpid()}.tmp"
+        temporary = f"{path}.tmp"  # always this one, so that kills leave no more than one behind
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())  # a machine that goes down must not keep the name without the content
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -45,12 +47,22 @@ def load(path: str | Path, trust: bool = False) -> DiffusionModule:
     spec = {name: build(value, trust) for name, value in checkpoint[SPEC_KEY].items()}
     try:
         module = DiffusionModule(**spec)
+        module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
     except (TypeError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0].rstrip(":")
         raise ValueError(f"checkpoint {path} does not fit its own description: {first}") from None
-    module.on_load_checkpoint(checkpoint)
     return module.eval()
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint file is as it was written: every checksum in it is right. Reads it all and keeps nothing."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the index alone
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # torch and zipfile have many ways to say that a file is damaged
+        return False
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -6,26 +6,36 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from ersde_lit.data import Augment
+from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import Denoiser, NoiseDensity, Process
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.networks import Network
-from ersde_lit.solvers import Sampler, SeededNoise, default
+from ersde_lit.solvers import Sampler, SeededNoise, Solver, TableSampler, default
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamW
+from ersde_lit.training.randomness import image_seeds, uniform
 from ersde_lit.training.spec import describe
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
 VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k + 1/2) / 16 of the training density
+PATIENCE = 100  # steps in a row whose loss may fail to be finite
 
 
 class DiffusionModule(pl.LightningModule):
     """Trains a denoiser; validates and samples with the moving average of its weights.
 
     Both sets of weights are ordinary parts of the module (`denoiser`, `ema_denoiser`) and of its checkpoints: nothing
-    is ever swapped. Logs `train/loss` and, over fixed noise levels and fixed noise, `val/loss` or `test/loss`.
+    is ever swapped. Logs `train/loss`, the mean over all images of a step, and `val/loss` or `test/loss`, over fixed
+    noise levels and fixed noise.
+
+    What is random depends on the seed of `seed_everything` and each image's number in the run, not on the number of
+    devices, accumulation or resuming; dropout masks alone also depend on how a step is shared. In gradients NaN counts
+    as 0 and an infinity as +-1e5, as published for EDM; "16-mixed" leaves such a step out.
 
     Args:
         network: the raw network F.
@@ -35,6 +45,11 @@ class DiffusionModule(pl.LightningModule):
         label_dropout: probability of training an image as unconditional (label -1).
         optimizer: learning rate and its course.
         ema: how the averaged weights follow.
+        augment: how training images are changed, of which the network is told; None leaves them as they are.
+
+    Raises:
+        ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
+        FloatingPointError: at `fit`, the loss of 100 steps in a row was not finite.
     """
 
     def __init__(
@@ -48,6 +63,7 @@ class DiffusionModule(pl.LightningModule):
         label_dropout: float = 0.0,
         optimizer: AdamW = AdamW(),  # noqa: B008 (frozen)
         ema: EMA = EMA(),  # noqa: B008 (frozen)
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_dropout <= 1:
@@ -58,8 +74,11 @@ class DiffusionModule(pl.LightningModule):
         self.label_dropout = label_dropout
         self.recipe = optimizer
         self.ema = ema
+        self.augment = augment
         self.images_seen = 0
         self._images_at_step = 0
+        self._loss_of_step = torch.zeros(())  # summed over this device's images
+        self._steps_not_finite = torch.zeros((), dtype=torch.int64)
         self._evaluation_batch = 0
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
@@ -85,17 +104,18 @@ class DiffusionModule(pl.LightningModule):
             "label_dropout": describe(self.label_dropout),
             "optimizer": describe(self.recipe),
             "ema": describe(self.ema),
+            "augment": describe(self.augment),
         }
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError where data and network disagree."""
+        """Raises ValueError where data and network disagree, or weights would be sharded."""
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError("averaging and sampling need all weights on every device: use --trainer.strategy ddp")
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
-        if tuple(data.image_shape) != tuple(self.image_shape):
-            raise ValueError(
-                f"the data's images are {tuple(data.image_shape)}, the network's {tuple(self.image_shape)}"
-            )
+        if (theirs := tuple(data.image_shape)) != (own := tuple(self.image_shape)):
+            raise ValueError(f"the data's images are {theirs}, the network's {own}")
         if self.num_classes not in (0, data.num_classes):
             raise ValueError(f"the data has {data.num_classes} classes, the network {self.num_classes}")
 
@@ -108,18 +128,20 @@ class DiffusionModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.train()  # a module that was loaded is in eval mode
-        # Ranks draw noise of their own, and a resumed run does not replay its beginning.
-        torch.manual_seed(hash((torch.initial_seed(), self.global_rank, self.images_seen)) % 2**63)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, labels = batch
-        if self.label_dropout:
-            labels = labels.masked_fill(torch.rand(len(labels), device=self.device) < self.label_dropout, -1)
-        lam = self.density.lam(torch.rand(len(x0), device=self.device), self.denoiser.process)
-        loss = self.denoiser.loss(x0, lam, torch.randn_like(x0), self._known(labels)).mean()
+        seeds = image_seeds(run_seed(), self._dealt(self.images_seen, len(x0)))
+        torch.manual_seed(seeds[0])  # for dropout
+        eps = SeededNoise(seeds, x0.shape[1:], x0.device, x0.dtype).initial()
+        u = uniform(seeds, 2 + (self.augment.num_draws if self.augment else 0), x0.device)
+        lam = self.density.lam(u[:, 0], self.denoiser.process)
+        labels = labels.masked_fill(u[:, 1] < self.label_dropout, -1)
+        x0, conditions = self.augment(x0, u[:, 2:]) if self.augment else (x0, None)
+        losses = self.denoiser.loss(x0, lam, eps, self._known(labels), conditions)
         self.images_seen += len(x0) * self.trainer.world_size
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        self._loss_of_step = self._loss_of_step + losses.detach().sum()
+        return losses.mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.recipe.optimizer(self.denoiser.parameters())
@@ -131,11 +153,23 @@ class DiffusionModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for weight in self.denoiser.parameters():
+            if weight.grad is not None:
+                torch.nan_to_num(weight.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=weight.grad)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        images = self.images_seen - self._images_at_step
-        self._images_at_step = self.images_seen
+        images, self._images_at_step = self.images_seen - self._images_at_step, self.images_seen
         self.ema.update(self.ema_denoiser, self.denoiser, images, self.images_seen)
+        loss, self._loss_of_step = self._loss_of_step * self.trainer.world_size / images, torch.zeros(())
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self._steps_not_finite = (self._steps_not_finite + 1) * ~loss.isfinite()
+        if self.global_step % PATIENCE == 0 and self._steps_not_finite >= PATIENCE:  # the only wait for the device
+            raise FloatingPointError(
+                f"the loss has not been finite for {PATIENCE} steps, up to step {self.global_step}: "
+                "lower the learning rate, clip gradients or use --trainer.precision 32"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SPEC_KEY] = self.spec
@@ -147,6 +181,8 @@ class DiffusionModule(pl.LightningModule):
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
                 raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
+        if any(weight.dtype == torch.float64 for weight in checkpoint["state_dict"].values()):
+            self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
 
     # --- evaluation, always with the averaged weights
@@ -160,7 +196,7 @@ class DiffusionModule(pl.LightningModule):
     def _log_fixed_loss(self, name: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x0, labels = batch
         index = self._indices(len(x0), batch_idx)
-        u = ((torch.tensor(index, device=self.device) % VALIDATION_LEVELS) + 0.5) / VALIDATION_LEVELS
+        u = ((torch.tensor(index, device=self.device) % VALIDATION_LEVELS).float() + 0.5) / VALIDATION_LEVELS
         lam = self.density.lam(u, self.denoiser.process)
         eps = SeededNoise(index, x0.shape[1:], device=x0.device, dtype=x0.dtype).initial()
         loss = self.ema_denoiser.loss(x0, lam, eps, self._known(labels)).mean()
@@ -178,19 +214,20 @@ class DiffusionModule(pl.LightningModule):
         labels: Tensor | None = None,
         sampler: Sampler | None = None,
         nfe: int = 20,
+        solver: Solver | None = None,
     ) -> Tensor:
         """Images from seeds, in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
 
         Args:
             labels: int64 [B], -1 for unconditional; None means unconditional.
-            sampler: `ersde_lit.solvers.default(nfe)` if None.
+            sampler: `ersde_lit.solvers.default(nfe)` if None, or `solver` on the EDM grid if that is given.
 
         Raises:
             ValueError: labels that do not fit seeds or network, or none for one that was trained with labels only.
         """
         if labels is None and self.num_classes and not self.label_dropout:
             raise ValueError(f"this model was trained with labels only: pass labels in 0 .. {self.num_classes - 1}")
-        sampler = sampler or default(nfe)
+        sampler = sampler or (TableSampler(solver) if solver else default(nfe))
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
         known = None
         if labels is not None and self.num_classes:
@@ -202,9 +239,13 @@ class DiffusionModule(pl.LightningModule):
     def _known(self, labels: Tensor) -> Tensor | None:
         return labels if self.num_classes else None
 
-    def _indices(self, count: int, batch_idx: int) -> list[int]:
-        """Positions in the data set of this rank's images, whose order a distributed sampler interleaves over ranks."""
+    def _indices(self, count: int, batch_idx: int) -> range:
+        """Positions in the data set of this rank's images of an evaluation batch."""
         if batch_idx == 0:
             self._evaluation_batch = count  # of all batches but the last
-        start = batch_idx * self._evaluation_batch
-        return [(start + k) * self.trainer.world_size + self.trainer.global_rank for k in range(count)]
+        return self._dealt(batch_idx * self._evaluation_batch * self.trainer.world_size, count)
+
+    def _dealt(self, first: int, count: int) -> range:
+        """The numbers of this rank's images among those that are dealt to the ranks in turn, from `first` on."""
+        ranks = self.trainer.world_size
+        return range(first + self.trainer.global_rank, first + count * ranks, ranks)

@@ -10,6 +10,7 @@ from tiny import Noise, network, trainer
 from ersde_lit.denoisers import VP, LogNormal
 from ersde_lit.networks import Network
 from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, load
+from ersde_lit.training.checkpoint import is_whole, read
 from ersde_lit.training.spec import build, describe
 
 
@@ -87,6 +88,20 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> 
         io.save_checkpoint({"state": torch.zeros(2)}, path)
     assert path.read_bytes() == kept
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_any_damage_is_noticed(tmp_path) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+    assert is_whole(path)
+    content, weights = path.read_bytes(), read(path)["state_dict"]
+    for place in range(0, len(content), len(content) // 40):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        if is_whole(path):  # a bit that nobody reads, between two records
+            assert all(torch.equal(value, weights[name]) for name, value in read(path)["state_dict"].items())
+    for torn in (b"", content[:100], content[: len(content) // 2], content[:-1]):
+        path.write_bytes(torn)
+        assert not is_whole(path)
+    assert not is_whole(tmp_path / "absent.ckpt")
 
 
 def test_missing_damaged_and_foreign_files_are_refused(tmp_path) -> None:

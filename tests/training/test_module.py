@@ -1,14 +1,22 @@
+import csv
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from tiny import Noise, network, trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from tiny import Noise, Pictures, network, trainer
 from torch.utils.data import DataLoader
 
+from ersde_lit.data import Augment
 from ersde_lit.denoisers import LogNormal
 from ersde_lit.solvers import ERSDE, TableSampler
 from ersde_lit.training import EMA, AdamW, DiffusionModule
+from ersde_lit.training.spec import build
 
 
 def test_training_lowers_the_loss_on_fixed_noise(tmp_path) -> None:
@@ -93,7 +101,7 @@ def test_label_dropout_replaces_that_share_of_labels(tmp_path) -> None:
     module = DiffusionModule(network(), label_dropout=0.25)
     given = []
     original = module.denoiser.loss
-    module.denoiser.loss = lambda x0, lam, eps, labels: given.append(labels) or original(x0, lam, eps, labels)
+    module.denoiser.loss = lambda *args: given.append(args[3]) or original(*args)
     trainer(tmp_path, max_epochs=50).fit(module, datamodule=Noise())
     share = (torch.cat(given) == -1).double().mean().item()
     assert share == pytest.approx(0.25, abs=0.04)
@@ -107,6 +115,8 @@ def test_samples_depend_on_seed_and_label_alone(fitted) -> None:
     torch.testing.assert_close(module.sample([4], labels[4:5], nfe=6), together[4:5], rtol=1e-4, atol=1e-4)
     sampler = TableSampler(ERSDE(1, "ode"))
     assert not torch.allclose(module.sample(range(6), labels, sampler, nfe=6), together, atol=1e-3)
+    by_solver = module.sample(range(6), labels, solver=ERSDE(1, "ode"), nfe=6)
+    assert torch.equal(by_solver, module.sample(range(6), labels, sampler, nfe=6))
 
 
 def test_prediction_gives_each_image_its_index_as_seed_and_its_own_label(fitted, tmp_path) -> None:
@@ -128,17 +138,149 @@ def test_labels_must_fit(fitted, labels) -> None:
         fitted[0].sample([0, 1], labels)
 
 
-def test_ranks_and_resumed_runs_draw_noise_of_their_own() -> None:
-    def first_draw(rank: int, images_seen: int) -> float:
-        torch.manual_seed(0)
-        module = DiffusionModule(network())
-        module.images_seen = images_seen
-        module._trainer = type("Ranked", (), {"global_rank": rank})()  # type: ignore[assignment]
-        module.on_fit_start()
-        return torch.rand(()).item()
+class Recorder:
+    """What the denoiser is trained with, image by image."""
 
-    assert len({first_draw(0, 0), first_draw(1, 0), first_draw(0, 1000)}) == 3
-    assert first_draw(1, 1000) == first_draw(1, 1000)
+    def __init__(self, module: DiffusionModule) -> None:
+        self.calls: list[tuple] = []
+        self.dropout: list[float] = []
+        original = module.denoiser.loss
+
+        def loss(*args):
+            self.calls.append(args)
+            self.dropout.append(torch.rand(()).item())  # what dropout would draw from
+            return original(*args)
+
+        module.denoiser.loss = loss
+
+    def column(self, k: int) -> torch.Tensor:
+        return torch.cat([call[k] for call in self.calls])
+
+
+def recorded(folder, seed: int = 0, images_seen: int = 0, **options) -> Recorder:
+    pl.seed_everything(seed, verbose=False)
+    module = DiffusionModule(network(augment_dim=9), label_dropout=0.3, augment=Augment(0.5))
+    module.images_seen = module._images_at_step = images_seen
+    torch.manual_seed(torch.seed())  # nothing may depend on the global generator
+    recorder = Recorder(module)
+    trainer(folder, max_epochs=2, **options).fit(module, datamodule=Pictures(8))
+    return recorder
+
+
+def test_an_image_is_trained_with_the_same_however_steps_are_shared(tmp_path) -> None:
+    whole, parts = recorded(tmp_path), recorded(tmp_path, accumulate_grad_batches=4)
+    assert len(parts.calls) == 4 * len(whole.calls)
+    for k in range(5):  # x0 as augmented, lam, eps, labels as dropped, conditions
+        torch.testing.assert_close(parts.column(k), whole.column(k), msg=str(k))
+    assert whole.column(4).shape == (80, 9)
+
+
+def test_no_two_images_get_the_same_noise_nor_two_runs(tmp_path) -> None:
+    once = recorded(tmp_path)
+    assert len({tuple(eps.flatten().tolist()) for eps in once.column(2)}) == 80
+    assert len(set(once.column(1).tolist())) == 80
+    assert len(set(once.dropout)) == len(once.dropout)
+    again, other, later = recorded(tmp_path), recorded(tmp_path, seed=1), recorded(tmp_path, images_seen=40)
+    assert torch.equal(again.column(2), once.column(2))
+    assert again.dropout == once.dropout
+    assert not set(other.column(1).tolist()) & set(once.column(1).tolist())
+    assert torch.equal(later.column(2)[:40], once.column(2)[40:])  # a resumed run does not replay its beginning
+
+
+def test_a_rank_draws_for_its_own_images() -> None:
+    module = DiffusionModule(network())
+    module._trainer = type("Ranked", (), {"global_rank": 1, "world_size": 3})()  # type: ignore[assignment]
+    assert list(module._dealt(12, 4)) == [13, 16, 19, 22]
+
+
+def test_the_training_loss_is_that_of_the_whole_step(tmp_path) -> None:
+    curves = []
+    for k, batches in enumerate((1, 4)):
+        pl.seed_everything(0, verbose=False)
+        logger = CSVLogger(tmp_path, "", f"{k}")
+        runner = trainer(tmp_path, logger=logger, log_every_n_steps=1, accumulate_grad_batches=batches)
+        runner.fit(DiffusionModule(network()), datamodule=Pictures(8))
+        rows = csv.DictReader((tmp_path / f"{k}" / "metrics.csv").open())
+        curves.append([float(row["train/loss"]) for row in rows if row["train/loss"]])
+    assert len(curves[0]) == 10
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_augmented_models_keep_their_augmentation_and_are_sampled_without(tmp_path) -> None:
+    module = DiffusionModule(network(augment_dim=9), augment=Augment(0.2), label_dropout=0.1)
+    assert build(module.spec)["augment"] == Augment(0.2)
+    given = []
+    module.ema_denoiser.network.register_forward_hook(lambda net, args, out: given.append(args[3]))
+    module.sample([0], nfe=2)
+    assert given == [None, None]
+
+
+def poisoned(value: float, steps: range, optimizer: AdamW, folder, **options) -> DiffusionModule:
+    """Trains with the gradient of one weight set to a value in some steps."""
+    pl.seed_everything(0, verbose=False)
+    module = DiffusionModule(network(), optimizer=optimizer)
+    weight = module.denoiser.network.enter.weight
+    weight.register_hook(lambda grad: grad * value if module.global_step in steps else grad)
+    trainer(folder, max_epochs=1, **options).fit(module, datamodule=Pictures(8))
+    return module
+
+
+@pytest.mark.parametrize(("value", "counted"), [(math.nan, 0.0), (math.inf, 1e5), (-math.inf, -1e5)])
+def test_gradients_that_are_not_finite_count_as_published(value: float, counted: float, tmp_path) -> None:
+    module = DiffusionModule(network())
+    weight = module.denoiser.network.enter.weight
+    weight.grad = torch.full_like(weight, value)
+    module.on_before_optimizer_step(torch.optim.SGD([weight], 1))
+    assert torch.equal(weight.grad, torch.full_like(weight, counted))
+    broken = poisoned(math.nan, range(1, 3), AdamW(1e-2), tmp_path, gradient_clip_val=1.0)
+    assert all(value.isfinite().all() for value in broken.state_dict().values())
+
+
+def test_a_scaler_leaves_such_a_step_out(tmp_path) -> None:
+    options = {"max_steps": 3, "limit_val_batches": 0}
+    weights = []
+    for steps in (range(2, 3), range(0)):
+        scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8))
+        scaled.precision = "bf16-mixed"  # what a CPU computes in
+        module = poisoned(math.inf, steps, AdamW(1e-2), tmp_path, plugins=[scaled], **options)
+        weights.append(module.denoiser.network.leave[2].weight.clone())
+        options["max_steps"] = 2
+    assert torch.equal(*weights)  # the third step was left out; weights without poison would have moved
+
+
+def test_a_loss_that_stays_not_finite_ends_the_run(tmp_path) -> None:
+    module = DiffusionModule(network())
+    module.denoiser.network.leave[2].register_forward_hook(lambda layer, args, out: out * math.nan)
+    runner = trainer(tmp_path, max_epochs=-1, limit_val_batches=0)
+    with pytest.raises(FloatingPointError, match="not been finite for 100 steps, up to step 100: lower the learning"):
+        runner.fit(module, datamodule=Pictures(8))
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_some_losses_that_are_not_finite_do_not(tmp_path) -> None:
+    module = DiffusionModule(network())
+    module.denoiser.network.leave[2].register_forward_hook(
+        lambda layer, args, out: out * math.nan if module.global_step % 50 else out
+    )
+    trainer(tmp_path, max_steps=120, limit_val_batches=0).fit(module, datamodule=Pictures(8))
+
+
+def test_strategies_that_shard_weights_are_refused(tmp_path) -> None:
+    module = DiffusionModule(network())
+    module._trainer = type("Sharded", (), {"strategy": ModelParallelStrategy(), "datamodule": None})()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"all weights on every device: use --trainer\.strategy ddp"):
+        module.setup("fit")
+
+
+def test_compiled_and_channels_last_networks_keep_their_names(tmp_path) -> None:
+    plain, module = DiffusionModule(network()), DiffusionModule(network())
+    module.load_state_dict(plain.state_dict())
+    module.to(memory_format=torch.channels_last).denoiser.network.compile(backend="eager")
+    assert list(module.state_dict()) == list(plain.state_dict())
+    for each in (plain, module):
+        pl.seed_everything(0, verbose=False)
+        trainer(tmp_path, max_epochs=1).fit(each, datamodule=Pictures(8))
+    torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_loaded_module_trains_in_training_mode(tmp_path) -> None:

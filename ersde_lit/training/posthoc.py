@@ -1,0 +1,94 @@
+"""Averaged weights of any length, made after a training from its snapshots (Karras et al. 2024, section 3.2)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ersde_lit.training.checkpoint import read
+from ersde_lit.training.power_ema import Profile, combine, gamma_of
+from ersde_lit.training.snapshots import STATE_KEY, read_snapshot, snapshot_path
+
+Averages = Mapping[float, Mapping[str, Tensor]]  # by length, then by parameter
+
+POWER_EMA_KEY = "power_ema"
+WORST = 1e-2  # expected relative error beyond which an average is refused
+
+
+class Source(NamedTuple):
+    """Where all tracked averages at one moment of the training are: in a snapshot or in the last checkpoint."""
+
+    images: int
+    path: Path
+    averages: Averages | None = None
+
+
+def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) -> dict[str, Any]:
+    """The last checkpoint of a run, its averaged weights (`ema_denoiser`) made the power-function average of a length.
+
+    Everything else, raw weights and description included, is as it was. Under "power_ema" the checkpoint says what its
+    averaged weights are: sigma_rel, gamma, images, the number of snapshots used, and the expected relative error
+    (`ersde_lit.training.power_ema.combine`). Snapshots are read one tensor at a time.
+
+    Args:
+        run: folder of a run trained with `PowerEMA`.
+        sigma_rel: in (0, 0.2887]; lengths near the tracked ones are the most exact.
+        images: average as of the snapshot at this many images; None takes the last checkpoint.
+
+    Raises:
+        ValueError: no such run, checkpoint or snapshot, a damaged one, sigma_rel out of range or too far from the
+            tracked lengths for the snapshots there are.
+    """
+    gamma = gamma_of(sigma_rel := float(sigma_rel))  # plain numbers, as they go into a checkpoint
+    last = Path(run) / "checkpoints" / "last.ckpt"
+    checkpoint = read(last)
+    tracked = checkpoint.get("callbacks", {}).get(STATE_KEY)
+    if not tracked or not tracked["images"]:
+        raise ValueError(f"{last} has no power-function averages: train with the callback ersde_lit.training.PowerEMA")
+    sources = _sources(Path(run), last, tracked, images)
+    images, lengths = sources[-1].images, [*tracked["averages"]]
+    known = [Profile(gamma_of(length), source.images) for source in sources for length in lengths]
+    coefficients, error = combine(known, Profile(gamma, images))
+    if error > WORST:
+        raise ValueError(
+            f"{len(sources)} snapshots of {run} give sigma_rel {sigma_rel:.4g} only to {error:.1%}: choose a length "
+            f"nearer to {' or '.join(map(str, lengths))}, or train with more snapshots or with that length"
+        )
+    weights = checkpoint["state_dict"]
+    shapes = {name: value.shape for name, value in tracked["averages"][lengths[0]].items()}
+    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    for source, row in zip(sources, coefficients.reshape(len(sources), -1).tolist(), strict=True):
+        _add(total, dict(zip(lengths, row, strict=True)), source)
+    for name, value in total.items():
+        weights[f"ema_denoiser.{name}"] = value.to(weights[f"ema_denoiser.{name}"].dtype)
+    made = {"sigma_rel": sigma_rel, "gamma": gamma, "images": images, "snapshots": len(sources), "error": error}
+    return checkpoint | {POWER_EMA_KEY: made}
+
+
+def _sources(run: Path, last: Path, tracked: Mapping[str, Any], images: int | None) -> list[Source]:
+    """In the order of the training, up to the one at `images`; snapshots that somebody has removed are left out."""
+    written = [Source(count, snapshot_path(run, count)) for count in tracked["snapshots"]]
+    sources = {source.images: source for source in written if source.path.exists()}
+    sources[tracked["images"]] = Source(tracked["images"], last, tracked["averages"])
+    if images is None:
+        return [*sources.values()]
+    if images not in sources:
+        nearest = sorted(sorted(sources, key=lambda other: abs(other - images))[:2])
+        raise ValueError(f"{run} has no snapshot at {images} images; the nearest: {' and '.join(map(str, nearest))}")
+    return [source for source in sources.values() if source.images <= images]
+
+
+def _add(total: dict[str, Tensor], coefficients: Mapping[float, float], source: Source) -> None:
+    """total += the sum over lengths of coefficient * average."""
+    if source.averages is None:
+        tensors = read_snapshot(source.path, coefficients, total)
+    else:
+        tensors = ((length, name, value) for length, part in source.averages.items() for name, value in part.items())
+    for length, name, tensor in tensors:
+        if tensor.shape != total[name].shape:
+            raise ValueError(f"{source.path} is of another network: move it away to use the others alone")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{source.path} holds weights that are not finite: the training has failed by then")
+        total[name].add_(tensor, alpha=coefficients[length])

@@ -1,0 +1,157 @@
+"""Power-function averages while training, in snapshots from which averages of other lengths are made afterwards."""
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ersde_lit.training.module import DiffusionModule
+from ersde_lit.training.power_ema import decay, gamma_of
+
+FOLDER, STATE_KEY, CHECKSUM_KEY = "ema_snapshots", "PowerEMA", "crc32"
+
+
+class PowerEMA(Callback):
+    """Follows a DiffusionModule's raw weights with power-function averages (`ersde_lit.training.power_ema`).
+
+    After every optimiser step each average takes in the weights of `denoiser`; whenever another `every_n_images` have
+    been seen, all averages are written to <default_root_dir>/ema_snapshots/<images>.safetensors. `python -m ersde_lit
+    ema` makes of them the average of any length (Karras et al. 2024, arXiv:2312.02696, section 3.2).
+
+    All ranks hold the same averages, rank 0 writes. Checkpoints hold the averages in full precision and a list of the
+    snapshots before them; a resumed run goes on from there and writes later snapshots anew.
+
+    Args:
+        every_n_images: images from one snapshot to the next.
+        lengths: relative widths sigma_rel of the averages, in (0, 0.2887].
+        dtype: of the weights in snapshots. "float16" halves them and rounds weights by about 2e-4 of their size, which
+            lengths far shorter than the tracked ones magnify up to tenfold.
+
+    Raises:
+        ValueError: an argument out of range, or a checkpoint with other lengths.
+    """
+
+    def __init__(
+        self,
+        every_n_images: int,
+        lengths: Sequence[float] = (0.05, 0.10),
+        dtype: Literal["float16", "float32"] = "float32",
+    ) -> None:
+        if every_n_images < 1:
+            raise ValueError(f"PowerEMA: every_n_images must be at least 1, not {every_n_images}")
+        if not lengths or len(set(lengths)) < len(lengths):
+            raise ValueError(f"PowerEMA: lengths must be one or more different numbers, not {[*lengths]}")
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f"PowerEMA: dtype must be float16 or float32, not {dtype}")
+        self.every_n_images, self.dtype = every_n_images, getattr(torch, dtype)
+        self.gammas = {float(length): gamma_of(length) for length in lengths}
+        self.averages: dict[float, dict[str, Tensor]] = {}  # by length, then by parameter
+        self.images = 0  # seen up to the last step that the averages have taken in
+        self.snapshots: list[int] = []  # the images seen at each
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights, images = _weights(pl_module), cast(DiffusionModule, pl_module).images_seen
+        if self.images > images:
+            raise ValueError("this PowerEMA has followed another training: give each training a new one")
+        if not self.averages:  # no checkpoint brought them
+            self.images, self.averages = images, dict.fromkeys(self.gammas, weights)
+        self.averages = {
+            length: {name: average[name].to(weight.device, copy=True) for name, weight in weights.items()}
+            for length, average in self.averages.items()
+        }
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        before, self.images = self.images, cast(DiffusionModule, pl_module).images_seen
+        weights = [*_weights(pl_module).values()]
+        for length, average in self.averages.items():
+            kept = decay(self.gammas[length], before, self.images)
+            torch._foreach_lerp_([*average.values()], weights, 1 - kept)
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it from outside
+        if self.images // self.every_n_images > before // self.every_n_images and not is_trial:
+            self.snapshots.append(self.images)
+            if trainer.is_global_zero:
+                write_snapshot(snapshot_path(trainer.default_root_dir, self.images), self.averages, self.dtype)
+
+    @property
+    def state_key(self) -> str:
+        return STATE_KEY
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "averages": self.averages, "snapshots": self.snapshots}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        kept, own = [*state_dict["averages"]], [*self.gammas]
+        if kept != own:
+            raise ValueError(f"PowerEMA: the checkpoint's lengths are {kept}, not {own}: go on with the same")
+        self.images, self.averages = state_dict["images"], state_dict["averages"]
+        self.snapshots = state_dict["snapshots"]
+
+
+def snapshot_path(run: str | Path, images: int) -> Path:
+    return Path(run) / FOLDER / f"{images:010d}.safetensors"
+
+
+def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]], dtype: torch.dtype) -> None:
+    """Whole or not at all: tensors named <length>/<parameter> and a checksum; equal averages give equal bytes."""
+    tensors = {
+        _key(length, name): value.to("cpu", dtype).contiguous()
+        for length, average in averages.items()
+        for name, value in average.items()
+    }
+    crc = reduce(_checksum, tensors.values(), 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, {CHECKSUM_KEY: str(crc)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_snapshot(path: Path, lengths: Iterable[float], names: Iterable[str]) -> Iterator[tuple[float, str, Tensor]]:
+    """Yields each length's tensors in turn, one in memory at a time; lengths and names in the order of writing.
+
+    Raises:
+        ValueError: the file is damaged (known for sure only at the end) or holds something else.
+    """
+    crc = 0
+    try:
+        with safe_open(path, "pt") as file:
+            for length, name in product(lengths, names):
+                tensor = file.get_tensor(_key(length, name))
+                crc = _checksum(crc, tensor)
+                yield length, name, tensor
+            if file.metadata()[CHECKSUM_KEY] != str(crc):
+                raise SafetensorError("checksum")
+    except (SafetensorError, OSError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged or of another run: move it away to use the others alone") from None
+
+
+def _key(length: float, name: str) -> str:
+    return f"{length}/{name}"
+
+
+def _checksum(before: int, tensor: Tensor) -> int:
+    return zlib.crc32(tensor.numpy().data, before)
+
+
+def _weights(pl_module: LightningModule) -> dict[str, Tensor]:
+    """In float32, whatever is trained in."""
+    weights = cast(DiffusionModule, pl_module).denoiser.named_parameters()
+    return {name: weight.detach().float() for name, weight in weights}
