@@ -18,11 +18,13 @@ from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.evaluation.features import Features, classifier
 from ersde_lit.evaluation.fid import FID, Statistics, statistics
-from ersde_lit.evaluation.grid import image_grid, save_png
 from ersde_lit.evaluation.nearest import nearest_distances
 from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler
+
+ROWS = 10  # of a picture, at most
 
 
 class _Real(NamedTuple):
@@ -43,7 +45,8 @@ class FIDCallback(Callback):
       perfect model would get. FID falls with the number of images, so with fewer held out than sampled it is too high.
     - `nearest/<sampler>/nfe<k>`, `nearest/real`: mean distance to the nearest training image (`nearest_distances`), of
       the first `nearest_images` of the same images. Well below that of real images means learnt by heart.
-    - a picture of fixed seeds for each, one row a class, in TensorBoard and in <default_root_dir>/samples.
+    - a picture of fixed seeds for each, one row a class (of the first ten), in TensorBoard and in
+      <default_root_dir>/samples.
 
     They can be monitored by a ModelCheckpoint from the first validation on. Weights are those of `ema_denoiser`. Blocks
     of `batch_size` seeds are dealt to the ranks, so neither the images nor the values depend on their number.
@@ -165,7 +168,7 @@ class FIDCallback(Callback):
             yield quantise(made.images), sum(seed - self.first_seed < self.nearest_images for seed in block)
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
-        rows = denoiser.num_classes or self.columns
+        rows = min(denoiser.num_classes, ROWS) or self.columns
         seeds = range(self.first_seed, self.first_seed + rows * self.columns)
         labels = torch.arange(rows).repeat_interleave(self.columns) if denoiser.num_classes else None
         made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)

@@ -44,6 +44,7 @@ def test_is_splitmix64():
         ("0,1,5-6", [0, 1, 5, 6, 0]),
         ("2,2,0", [2, 2, 0, 2, 2]),
         ("all", [0, 1, 2, 3, 4]),
+        ("none", [-1, -1, -1, -1, -1]),
     ],
 )
 def test_choices(choice, labels):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ersde_lit.evaluation.grid import image_grid, save_png
+from ersde_lit.sampling.grid import image_grid, save_png
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -23,3 +23,10 @@ def test_images_lie_row_by_row_enlarged_whole(tmp_path, channels):
 
 def test_large_images_keep_their_size():
     assert image_grid(torch.zeros(4, 3, 64, 48, dtype=torch.uint8), columns=2).shape == (3, 132, 100)
+
+
+def test_a_last_row_is_filled_up():
+    picture = image_grid(torch.full((5, 1, 32, 32), 9, dtype=torch.uint8), columns=3)
+    assert picture.shape == (1, 68, 102)
+    assert (picture[0, 35:67, 35:67] == 9).all()
+    assert (picture[0, 35:67, 69:101] == 0).all()

@@ -1,0 +1,38 @@
+"""What is kept with sampled images: plain data that says what they are, enough to make any of them again.
+
+"seeds" as text, "options" of `sample` by name, "checkpoints" by the option that names them, as SHA-256. What else is in
+it (paths, versions, the device) may differ between two runs of the same images.
+"""
+
+import json
+from typing import Any
+
+Meta = dict[str, Any]
+
+
+def parse_meta(text: str) -> Meta:
+    """A description from its JSON; ValueError if it is none."""
+    meta = json.loads(text)
+    if not (isinstance(meta, dict) and isinstance(meta.get("seeds"), str)):
+        raise ValueError("not a description of images")
+    if not all(isinstance(meta.get(key), dict) for key in ("options", "checkpoints", "paths")):
+        raise ValueError("not a description of images")
+    return meta
+
+
+def differences(kept: Meta, new: Meta) -> str:
+    """In what two descriptions of images differ, in a few words; empty if they are of the same images."""
+    old, other = ({"seeds": meta["seeds"], **meta["options"], **meta["checkpoints"]} for meta in (kept, new))
+    files = {*kept["checkpoints"], *new["checkpoints"]}
+
+    def words(key: str) -> str:
+        what = "another file" if key in files else f"{_short(old.get(key))} there, {_short(other.get(key))} here"
+        return f"{key} ({what})"
+
+    differing = [words(key) for key in {**old, **other} if old.get(key) != other.get(key)]
+    return ", ".join(differing[:3] + ["..."] * (len(differing) > 3))
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,235 @@
+"""How images lie on disk: a folder of PNGs, a `.zip` like EDM's data sets, a `.npz` like ADM's batches, one picture.
+
+A format encodes a block of images, wherever that is sampled, and puts encoded blocks together, one at a time, however
+many there are. The same images give the same bytes.
+"""
+
+import io
+import json
+import math
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from ersde_lit.sampling.description import Meta, parse_meta
+
+Encoded = Mapping[str, bytes]  # a block's images by name, as the format keeps them
+META = "meta"  # the description of the images: the file meta.json, the array or the text of this name
+LARGEST_PICTURE = 2**26  # pixels; what is much larger, image viewers and PIL refuse
+
+
+class Format(ABC):
+    """One way to keep images, with the description that makes any of them again."""
+
+    def check(self, count: int, image_shape: Sequence[int]) -> None:
+        """Raises ValueError where `count` images of this shape, (C, H, W), cannot be kept so."""
+        if image_shape[0] not in (1, 3):
+            raise ValueError(f"a PNG holds 1 or 3 channels, not {image_shape[0]}; use --out NAME.npz")
+
+    @abstractmethod
+    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
+        """Images, uint8 [n, H, W, C], of these seeds."""
+
+    @abstractmethod
+    def write(
+        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> None:
+        """Makes the whole of its blocks, in the order of the seeds; `labels` are None for an unconditional model."""
+
+    @abstractmethod
+    def read_meta(self, path: Path) -> str:
+        """The description kept with the images; raises one of `UNREADABLE` where there is none."""
+
+    def holds(self, path: Path) -> bool:
+        """Whether what lies at `path` may be replaced by such images."""
+        return path.is_file()
+
+
+UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
+
+
+class Pngs(Format):
+    """One PNG an image, named by its seed; labels in dataset.json, as EDM reads them."""
+
+    compression: int  # zlib's, 0 to 9
+
+    @abstractmethod
+    def name(self, seed: int) -> str: ...
+
+    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
+        return {self.name(seed): self._png(image) for image, seed in zip(images, seeds, strict=True)}
+
+    def _png(self, image: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(pixels).save(file, "png", compress_level=self.compression)
+        return file.getvalue()
+
+    def files(
+        self, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> Iterable[tuple[str, bytes]]:
+        """All files, by name."""
+        for block in blocks:
+            yield from block.items()
+        pairs = None if labels is None else [*zip(map(self.name, seeds), labels, strict=True)]
+        yield "dataset.json", json.dumps({"labels": pairs}).encode()
+        yield f"{META}.json", meta.encode()
+
+
+@dataclass(frozen=True)
+class Folder(Pngs):
+    """Files as EDM's generate.py names them, with `subdirs` a thousand to a folder."""
+
+    subdirs: bool = False
+    compression = 6
+
+    def name(self, seed: int) -> str:
+        return f"{seed - seed % 1000:06d}/{seed:06d}.png" if self.subdirs else f"{seed:06d}.png"
+
+    def write(
+        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> None:
+        path.mkdir()
+        for name, data in self.files(blocks, seeds, labels, meta):
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(data)
+
+    def read_meta(self, path: Path) -> str:
+        return (path / f"{META}.json").read_text()
+
+    def holds(self, path: Path) -> bool:
+        names = [entry.name for entry in path.rglob("*") if not entry.is_dir()] if path.is_dir() else []
+        return f"{META}.json" in names and all(name.endswith((".png", ".json")) for name in names)
+
+
+@dataclass(frozen=True)
+class Zip(Pngs):
+    """EDM's data-set format: a thousand images to a folder, uncompressed twice over, which is quickest to read."""
+
+    compression = 0
+
+    def name(self, seed: int) -> str:
+        return f"{seed // 1000:05d}/img{seed:08d}.png"
+
+    def write(
+        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> None:
+        with zipfile.ZipFile(path, "x") as file:
+            for name, data in self.files(blocks, seeds, labels, meta):
+                file.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: no date gets into the bytes
+
+    def read_meta(self, path: Path) -> str:
+        with zipfile.ZipFile(path) as file:
+            return file.read(f"{META}.json").decode()
+
+
+class Arrays(Format):
+    """A block is one array, uint8 [n, H, W, C]."""
+
+    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
+        file = io.BytesIO()
+        npy.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
+        return {"images.npy": file.getvalue()}
+
+    @staticmethod
+    def decode(block: Encoded) -> np.ndarray:
+        return npy.read_array(io.BytesIO(block["images.npy"]), allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class Npz(Arrays):
+    """ADM's sample batches, which `numpy.load` reads: `arr_0` uint8 [N, H, W, C] and `arr_1` int64 [N] labels."""
+
+    def check(self, count: int, image_shape: Sequence[int]) -> None:
+        pass
+
+    def write(
+        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> None:
+        arrays = {} if labels is None else {"arr_1": np.array(labels, dtype=np.int64)}
+        with zipfile.ZipFile(path, "x") as file:
+            with file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as pixels:
+                for number, block in enumerate(blocks):
+                    images = self.decode(block)
+                    if number == 0:
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (len(seeds), *images.shape[1:])}
+                        npy.write_array_header_1_0(pixels, header)
+                    pixels.write(images.tobytes())
+            for name, array in {**arrays, META: np.array(meta)}.items():
+                with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                    npy.write_array(member, array, allow_pickle=False)
+
+    def read_meta(self, path: Path) -> str:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file[META])
+
+
+@dataclass(frozen=True)
+class Picture(Arrays):
+    """One PNG: a single image as it is, several as `image_grid` lays them, as near to a square as may be.
+
+    Holds all images in memory.
+    """
+
+    columns: int | None = None
+
+    def check(self, count: int, image_shape: Sequence[int]) -> None:
+        super().check(count, image_shape)
+        if count * math.prod(image_shape[1:]) > LARGEST_PICTURE:
+            raise ValueError(f"{count} images are too many for one picture; use a folder, .npz or .zip")
+
+    def write(
+        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
+    ) -> None:
+        import torch
+
+        from ersde_lit.sampling.grid import image_grid, save_png
+
+        images = torch.from_numpy(np.concatenate([self.decode(block) for block in blocks])).movedim(-1, 1)
+        save_png(images[0] if len(images) == 1 else image_grid(images, self.columns), path, {META: meta})
+
+    def read_meta(self, path: Path) -> str:
+        with Image.open(path, formats=["png"]) as image:
+            return str(image.info[META])
+
+
+_FORMATS: dict[str, type[Format]] = {"": Folder, ".npz": Npz, ".zip": Zip, ".png": Picture}
+
+
+def format_of(out: str | Path, **options: Any) -> Format:
+    """The format that the ending of `out` says, none being a folder; options are its fields, where not None.
+
+    Raises:
+        ValueError: an unknown ending, or an option that this format does not have.
+    """
+    ending = Path(out).suffix.lower()
+    if ending not in _FORMATS:
+        raise ValueError(f"--out {out}: unknown ending {ending}; use a folder (no ending), .npz, .zip or .png")
+    found = _FORMATS[ending]
+    given = {name: value for name, value in options.items() if value}
+    for name in given:
+        if name not in getattr(found, "__dataclass_fields__", {}):
+            raise ValueError(f"--{name} is not for --out {out}: subdirs are of a folder, columns of a .png")
+    return found(**given)
+
+
+def read_meta(path: str | Path) -> Meta:
+    """The description kept with sampled images in any of the formats: plain data.
+
+    Raises:
+        ValueError: nothing is there, or it cannot be read, or holds no such description.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"there is nothing at {path}")
+    kept_as = format_of(path)
+    try:
+        return parse_meta(kept_as.read_meta(Path(path)))
+    except UNREADABLE:
+        raise ValueError(f"{path} is damaged, or holds no images that this version of `sample` made") from None

@@ -1,0 +1,42 @@
+"""One picture of many images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+
+def image_grid(images: Tensor, columns: int | None = None, min_size: int = 32) -> Tensor:
+    """Images uint8 [N, C, H, W] side by side as uint8 [C, H', W'], row by row, a dark line between them.
+
+    With no `columns` given the grid is as near to a square as may be; a last row that is not full ends in black. Small
+    images are enlarged by a whole factor until H reaches `min_size`, so that 8x8 digits can be looked at.
+    """
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    factor = max(1, -(-min_size // images.shape[-2]))
+    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns))
+    images = repeat(images, "n c h w -> n c (h fh) (w fw)", fh=factor, fw=factor)
+    return rearrange(F.pad(images, (1, 1, 1, 1), value=32), "(r k) c h w -> c (r h) (k w)", k=columns)
+
+
+def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Writes uint8 [C, H, W], C = 1 or 3, whole or not at all; makes the folder. `text` is kept in the file by key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")  # always this one: a kill leaves no more than one behind
+    grey = picture.shape[0] == 1
+    pixels = rearrange(picture, "1 h w -> h w") if grey else rearrange(picture, "c h w -> h w c")
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    try:
+        Image.fromarray(pixels.cpu().contiguous().numpy()).save(partial, format="png", pnginfo=info)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""A run: blocks of seeds dealt to the ranks, sampled, kept; put together by the first rank when all are there."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from ersde_lit.denoisers import Denoiser
+from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.images import quantise
+from ersde_lit.sampling.labels import choose_labels
+from ersde_lit.sampling.progress import console, progress
+from ersde_lit.sampling.ranks import gather, together
+from ersde_lit.sampling.views import Preview, Trajectory
+from ersde_lit.sampling.work import Work
+from ersde_lit.solvers import Sampler
+from ersde_lit.solvers.loop import Callback
+
+
+@dataclass(frozen=True)
+class Job:
+    """How seeds become images.
+
+    Attributes:
+        labels: as for `choose_labels`.
+        dtype: of the network's arithmetic, by autocast; the state stays in float32.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    nfe: int
+    labels: str | None = None
+    dtype: torch.dtype = torch.float32
+
+    def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
+        return choose_labels(self.labels, seeds, self.denoiser.num_classes)
+
+    def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
+        """The images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` sampled at a time."""
+        device = next(self.denoiser.parameters()).device
+        labels = self.labels_of(seeds)
+        blocks = generate(
+            self.denoiser, self.sampler, seeds, self.nfe, labels, batch_size=batch_size, callback=callback
+        )
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return torch.cat([quantise(block.images).cpu() for block in blocks])
+
+
+class Report(NamedTuple):
+    images: int  # made now, by all ranks
+    seconds: float
+    memory: int  # bytes, the peak of the rank that needed most
+
+
+def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = None) -> Report:
+    """Makes what is missing of a run and puts it in its place. To be called by all ranks, after `fabric.launch()`.
+
+    Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
+    which memory does not suffice is sampled in halves, and so are all that follow, on every rank and when resumed.
+
+    Raises:
+        ValueError: as `Work`; or not even one image fits into memory, or a rank has died. What is done is kept.
+        FloatingPointError: a sample was not finite.
+    """
+    first = fabric.global_rank == 0
+    missing: list[int] = []
+    with together(fabric):
+        if first:
+            missing = work.begin()
+    missing = gather(fabric, missing)[0]
+    before, start = len(work.seeds), time.monotonic()
+    if first and (before := work.images_done()):
+        console.print(f"{before:,} of {len(work.seeds):,} images are there: going on")
+    try:
+        with progress(work.images_done, len(work.seeds), shown=first), together(fabric):
+            mine = missing[fabric.global_rank :: fabric.world_size]
+            _sample(work, mine, job, fabric.local_rank, preview if first else None)
+    except (ValueError, OSError, FloatingPointError):
+        if first and not work.done():
+            work.clean()  # there is nothing to go on with
+        raise
+    memory = max(gather(fabric, _peak_memory(fabric.device)))
+    seconds = time.monotonic() - start
+    if first:
+        labels = job.labels_of(work.seeds)
+        halved = {"halved_to": work.chunk} if work.chunk < work.batch_size else {}
+        work.publish(None if labels is None else labels.tolist(), **halved, device=_name(fabric.device))
+    return Report(len(work.seeds) - before, seconds, memory)
+
+
+def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
+    """Draws how the images of these seeds come about: a row an image, a column a step, the x0 prediction there."""
+    steps = Trajectory()
+    job.images(seeds, len(seeds), steps)
+    steps.save(path)
+
+
+def _sample(work: Work, numbers: Sequence[int], job: Job, local_rank: int, preview: Preview | None) -> None:
+    parent = os.getppid()
+    for number in numbers:
+        seeds = work.block(number)
+        images = _fitting(work, job, seeds, preview)
+        if local_rank and os.getppid() != parent:
+            raise SystemExit(1)  # the first rank was killed: whoever comes next begins with what is there
+        work.save(number, work.format.encode(rearrange(images, "n c h w -> n h w c").numpy(), seeds))
+        if preview:
+            preview.show(images)
+
+
+def _fitting(work: Work, job: Job, seeds: Sequence[int], preview: Preview | None) -> Tensor:
+    """The images of these seeds, as many at a time as fit into memory."""
+    while True:
+        size = min(work.chunk, len(seeds))
+        try:
+            return job.images(seeds, size, preview)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Not in the except clause: there, the traceback still holds the tensors.
+        torch.cuda.empty_cache()
+        if size == 1:
+            raise ValueError("out of memory with one image at a time: use a smaller network, or --precision bf16")
+        if work.shrink(half := -(-size // 2)):
+            console.print(f"out of memory with {size} images at a time: going on with {half}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's memory, or else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -1,0 +1,77 @@
+"""Pictures for those who watch: the images as they come, and how they came."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ersde_lit.sampling.grid import image_grid, save_png
+from ersde_lit.sampling.images import quantise
+
+MARK = {"made by": "ersde_lit sample"}
+
+
+class Preview:
+    """Keeps a picture of what is being sampled: the x0 predictions of the block at hand, then its images.
+
+    A callback of samplers. The file is replaced as a whole, at most once in so many seconds.
+
+    Args:
+        path: a .png file.
+        images: how many of a block are shown, at most.
+        seconds: between two pictures; drawing one waits for the device.
+    """
+
+    def __init__(self, path: str | Path, images: int = 64, seconds: float = 2.0) -> None:
+        self.path, self.images, self.seconds = Path(path), images, seconds
+        self._due = 0.0
+
+    def __call__(self, i: int, lam: Tensor, y: Tensor, x0: Tensor) -> None:
+        if time.monotonic() >= self._due:
+            self.show(quantise(x0[: self.images]))
+
+    def show(self, images: Tensor) -> None:
+        """Draws images, uint8 [B, C, H, W]."""
+        save_png(image_grid(images[: self.images]), self.path, MARK)
+        self._due = time.monotonic() + self.seconds
+
+
+class Trajectory:
+    """Collects the x0 predictions of a run, step by step: a callback of samplers."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, i: int, lam: Tensor, y: Tensor, x0: Tensor) -> None:
+        self.steps.append(quantise(x0).cpu())
+
+    def save(self, path: str | Path) -> None:
+        """Draws a sheet with a row an image and a column a step."""
+        sheet = rearrange(self.steps, "steps n c h w -> (n steps) c h w")
+        save_png(image_grid(sheet, columns=len(self.steps)), Path(path), MARK)
+
+
+def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> None:
+    """Says at once whether such a picture can go to `path`.
+
+    Raises:
+        ValueError: not a .png, no folder for it, a picture there that is not such a view, channels that a PNG lacks.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"--{option} {path}: it is a picture; give it a name that ends in .png")
+    if not target.resolve().parent.is_dir():
+        raise ValueError(f"--{option} {path}: there is no folder {target.resolve().parent}; make it first")
+    if image_shape[0] not in (1, 3):
+        raise ValueError(f"--{option} {path}: a PNG holds 1 or 3 channels, not {image_shape[0]}")
+    if target.exists():
+        try:
+            with Image.open(target, formats=["png"]) as image:
+                ours = MARK.items() <= image.info.items()
+        except (OSError, ValueError):
+            ours = False
+        if not ours:
+            raise ValueError(f"--{option} {path} exists and is another picture, so it stays; choose another name")
