@@ -12,7 +12,9 @@ COMMANDS = {
     "validate": ("trainer", "losses and FID of a run on its validation data"),
     "test": ("trainer", "the loss of a run on its test data"),
     "predict": ("trainer", "one generated image for each image of the test data"),
+    "data": ("data", "a data set to a memory-mapped array: data SOURCE --out FOLDER --size 64"),
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
+    "ema": ("ema", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
 }
 HELP = "\n".join(
     [

@@ -1,37 +1,112 @@
 """sample: images from a checkpoint. Its arguments are read before torch is imported."""
 
+import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from ersde_lit.cli import fail
+from ersde_lit.cli.choose_guidance import GuidanceOptions
+from ersde_lit.cli.choose_sampler import SamplerOptions
+from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.output import check_out
-from ersde_lit.sampling.seeds import parse_seeds
+from ersde_lit.sampling.seeds import format_seeds, parse_seeds
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from ersde_lit.denoisers import Denoiser
-    from ersde_lit.solvers import Sampler
-
-# The names of solvers.registry, written again so that help and typing errors do not wait for torch.
-SolverName = Literal[
-    "default", "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa",
-    "ipndm", "deis", "heun",
-]  # fmt: skip
-GridName = Literal[
-    "edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm", "uniform_t"
-]
+ON_SHEET = 8  # images of --trajectory
+LAYOUT = ("subdirs", "columns")  # options that change files, not images
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which images.
+
+    Args:
+        ckpt_path: checkpoint that `fit` wrote; it alone says network, weights, preconditioning and image size.
+        seeds: which images, as in 0-499 or 3,7,10-12; image k depends on seed k alone.
+        out: a folder for PNGs, or a file: .npz (arr_0, arr_1), .zip (as EDM's data sets), .png (a grid).
+        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes as in 3 or 0,1,5-7.
+        subdirs: a thousand PNGs to a folder.
+        columns: of a .png; near to a square if not given.
+        overwrite: replace what lies at `out`, or under way to it, if it is of another command.
+        trust: import network classes from outside ersde_lit that the checkpoint names.
+    """
+
+    ckpt_path: str
+    seeds: str
+    out: str
+    labels: str | None = None
+    subdirs: bool = False
+    columns: PositiveInt | None = None
+    overwrite: bool = False
+    trust: bool = False
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How the images lie in `out`, where not as usual."""
+        return {name: getattr(self, name) for name in LAYOUT if getattr(self, name)}
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where and how fast.
+
+    Args:
+        batch_size: images sampled at a time, and kept at a time; halved where memory does not suffice.
+        accelerator: auto, cpu, gpu, cuda or mps.
+        devices: how many of them, on each node.
+        num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
+        precision: of the network's arithmetic: fp32, or bf16 or fp16 by autocast.
+        compile: mode of torch.compile for the networks: default, or reduce-overhead for CUDA graphs.
+        preview: a .png that shows the images as they come.
+        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
+    """
+
+    batch_size: PositiveInt = 128
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: PositiveInt = 1
+    num_nodes: PositiveInt = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    preview: str | None = None
+    trajectory: str | None = None
+
+    def named(self) -> dict[str, Any]:
+        """What may change an image, by rounding at least."""
+        compiled = {} if self.compile is None else {"compile": self.compile}
+        return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def compile_networks(self, denoiser: "nn.Module") -> None:
+        """Compiles every network in it, where that was asked for: on first use, anew for each size of a block."""
+        from ersde_lit.networks import Network
+
+        for module in denoiser.modules():
+            if self.compile is not None and isinstance(module, Network):
+                module.compile(mode=self.compile, dynamic=False)
+
+
+GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
 FLAGS = {
-    "overwrite": "replace what --out holds, once the new images are complete",
+    "subdirs": "a thousand PNGs to a folder",
+    "overwrite": "replace what lies at --out, or under way to it, if it is of another command",
     "trust": "import network classes from outside ersde_lit that the checkpoint names",
+    "relative": "of er_sde: the s of --nodes counts from the noise level of each step",
+    "paper": "of er_sde: the published algorithm, to reproduce published numbers",
 }
 
 
@@ -43,120 +118,113 @@ class Parser(ArgumentParser):
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(prog=f"python -m ersde_lit {command}", description=(sample.__doc__ or "").partition("\n")[0])
+    parser = Parser(prog=f"python -m ersde_lit {command}", description="Images from a checkpoint.")
     parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_function_arguments(sample, skip={"overwrite", "trust"})
+    parser.add_argument("--like", type=str | None, help="samples whose options to take, where others are not given")
+    for group in GROUPS:
+        parser.add_class_arguments(group, skip=set(FLAGS))
     for flag, text in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
-    options = parser.parse_args(list(arguments)).as_dict()
-    options.pop("config")
-    sample(**options)
+    options = parser.parse_args([*_options_of(arguments), *arguments]).as_dict()
+    image, sampling, guidance, machine = (
+        group(**{field.name: options[field.name] for field in fields(group)}) for group in GROUPS
+    )
+    sample(image, sampling, guidance, machine, options["like"])
+
+
+def _options_of(arguments: Sequence[str]) -> list[str]:
+    """What the samples named by `--like` were made with, as arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--like")
+    try:
+        like = parser.parse_known_args(arguments)[0].like
+    except argparse.ArgumentError:  # of which the other parser will speak
+        return []
+    if like is None:
+        return []
+    meta = read_meta(like)
+    options = {name: value for name, value in meta["options"].items() if name not in LAYOUT}
+    given = {**meta["paths"], **options}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def sample(
-    ckpt_path: str,
-    seeds: str,
-    out: str,
-    nfe: PositiveInt = 20,
-    solver: SolverName = "default",
-    order: PositiveInt | None = None,
-    noise_scale: str | None = None,
-    corrector: PositiveInt | None = None,
-    grid: GridName = "edm",
-    labels: str | None = None,
-    batch_size: PositiveInt = 128,
-    device: str = "auto",
-    overwrite: bool = False,
-    trust: bool = False,
+    image: ImageOptions,
+    sampling: SamplerOptions,
+    guidance: GuidanceOptions,
+    machine: MachineOptions,
+    like: str | None = None,
 ) -> None:
-    """Images from a checkpoint, which alone says how: network, weights, preconditioning, image size.
+    """Makes images and puts them where they belong; raises ValueError, in one line, where that cannot be."""
+    seeds = parse_seeds(image.seeds)
+    format = format_of(image.out, **image.layout)
+    check_out(image.out)
 
-    Args:
-        ckpt_path: checkpoint that `fit` wrote.
-        seeds: which images, as in 0-499 or 3,7,10-12; image k depends on seed k alone.
-        out: a folder for PNGs, or a file ending in .npz (arr_0, arr_1) or .zip (as EDM's data sets).
-        nfe: network calls an image (heun makes an odd number: one less where this is even).
-        solver: how to sample; default is what suits the NFE best, or er_sde if one of its options is given.
-        order: of er_sde, its number of x0 values a step.
-        noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5.
-        corrector: of er_sde, the order of its corrector; none if not given.
-        grid: noise levels; uniform_t takes equal steps in the time of the model's process.
-        labels: random (a function of the seed, if nothing is said), all (in turn), or classes as in 3 or 0,1,5-7.
-        batch_size: images sampled at a time.
-        device: auto, cpu, cuda or cuda:1.
-        overwrite: replace what `out` holds, once the new images are complete.
-        trust: import network classes from outside ersde_lit that the checkpoint names.
-    """
-    chosen = parse_seeds(seeds)
-    check_out(out, overwrite)
-
-    from ersde_lit.sampling.generate import generate
-    from ersde_lit.sampling.images import quantise
-    from ersde_lit.sampling.labels import choose_labels
-    from ersde_lit.sampling.writers import open_writer
-    from ersde_lit.solvers import Heun
+    from ersde_lit.sampling.ranks import fabric, together
+    from ersde_lit.sampling.run import Job, complete, trajectory
+    from ersde_lit.sampling.views import Preview, check_view
+    from ersde_lit.sampling.work import Work
     from ersde_lit.training import load
 
-    model = load(ckpt_path, trust=trust)
-    denoiser = model.ema_denoiser.to(_device(device))
-    options = {"order": order, "noise_scale": noise_scale, "corrector": corrector}
-    sampler = _sampler(denoiser, nfe, solver, grid, {k: v for k, v in options.items() if v is not None})
-    calls = sampler.calls(nfe) if isinstance(sampler, Heun) else nfe
-    picked = choose_labels(labels, chosen, denoiser.num_classes)
-    with open(ckpt_path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # Whatever can be wrong is found before other ranks are started and anything is written.
+    model = load(image.ckpt_path, image.trust)
+    if not model.label_dropout and (guidance.cfg_scale is not None or image.labels == "none"):
+        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+    denoiser: Any = guidance.wrap(model.ema_denoiser, image.trust)
+    sampler, named = sampling.sampler(denoiser)
+    job = Job(denoiser, sampler, named["nfe"], image.labels, machine.dtype)
+    job.labels_of(seeds[:1])
+    format.check(len(seeds), denoiser.image_shape)
+    for option in ("preview", "trajectory"):
+        if (path := getattr(machine, option)) is not None:
+            check_view(option, path, denoiser.image_shape)
+    paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
+    labels = {"labels": image.labels or "random"} if denoiser.num_classes else {}
     meta = {
-        "checkpoint": {"path": str(ckpt_path), "sha256": digest},
-        "solver": repr(getattr(sampler, "solver", solver)),
-        "grid": grid,
-        "nfe": calls,
-        "labels": labels or "random",
-        "batch_size": batch_size,
+        "seeds": format_seeds(seeds),
+        "options": {**named, **guidance.named(), **labels, **machine.named(), **image.layout},
+        "checkpoints": {name: _sha256(path) for name, path in paths.items()},
+        "paths": paths,
         "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
     }
-    blocks = generate(denoiser, sampler, chosen, nfe, picked, batch_size=batch_size)
-    with open_writer(out, chosen, meta, overwrite) as writer, _progress(len(chosen)) as advance:
-        for block in blocks:
-            writer.write(quantise(block.images), block.labels, block.seeds)
-            advance(len(block.seeds))
-    print(f"{len(chosen)} images in {out}, of {calls} network calls each")
+    if like is not None:
+        _check_checkpoints(like, meta)
+    work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
+    if (finished := work.finished()) and (machine.trajectory is None or Path(machine.trajectory).exists()):
+        work.clean()
+        print(f"{image.out} is finished: nothing to do")
+        return
+    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
 
-
-def _sampler(denoiser: "Denoiser", nfe: int, solver: str, grid: str, options: dict[str, Any]) -> "Sampler":
-    from dataclasses import replace
-    from functools import partial
-
-    from ersde_lit.solvers import default, grids, registry
-
-    if grid == "uniform_t":
-        low, high = denoiser.process.t_range
-        noise_levels: grids.Grid = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
-    else:
-        noise_levels = registry.grid(grid)
-    if solver == "default" and not options:
-        return replace(default(nfe), grid=noise_levels)
-    return registry.sampler("er_sde" if solver == "default" else solver, noise_levels, **options)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    ranks.launch()
+    denoiser.to(ranks.device)
+    machine.compile_networks(denoiser)
+    first = ranks.global_rank == 0
+    with together(ranks):
+        if first and machine.trajectory is not None:
+            trajectory(job, seeds[:ON_SHEET], machine.trajectory)
+    if finished:
+        return
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        report = complete(work, job, ranks, Preview(machine.preview) if machine.preview else None)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
+    if first:
+        print(
+            f"{len(seeds):,} images in {image.out}, NFE {job.nfe}: {report.images:,} now, "
+            f"{report.images / report.seconds:.3g} a second; peak memory {report.memory / 2**30:.2g} GiB"
+            + (" a rank" if ranks.world_size > 1 else "")
+        )
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images/s and the time left, where standard error is a terminal; calls advance it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    console = Console(stderr=True)
-    columns = MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, rate=0.0)
-        yield lambda count: bar.update(task, advance=count, rate=bar.tasks[0].finished_speed or bar.tasks[0].speed or 0)
+
+def _check_checkpoints(like: str, meta: dict[str, Any]) -> None:
+    """Raises ValueError where a checkpoint is not the one that the samples `like` were made with."""
+    its = read_meta(like)["checkpoints"]
+    for name, digest in meta["checkpoints"].items():
+        if name in its and its[name] != digest:
+            raise ValueError(f"{meta['paths'][name]} is not the file that {like} was made with: give that by --{name}")

@@ -1,7 +1,8 @@
 """fit, validate, test, predict: LightningCLI, with a run folder for every configuration.
 
 A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its configuration, checkpoints, logs and
-pictures. The same command resumes it, or says that it is finished; a changed configuration is refused.
+pictures. The same command resumes it, or says that it is finished; a changed configuration is refused, unless it only
+says how the work is done (on how many devices, compiled or not, how often saved) and not what is done.
 """
 
 import os
@@ -11,24 +12,35 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 import yaml
 from einops import rearrange
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ersde_lit.cli import fail
 from ersde_lit.data import ImageDataModule
 from ersde_lit.sampling.images import quantise
-from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
+from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
+from ersde_lit.training.checkpoint import is_whole
+
+# What may change when a run is resumed: the steps it takes stay the same.
+MEANS = {
+    "config", "ckpt_path", "run", "checkpoint", "compile", "channels_last", "device_batch_size",
+    "trainer.accelerator", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy",
+}  # fmt: skip
 
 for harmless in (
     "LightningCLI's args parameter",  # on purpose: the dispatcher has read the command
     "Found .* module.* in eval mode",  # the averaged weights
     "does not have many workers",  # a batch of images in memory is one index and one multiply
+    "your dataloader is not resumable",  # it is: SeededOrder asks where to go on
     "`isinstance\\(treespec, LeafSpec\\)`",
 ):
     warnings.filterwarnings("ignore", f".*{harmless}")
@@ -81,6 +93,14 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--run", type=str | None, help="name of the folder in runs/; that of the config file if not given"
         )
+        parser.add_argument(
+            "--device_batch_size",
+            type=int | None,
+            help="images a device can take at a time; a step accumulates as many such batches as its batch_size needs",
+        )
+        parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network that is trained")
+        parser.add_argument("--channels_last", type=bool, default=False, help="memory format of weights; for GPUs")
+        parser.add_lightning_class_args(RollingCheckpoint, "checkpoint")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -112,7 +132,8 @@ class CLI(LightningCLI):
         """Begins a run, or goes on with the one that is there; refuses to mix two configurations."""
         kept = self.folder / "config.yaml"
         dump = self._parser("fit").dump(config, skip_validation=True)
-        if not self.last.exists():
+        kept_checkpoints = [path for path in (self.last, self.last.with_stem("previous")) if path.exists()]
+        if not kept_checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = kept.with_suffix(f".{os.getpid()}.tmp")  # ranks write the same
             temporary.write_text(dump)
@@ -125,24 +146,22 @@ class CLI(LightningCLI):
                 "start a new one with --run NAME"
             )
         if self.finished.exists():
-            Console().print(f"{self.folder} is finished: nothing to do.")
+            _say(f"{self.folder} is finished: nothing to do.")
             self._tell_what_next()
             raise SystemExit(0)
-        config.ckpt_path = str(self.last)
-        Console().print(f"Resuming {self.folder} from {self.last}.")
+        for path in kept_checkpoints:
+            if is_whole(path):
+                config.ckpt_path = str(path)
+                _say(f"Resuming {self.folder} from {path}.")
+                return
+            _say(f"Warning: {path} is damaged, and skipped.")
+        raise ValueError(f"no checkpoint of {self.folder} is whole: remove its folder, or start anew with --run NAME")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = []
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.folder / "predictions"))
-        if not self.trial:
-            # not save_last, which only follows the saving of a best one
-            callbacks.append(
-                ModelCheckpoint(
-                    self.last.parent, self.last.stem, save_on_train_epoch_end=True, enable_version_counter=False
-                )
-            )
         if config.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in _listed(config.callbacks)
         ):
@@ -153,7 +172,22 @@ class CLI(LightningCLI):
             config.logger = TensorBoardLogger(str(self.folder), name="", version="logs", default_hp_metric=False)
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
         config.callbacks = [*_listed(config.callbacks), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # strategies that do not go with the accelerator, and the like
+            raise ValueError(str(error)) from error
+        options = self.config_init[self.subcommand]
+        if options.device_batch_size is not None:
+            if trainer.accumulate_grad_batches != 1:
+                raise ValueError("pass --device_batch_size or --trainer.accumulate_grad_batches, not both")
+            trainer.accumulate_grad_batches = _accumulation(
+                self.datamodule.batch_size, trainer.world_size, options.device_batch_size
+            )
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if options.compile:
+            self.model.denoiser.network.compile()  # in place: the names of the weights stay
+        return trainer
 
     def after_fit(self) -> None:
         if self.trial or self.trainer.interrupted or not self.trainer.is_global_zero:
@@ -175,10 +209,29 @@ class CLI(LightningCLI):
         console.print(f"python -m ersde_lit sample --ckpt_path {self.last} --seeds 0-499 --nfe 20 --out samples.npz")
 
 
+@rank_zero_only
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(line)
+
+
 def _name(config: Any) -> str:
     if not config.config:
         raise ValueError("a run needs a name: pass --config FILE or --run NAME")
     return Path(str(config.config[0])).stem
+
+
+def _accumulation(batch_size: int, devices: int, device_batch_size: int) -> int:
+    """How many batches of at most `device_batch_size` images a device takes for a step; raises ValueError."""
+    if device_batch_size < 1:
+        raise ValueError(f"--device_batch_size is a number of images, got {device_batch_size}")
+    images = batch_size // devices  # the data refuse what leaves a rest
+    batches = max(-(-images // device_batch_size), 1)
+    if images % batches:
+        raise ValueError(
+            f"{images} images, a device's share of batch_size {batch_size}, are not {batches} equal batches of at most "
+            f"--device_batch_size {device_batch_size}: choose a divisor of {images}"
+        )
+    return batches
 
 
 def _listed(value: Any) -> list[Any]:
@@ -187,7 +240,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _differences(old: Any, new: Any, key: str = "") -> set[str]:
     """The keys at which two configurations differ, apart from those that do not change the run."""
-    if key in ("config", "ckpt_path", "run"):
+    if key in MEANS:
         return set()
     if isinstance(old, dict) and isinstance(new, dict):
         below = (_differences(old.get(k), new.get(k), f"{key}.{k}".lstrip(".")) for k in {*old, *new})

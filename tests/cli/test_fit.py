@@ -1,3 +1,7 @@
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ersde_lit.cli import main
 from ersde_lit.data import Digits
+from ersde_lit.networks import UNet
 from ersde_lit.training import DiffusionModule, load
 
 
@@ -64,6 +69,54 @@ def test_a_run_that_died_goes_on_from_its_last_epoch(inside, capsys, monkeypatch
     assert load("runs/half/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
 
 
+def damaged(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(inside, capsys, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_epoch_start", die_in_epoch_1)
+        with pytest.raises(KeyError):
+            main(fit("--trainer.callbacks=null", "--run=torn", "--checkpoint.steps=5"))
+    last, previous = (inside / f"runs/torn/checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    assert load(last).images_seen == 12 * 128
+    before = load(previous).images_seen
+    assert 0 < before < 12 * 128
+    damaged(last)
+    assert main(fit("--trainer.callbacks=null", "--run=torn", "--checkpoint.steps=5")) == 0
+    out = capsys.readouterr().out
+    assert f"Warning: {last.relative_to(inside)} is damaged, and skipped.\n" in out
+    assert f"Resuming runs/torn from {previous.relative_to(inside)}." in out
+    assert_same_weights(load(last), load("runs/half/checkpoints/last.ckpt"))
+    (inside / "runs/torn/finished").unlink()
+    damaged(last)
+    assert main(fit("--trainer.callbacks=null", "--run=torn", "--checkpoint.steps=5")) == 2
+    assert "no checkpoint of runs/torn is whole" in capsys.readouterr().err
+
+
+def assert_same_weights(one: DiffusionModule, other: DiffusionModule) -> None:
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(inside, capsys, caplog, monkeypatch) -> None:
+    def stop(module: DiffusionModule, *args) -> None:
+        if module.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_batch_end", stop)
+        assert main(fit("--trainer.callbacks=null", "--run=stopped")) == 143
+    assert "SIGTERM: saved runs/stopped/checkpoints/last.ckpt at step 7; the same" in capsys.readouterr().out
+    # other means to the same end
+    assert (
+        main(fit("--trainer.callbacks=null", "--run=stopped", "--device_batch_size=64", "--checkpoint.minutes=5")) == 0
+    )
+    assert "A step is 128 images: 1 device(s) x 2 accumulated batch(es) x 64 images." in caplog.text
+    assert load("runs/stopped/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
+
+
 def die_in_epoch_1(module: DiffusionModule) -> None:
     if module.current_epoch == 1:
         raise KeyError("killed")
@@ -90,6 +143,16 @@ def test_predict_generates_the_test_data_anew(inside, capsys) -> None:
         assert torch.equal(torch.from_numpy(file["arr_1"]), Digits().split("test").labels[128:])
     assert main(["predict", *fit()[1:]]) == 2
     assert "move it away first" in capsys.readouterr().err
+
+
+def test_the_network_can_be_compiled_and_channels_last(inside, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(UNet, "compile", lambda network: compiled.append(network))
+    options = ["--compile=true", "--channels_last=true", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    assert main(fit("--trainer.callbacks=null", "--run=compiled", *options)) == 0
+    (network,) = compiled
+    assert network.enter.weight.is_contiguous(memory_format=torch.channels_last)
+    assert load("runs/compiled/checkpoints/last.ckpt").images_seen == 128
 
 
 def test_without_a_checkpoint_nothing_is_validated(inside, capsys) -> None:
@@ -127,6 +190,15 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
         (["--data.class_path=ersde_lit.data.Nothing"], "Nothing"),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--trainer.devices=0"], "devices"),
+        (
+            ["--device_batch_size=48"],
+            "are not 3 equal batches of at most --device_batch_size 48: choose a divisor of 128",
+        ),
+        (["--device_batch_size=0"], "is a number of images, got 0"),
+        (["--device_batch_size=64", "--trainer.accumulate_grad_batches=2"], "not both"),
+        (["--trainer.accumulate_grad_batches=3"], "128 cannot be shared by 1 device(s) x 3 accumulated batch(es)"),
+        (["--checkpoint.minutes=0"], "must be positive"),
+        (["--trainer.strategy=fsdp"], "requires a GPU"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(inside, capsys, options: list[str], message: str) -> None:

@@ -1,22 +1,37 @@
 import json
+import os
+import pickle
+import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tiny import network
 
 from ersde_lit.cli import COMMANDS, main
-from ersde_lit.cli.sample import GridName, SolverName
-from ersde_lit.solvers import registry
+from ersde_lit.cli.choose_sampler import PRESETS, GridName, SamplerOptions, SolverName, named_default
+from ersde_lit.denoisers import VE
+from ersde_lit.networks import UNet
+from ersde_lit.networks.encoder import Encoder
+from ersde_lit.sampling.formats import read_meta
+from ersde_lit.solvers import TableSampler, default, registry
+from ersde_lit.training import DiffusionModule
+from ersde_lit.training.module import SPEC_KEY
+from ersde_lit.training.noisy_classifier import KIND, NoisyClassifier
 
 LAST = "runs/digits/checkpoints/last.ckpt"
 
 
-def sample(*options: str) -> int:
-    return main(["sample", "--ckpt_path", LAST, *options])
+def sample(*options: str, ckpt_path: str = LAST) -> int:
+    return main(["sample", f"--ckpt_path={ckpt_path}", *options])
 
 
 def images(path) -> np.ndarray:
@@ -24,114 +39,484 @@ def images(path) -> np.ndarray:
         return file["arr_0"].astype(int)
 
 
-def test_npz_holds_images_and_labels_drawn_from_the_seeds(inside) -> None:
-    assert sample("--seeds=0-29", "--nfe=3", "--out=a.npz") == 0
-    with np.load("a.npz") as file:
-        assert file["arr_0"].shape == (30, 8, 8, 1)
-        assert file["arr_0"].dtype == np.uint8
-        assert len(set(file["arr_1"].tolist())) > 5
+def digits_network(**changes) -> UNet:
+    return network(**{"image_shape": (1, 8, 8), "num_classes": 10, **changes})
 
 
-def test_images_depend_on_their_seed_alone(inside) -> None:
-    assert sample("--seeds=0-9", "--nfe=4", "--out=ten.npz", "--batch_size=10") == 0
-    assert sample("--seeds=0-9", "--nfe=4", "--out=in_threes.npz", "--batch_size=3") == 0
-    assert sample("--seeds=3-5", "--nfe=4", "--out=three.npz") == 0
-    ten = images("ten.npz")
-    assert np.abs(images("in_threes.npz") - ten).max() <= 1
-    assert np.abs(images("three.npz") - ten[3:6]).max() <= 1
-    assert np.abs(ten[3] - ten[4]).max() > 1
+def save(module: DiffusionModule, path: str, **changes) -> None:
+    """A checkpoint with what `sample` reads of one."""
+    with torch.no_grad():
+        for weight in module.parameters():  # no longer zero where it was
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    torch.save({"state_dict": module.state_dict(), SPEC_KEY: {**module.spec, **changes}}, path)
 
 
-def test_the_same_command_gives_the_same_bytes(inside) -> None:
-    for out in ("once.npz", "twice.npz"):
-        assert sample("--seeds=0-9", "--nfe=4", f"--out={out}", "--solver=heun") == 0
-    assert Path("once.npz").read_bytes() == Path("twice.npz").read_bytes()
-    with np.load("once.npz") as file:
-        meta = json.loads(str(file["meta"]))
-    assert (meta["nfe"], meta["solver"], meta["seeds"]) == (3, "'heun'", "0-9")
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    mounted = (
+        not os.geteuid() and not subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]).returncode
+    )
+    if not mounted:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("solver", get_args(SolverName))
-def test_every_solver_samples(inside, solver: str) -> None:
-    assert sample("--seeds=0-1", "--nfe=5", f"--out={solver}.npz", f"--solver={solver}") == 0
+class TestImages:
+    def test_npz_holds_images_and_labels_drawn_from_the_seeds(self, inside) -> None:
+        assert sample("--seeds=0-29", "--nfe=3", "--out=a.npz") == 0
+        with np.load("a.npz") as file:
+            assert file["arr_0"].shape == (30, 8, 8, 1)
+            assert file["arr_0"].dtype == np.uint8
+            assert len(set(file["arr_1"].tolist())) > 5
+
+    def test_they_depend_on_their_seed_alone(self, inside) -> None:
+        assert sample("--seeds=0-9", "--nfe=4", "--out=ten.npz", "--batch_size=10") == 0
+        assert sample("--seeds=0-9", "--nfe=4", "--out=in_threes.npz", "--batch_size=3") == 0
+        assert sample("--seeds=3-5", "--nfe=4", "--out=three.npz") == 0
+        ten = images("ten.npz")
+        assert np.abs(images("in_threes.npz") - ten).max() <= 1
+        assert np.abs(images("three.npz") - ten[3:6]).max() <= 1
+        assert np.abs(ten[3] - ten[4]).max() > 1
+
+    def test_the_same_command_gives_the_same_bytes(self, inside) -> None:
+        for out in ("once.npz", "twice.npz"):
+            assert sample("--seeds=0-9", "--nfe=4", f"--out={out}", "--solver=heun") == 0
+        assert Path("once.npz").read_bytes() == Path("twice.npz").read_bytes()
+        meta = read_meta("once.npz")
+        assert (meta["options"]["nfe"], meta["options"]["solver"], meta["seeds"]) == (3, "heun", "0-9")
+
+    def test_every_format_holds_the_same_images(self, inside) -> None:
+        for out in ("same.npz", "same.zip", "same.png", "same", "deep"):
+            layout = {"deep": ["--subdirs"], "same.png": ["--columns=1"]}.get(out, [])
+            assert sample("--seeds=7,2009", "--nfe=3", f"--out={out}", "--labels=all", *layout) == 0
+        arrays = images("same.npz")[..., 0]
+        assert {p.name for p in Path("same").iterdir()} == {"000007.png", "002009.png", "dataset.json", "meta.json"}
+        with zipfile.ZipFile("same.zip") as file:
+            zipped = [Image.open(file.open(f"{n}.png")) for n in ("00000/img00000007", "00002/img00002009")]
+        deep = [Image.open(f"deep/{name}.png") for name in ("000000/000007", "002000/002009")]
+        flat = [Image.open(f"same/{name}.png") for name in ("000007", "002009")]
+        for files in (zipped, deep, flat):
+            assert np.array_equal(np.stack([np.asarray(file) for file in files]), arrays)
+        picture = np.asarray(Image.open("same.png"))
+        assert np.array_equal(np.stack([picture[1:33:4, 1:33:4], picture[35:67:4, 1:33:4]]), arrays)
+        assert json.loads(Path("same/dataset.json").read_text())["labels"] == [["000007.png", 7], ["002009.png", 9]]
+
+    def test_trajectory_and_preview(self, inside) -> None:
+        views = ("--trajectory=how.png", "--preview=now.png")
+        assert sample("--seeds=0-9", "--nfe=5", "--out=seen.npz", *views) == 0
+        assert Image.open("how.png").size == (5 * 34, 8 * 34)
+        assert Image.open("now.png").size == (4 * 34, 3 * 34)
+        assert sample("--seeds=0-9", "--nfe=5", "--out=unseen.npz") == 0
+        assert Path("seen.npz").read_bytes() == Path("unseen.npz").read_bytes()
 
 
-@pytest.mark.parametrize("grid", get_args(GridName))
-def test_every_grid_samples(inside, grid: str) -> None:
-    assert sample("--seeds=0-1", "--nfe=5", f"--out=grid_{grid}.npz", f"--grid={grid}") == 0
+class TestChoices:
+    @pytest.mark.parametrize("solver", get_args(SolverName))
+    def test_every_solver_samples(self, inside, solver: str) -> None:
+        assert sample("--seeds=0-1", "--nfe=5", f"--out={solver}.npz", f"--solver={solver}") == 0
+
+    @pytest.mark.parametrize("grid", get_args(GridName))
+    def test_every_grid_samples(self, inside, grid: str) -> None:
+        assert sample("--seeds=0-1", "--nfe=5", f"--out=grid_{grid}.npz", f"--grid={grid}") == 0
+
+    def test_the_names_are_those_of_the_registry(self) -> None:
+        assert set(get_args(SolverName)) == {"default", "heun", *registry.SOLVERS}
+        assert set(get_args(GridName)) == {"uniform_t", *registry.GRIDS}
+
+    def test_options_of_er_sde_are_used(self, inside) -> None:
+        two = ("--seeds=0-1", "--nfe=6")
+        assert sample(*two, "--out=o1.npz", "--order=1", "--noise_scale=ode") == 0
+        assert sample(*two, "--out=o2.npz", "--solver=ddim") == 0
+        assert sample(*two, "--out=o3.npz", "--order=2", "--noise_scale=sde", "--corrector=2") == 0
+        assert np.abs(images("o1.npz") - images("o2.npz")).max() <= 1
+        assert np.abs(images("o1.npz") - images("o3.npz")).max() > 1
+
+    @pytest.mark.parametrize("nfe", [*range(1, 61), 100, 250, 1000])
+    def test_the_default_is_recorded_in_full(self, nfe: int) -> None:
+        """So that it can be made again when `default` has become another."""
+        made, named = SamplerOptions(nfe=nfe).sampler(VE())
+        assert named == {"nfe": nfe, **named_default(nfe)}
+        assert isinstance(made, TableSampler)
+        assert made.solver == default(nfe).solver
+        assert torch.equal(made.grid(nfe), default(nfe).grid(nfe))
+        again, same = SamplerOptions(**named).sampler(VE())
+        assert (again.solver, same) == (made.solver, named)
+        assert torch.equal(again.grid(nfe), made.grid(nfe))
+
+    def test_each_option_reaches_its_solver_or_grid(self) -> None:
+        options = {"order": 2, "noise_scale": "sde", "corrector": 2, "nodes": 0.3, "relative": True, "paper": True}
+        made, named = SamplerOptions(nfe=9, lam_min=0.01, lam_max=40.0, rho=5.0, **options).sampler(VE())
+        assert made == TableSampler(registry.solver("er_sde", **options), made.grid)
+        assert torch.equal(made.grid(9), registry.grid("edm", lam_min=0.01, lam_max=40.0, rho=5.0)(9))
+        assert named == {
+            "nfe": 9,
+            "solver": "er_sde",
+            **options,
+            "grid": "edm",
+            "rho": 5,
+            "lam_min": 0.01,
+            "lam_max": 40,
+        }
+        assert SamplerOptions(solver="ddim", eta=0.5).sampler(VE())[0].solver.eta == 0.5
+        assert SamplerOptions(solver="heun", churn=40.0).sampler(VE())[0].churn == 40
+
+    @pytest.mark.parametrize(("preset", "nfe"), PRESETS.items())
+    def test_presets_are_the_default_at_their_nfe(self, preset, nfe) -> None:
+        assert SamplerOptions(preset=preset).sampler(VE())[1] == {"nfe": nfe, **named_default(nfe)}
+        assert f"{nfe}" in (SamplerOptions.__doc__ or "")
+
+    def test_options_from_yaml(self, inside) -> None:
+        Path("how.yaml").write_text("nfe: 3\nsolver: er_sde\norder: 2\nnodes: 0.5\nrelative: true\nlabels: '3'\n")
+        assert sample("--config=how.yaml", "--seeds=0-3", "--out=by_yaml.npz", "--order=1") == 0
+        flags = ("--nfe=3", "--solver=er_sde", "--order=1", "--nodes=0.5", "--relative", "--labels=3")
+        assert sample(*flags, "--seeds=0-3", "--out=by_flags.npz") == 0
+        assert Path("by_yaml.npz").read_bytes() == Path("by_flags.npz").read_bytes()
 
 
-def test_the_names_are_those_of_the_registry() -> None:
-    assert set(get_args(SolverName)) == {"default", "heun", *registry.SOLVERS}
-    assert set(get_args(GridName)) == {"uniform_t", *registry.GRIDS}
+class TestGuidance:
+    @pytest.fixture
+    def guided(self, inside, monkeypatch) -> str:
+        torch.manual_seed(0)
+        save(DiffusionModule(network(), label_dropout=0.1), "guided.ckpt")
+        torch.manual_seed(1)
+        save(DiffusionModule(network()), "guide.ckpt")
+        torch.manual_seed(2)
+        classifier = NoisyClassifier(
+            Encoder((1, 4, 4), 3, width=8, multipliers=[1], blocks=1, attention=[], head_width=8)
+        )
+        with torch.no_grad():
+            for weight in classifier.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        torch.save({"state_dict": classifier.state_dict(), SPEC_KEY: {KIND: classifier.spec}}, "classifier.ckpt")
+        return "guided.ckpt"
+
+    def made(self, name: str, *options: str) -> np.ndarray:
+        assert sample("--seeds=0-5", "--nfe=4", f"--out={name}", "--overwrite", *options, ckpt_path="guided.ckpt") == 0
+        return images(name)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--cfg_scale=4"],
+            ["--guide=guide.ckpt", "--guide_scale=3"],
+            ["--classifier=classifier.ckpt", "--classifier_scale=50"],
+            ["--eps_scale=1.1"],
+            ["--eps_scale=1,0.01"],
+            ["--cfg_scale=2", "--guide=guide.ckpt", "--guide_scale=2", "--eps_scale=1.05"],
+        ],
+    )
+    def test_it_changes_images_and_is_recorded(self, guided, options) -> None:
+        plain, changed = self.made("plain.npz"), self.made("changed.npz", *options)
+        assert np.abs(plain - changed).max() > 1
+        recorded = read_meta("changed.npz")["options"]
+        given = dict(option[2:].split("=") for option in options)
+        assert {name: str(value) for name, value in recorded.items() if name.endswith("scale")} == {
+            name: value if name == "eps_scale" else str(float(value))
+            for name, value in given.items()
+            if "scale" in name
+        }
+        files = {"ckpt_path", *({"guide", "classifier"} & given.keys())}
+        assert read_meta("changed.npz")["checkpoints"].keys() == read_meta("changed.npz")["paths"].keys() == files
+
+    def test_none_is_none(self, guided) -> None:
+        none = self.made("none.npz", "--cfg_scale=1", "--guide=guide.ckpt", "--guide_scale=1", "--eps_scale=1")
+        assert np.abs(self.made("plain.npz") - none).max() <= 1
+
+    def test_it_acts_within_its_interval(self, guided) -> None:
+        plain = self.made("plain.npz")
+        assert np.array_equal(self.made("off.npz", "--cfg_scale=9", "--guidance_interval=100-200"), plain)
+        everywhere = self.made("all.npz", "--cfg_scale=9")
+        assert np.array_equal(self.made("on.npz", "--cfg_scale=9", "--guidance_interval=0-200"), everywhere)
+        assert not np.array_equal(everywhere, plain)
+
+    def test_unconditional_images(self, guided) -> None:
+        cfg0 = self.made("cfg0.npz", "--cfg_scale=0")
+        none = self.made("no_labels.npz", "--labels=none")
+        assert np.abs(cfg0 - none).max() <= 1
+        with np.load("no_labels.npz") as file:
+            assert (file["arr_1"] == -1).all()
 
 
-def test_options_of_er_sde_are_used(inside) -> None:
-    assert sample("--seeds=0-1", "--nfe=6", "--out=o1.npz", "--order=1", "--noise_scale=ode") == 0
-    assert sample("--seeds=0-1", "--nfe=6", "--out=o2.npz", "--solver=ddim") == 0
-    assert sample("--seeds=0-1", "--nfe=6", "--out=o3.npz", "--order=2", "--noise_scale=sde", "--corrector=2") == 0
-    assert np.abs(images("o1.npz") - images("o2.npz")).max() <= 1
-    assert np.abs(images("o1.npz") - images("o3.npz")).max() > 1
+class TestAgain:
+    """`--like`: what is stored with images is enough to make any of them again."""
+
+    @pytest.mark.parametrize("out", ["like.npz", "like.zip", "like", "like.png"])
+    def test_one_of_many(self, inside, out) -> None:
+        how = ("--labels=all", "--solver=er_sde", "--order=2", "--nodes=0.4", "--relative", "--rho=5", "--batch_size=4")
+        assert sample("--seeds=0-9", "--nfe=4", f"--out={out}", "--overwrite", *how) == 0
+        assert sample("--seeds=0-9", "--nfe=4", "--out=all.npz", "--overwrite", *how) == 0
+        assert main(["sample", f"--like={out}", "--seeds=7", "--out=seven.png", "--overwrite"]) == 0
+        assert np.abs(np.asarray(Image.open("seven.png")).astype(int) - images("all.npz")[7, ..., 0]).max() <= 1
+        assert main(["sample", f"--like={out}", "--seeds=0-9", "--out=again.npz", "--overwrite"]) == 0
+        assert Path("again.npz").read_bytes() == Path("all.npz").read_bytes()
+
+    def test_options_given_win(self, inside) -> None:
+        assert sample("--seeds=0-3", "--nfe=4", "--out=win.npz") == 0
+        assert main(["sample", "--like=win.npz", "--seeds=0-3", "--nfe=5", "--out=five.npz"]) == 0
+        assert read_meta("five.npz")["options"]["nfe"] == 5
+
+    def test_another_checkpoint_is_refused(self, inside, capsys) -> None:
+        assert sample("--seeds=0-3", "--nfe=2", "--out=of_last.npz") == 0
+        save(DiffusionModule(network()), "other.ckpt")
+        again = ["sample", "--like=of_last.npz", "--seeds=0", "--out=x.png"]
+        assert main([*again, "--ckpt_path=other.ckpt"]) == 2
+        assert "other.ckpt is not the file that of_last.npz was made with" in capsys.readouterr().err
+        Path("moved.ckpt").write_bytes(Path(LAST).read_bytes())
+        assert main([*again, "--ckpt_path=moved.ckpt"]) == 0
 
 
-def test_folder_and_zip(inside) -> None:
-    assert sample("--seeds=7,9", "--nfe=2", "--out=folder", "--labels=3") == 0
-    assert {p.name for p in Path("folder").iterdir()} == {"000007.png", "000009.png", "dataset.json", "meta.json"}
-    assert sample("--seeds=7,9", "--nfe=2", "--out=some.zip", "--labels=all") == 0
-    assert "00000/img00000007.png" in zipfile.ZipFile("some.zip").namelist()
+class TestGoingOn:
+    def test_a_finished_run_says_so_and_does_nothing(self, inside, capsys) -> None:
+        command = ("--seeds=0-9", "--nfe=3", "--out=done.npz")
+        assert sample(*command) == 0
+        before = os.stat("done.npz")
+        assert sample(*command) == 0
+        assert "done.npz is finished: nothing to do" in capsys.readouterr().out
+        assert os.stat("done.npz") == before
+
+    def test_what_is_there_is_not_sampled_again(self, inside, capsys, monkeypatch) -> None:
+        command = ("--seeds=0-9", "--nfe=3", "--batch_size=3")
+        assert sample(*command, "--out=whole.zip") == 0
+        calls = iter(range(100))
+
+        def die(*args):
+            if next(calls) == 2:
+                raise KeyError("killed")
+            return encode(*args)
+
+        from ersde_lit.sampling.formats import Zip
+
+        encode = Zip.encode
+        with monkeypatch.context() as patch:
+            patch.setattr(Zip, "encode", die)
+            with pytest.raises(KeyError):
+                sample(*command, "--out=killed.zip")
+        assert not Path("killed.zip").exists()
+        assert sample(*command, "--out=killed.zip") == 0
+        captured = capsys.readouterr()
+        assert "6 of 10 images are there: going on" in captured.err
+        assert "4 now" in captured.out
+        assert Path("killed.zip").read_bytes() == Path("whole.zip").read_bytes()
+        assert not list(inside.glob(".killed*"))
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ("--seeds=0-5", "seeds (0-3 there, 0-5 here)"),
+            ("--nfe=4", "nfe (3 there, 4 here)"),
+            ("--solver=ddim", "solver (er_sde there, ddim here)"),
+            ("--lam_max=40", "lam_max (none there, 40.0 here)"),
+            ("--grid=log_uniform", "grid (edm there, log_uniform here)"),
+            ("--labels=3", "labels (random there, 3 here)"),
+            ("--batch_size=2", "batch_size (128 there, 2 here)"),
+            ("--precision=bf16", "precision (fp32 there, bf16 here)"),
+            ("--eps_scale=1.01", "eps_scale (none there, 1.01 here)"),
+            ("--ckpt_path=another.ckpt", "ckpt_path (another file)"),
+        ],
+    )
+    def test_a_command_of_other_images_is_refused_by_name(self, inside, capsys, change, named) -> None:
+        if not Path("mine.npz").exists():
+            assert sample("--seeds=0-3", "--nfe=3", "--out=mine.npz", "--solver=er_sde") == 0
+            save(DiffusionModule(digits_network()), "another.ckpt")
+        before = Path("mine.npz").read_bytes()
+        capsys.readouterr()
+        assert sample("--seeds=0-3", "--nfe=3", "--out=mine.npz", "--solver=er_sde", change) == 2
+        error = capsys.readouterr().err
+        assert "--out mine.npz exists and differs in" in error
+        assert named in error
+        assert Path("mine.npz").read_bytes() == before
+
+    def test_overwrite_replaces(self, inside) -> None:
+        assert sample("--seeds=0", "--nfe=2", "--out=replaced.npz") == 0
+        assert sample("--seeds=0-1", "--nfe=2", "--out=replaced.npz") == 2
+        assert len(images("replaced.npz")) == 1
+        assert sample("--seeds=0-1", "--nfe=2", "--out=replaced.npz", "--overwrite") == 0
+        assert len(images("replaced.npz")) == 2
+
+    def test_a_full_disk(self, inside, tmp_path, capsys) -> None:
+        command = ("--seeds=0-199", "--nfe=1", "--batch_size=20")
+        assert sample(*command, f"--out={tmp_path / 'whole.zip'}") == 0
+        with tmpfs(tmp_path / "small", "size=64k"):
+            out = tmp_path / "small" / "a.zip"
+            filler = tmp_path / "small" / "filler"
+            filler.write_bytes(bytes(36 << 10))
+            capsys.readouterr()
+            assert sample(*command, f"--out={out}") == 2
+            error = capsys.readouterr().err
+            assert error == f"ersde_lit: sample: --out {out} cannot be written: No space left on device\n"
+            assert not out.exists()
+            filler.unlink()
+            subprocess.run(["mount", "-o", "remount,size=1m", tmp_path / "small"], check=True)
+            assert sample(*command, f"--out={out}") == 0
+            assert "images are there: going on" in capsys.readouterr().err
+            assert out.read_bytes() == (tmp_path / "whole.zip").read_bytes()
+            assert os.listdir(tmp_path / "small") == ["a.zip"]
+
+    def test_a_read_only_folder(self, inside, tmp_path, capsys) -> None:
+        with tmpfs(tmp_path / "fixed", "ro"):
+            assert sample("--seeds=0", "--nfe=1", f"--out={tmp_path / 'fixed' / 'a.npz'}") == 2
+            assert "is not writable" in capsys.readouterr().err
+
+    def test_nothing_stays_of_a_run_that_never_began(self, inside, capsys) -> None:
+        module = DiffusionModule(digits_network())
+        next(module.ema_denoiser.parameters()).data.fill_(float("nan"))
+        save(module, "diverged.ckpt")
+        assert sample("--seeds=0", "--nfe=1", "--out=never.npz", ckpt_path="diverged.ckpt") == 2
+        assert "the denoiser's output is not finite at step 0" in capsys.readouterr().err
+        assert not list(inside.glob("*never*"))
 
 
-def test_overwrite_replaces(inside) -> None:
-    assert sample("--seeds=0", "--nfe=2", "--out=again.npz") == 0
-    assert sample("--seeds=0-1", "--nfe=2", "--out=again.npz") == 2
-    assert len(images("again.npz")) == 1
-    assert sample("--seeds=0-1", "--nfe=2", "--out=again.npz", "--overwrite") == 0
-    assert len(images("again.npz")) == 2
+BAD = [
+    (["--ckpt_path=absent.ckpt"], "no checkpoint at absent.ckpt"),
+    (["--ckpt_path=text.ckpt"], "damaged, truncated"),
+    (["--ckpt_path=empty.ckpt"], "damaged, truncated"),
+    (["--ckpt_path=."], "no checkpoint at ."),
+    (["--ckpt_path=tensors.ckpt"], "not one that ersde_lit's fit wrote"),
+    (["--ckpt_path=wider.ckpt"], "does not fit its own description"),
+    (["--ckpt_path=unknown.ckpt"], "there is no class ersde_lit.networks.Nothing"),
+    (["--ckpt_path=foreign.ckpt"], "subprocess.Popen is not part of ersde_lit"),
+    (["--ckpt_path=foreign.ckpt", "--trust"], "neither a Network nor a dataclass"),
+    (["--nfe=0"], "--nfe"),
+    (["--nfe=abc"], "--nfe"),
+    (["--nfe=2.5"], "--nfe"),
+    (["--order=3.5"], "--order: Not of type PositiveInt"),
+    (["--solver=best"], "expected one of 'default', 'er_sde'"),
+    (["--grid=best"], "'edm', 'log_uniform'"),
+    (["--noise_scale=er_sde_9"], "er_sde_5"),
+    (["--solver=ddim", "--noise_scale=sde"], "has no option 'noise_scale'"),
+    (["--order=4", "--solver=ddim"], "has no option 'order'"),
+    (["--corrector=0"], "--corrector"),
+    (["--nodes=-1"], "--nodes"),
+    (["--relative"], "relative nodes need a number"),
+    (["--paper", "--order=4"], "the published algorithm has orders 1 to 3"),
+    (["--noise_scale=er_sde_4", "--lam_max=5000"], "er_sde_4"),
+    (["--grid=log_uniform", "--rho=5"], "has no option 'rho'"),
+    (["--grid=uniform_t", "--rho=5"], "--rho is not for --grid uniform_t"),
+    (["--lam_min=90"], "descending"),
+    (["--preset=fast"], "--preset fast says all about how to sample: leave it or --nfe out"),
+    (["--preset=slow"], "--preset"),
+    (["--seeds=5-1"], "runs downwards"),
+    (["--seeds=a"], "--seeds"),
+    (["--seeds=1,1"], "given twice"),
+    (["--labels=10"], "no class 10"),
+    (["--labels=cat"], "--labels"),
+    (["--labels=none"], "trained with labels only"),
+    (["--cfg_scale=2"], "trained with labels only"),
+    (["--cfg_scale=much"], "--cfg_scale"),
+    (["--guide=guide.ckpt"], "--guide and --guide_scale go together"),
+    (["--classifier_scale=2"], "--classifier and --classifier_scale go together"),
+    (["--guide=text.ckpt", "--guide_scale=2"], "text.ckpt is damaged"),
+    (["--guide=small.ckpt", "--guide_scale=2"], "version of the guided model"),
+    (["--classifier=small.ckpt", "--classifier_scale=2"], "small.ckpt"),
+    (["--guidance_interval=1-2"], "there is no guidance"),
+    (["--guide=small.ckpt", "--guide_scale=2", "--guidance_interval=low"], "write it as in 0.19-1.61"),
+    (["--guide=same.ckpt", "--guide_scale=2", "--guidance_interval=2-1"], "low < high"),
+    (["--eps_scale=1;2"], "write it as in 1.005"),
+    (["--eps_scale=0"], "scale > 0"),
+    (["--batch_size=0"], "--batch_size"),
+    (["--accelerator=abacus"], "--accelerator"),
+    (["--devices=0"], "--devices"),
+    (["--precision=int8"], "--precision"),
+    (["--compile=best"], "--compile"),
+    (["--out=there.npz"], "there.npz exists"),
+    (["--out=absent/x.npz"], "no folder"),
+    (["--out=x.gif"], "unknown ending .gif"),
+    (["--subdirs"], "subdirs are of a folder"),
+    (["--out=folder_of_mine", "--overwrite"], "not a set of samples"),
+    (["--preview=there.npz"], "ends in .png"),
+    (["--trajectory=absent/x.png"], "no folder"),
+    (["--like=absent.npz"], "nothing at absent.npz"),
+    (["--like=there.npz"], "there.npz is damaged"),
+    (["--like"], "--like"),
+    (["--step=3"], "unrecognized arguments"),
+    (["--config=absent.yaml"], "absent.yaml"),
+]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--ckpt_path=absent.ckpt"], "no checkpoint at absent.ckpt"),
-        (["--ckpt_path=cut.ckpt"], "damaged, truncated"),
-        (["--ckpt_path=text.ckpt"], "damaged, truncated"),
-        (["--nfe=0"], "--nfe"),
-        (["--nfe=abc"], "--nfe"),
-        (["--order=3.5"], "--order: Not of type PositiveInt"),
-        (["--solver=best"], "expected one of 'default', 'er_sde'"),
-        (["--grid=best"], "expected one of 'edm'"),
-        (["--noise_scale=er_sde_9"], "er_sde_5"),
-        (["--solver=ddim", "--noise_scale=sde"], "has no option 'noise_scale'"),
-        (["--order=4", "--solver=ddim"], "has no option 'order'"),
-        (["--corrector=0"], "--corrector"),
-        (["--seeds=5-1"], "runs downwards"),
-        (["--seeds=a"], "--seeds"),
-        (["--seeds=1,1"], "given twice"),
-        (["--labels=10"], "no class 10"),
-        (["--labels=cat"], "--labels"),
-        (["--batch_size=0"], "--batch_size"),
-        (["--device=abacus"], "--device abacus"),
-        (["--out=there.npz"], "there.npz exists"),
-        (["--out=absent/x.npz"], "no folder"),
-        (["--out=x.gif"], "unknown ending .gif"),
-        (["--step=3"], "unrecognized arguments"),
-        (["--config=absent.yaml"], "absent.yaml"),
-    ],
-)
-def test_bad_input_gets_one_line_and_exit_code_2(inside, capsys, options: list[str], message: str) -> None:
-    whole = (inside / LAST).read_bytes()
-    Path("cut.ckpt").write_bytes(whole[: len(whole) // 2])
+@pytest.fixture
+def bad_files(inside) -> Path:
+    """What the bad inputs refer to."""
     Path("text.ckpt").write_text("no checkpoint")
     Path("there.npz").write_bytes(b"kept")
-    Path("new.npz").unlink(missing_ok=True)
+    if not Path("same.ckpt").exists():
+        Path("empty.ckpt").touch()
+        Path("folder_of_mine").mkdir(exist_ok=True)
+        torch.save({"weight": torch.zeros(3)}, "tensors.ckpt")
+        save(DiffusionModule(network()), "small.ckpt")
+        same = DiffusionModule(digits_network(), sigma_data=0.7)
+        save(same, "same.ckpt")
+        wider = DiffusionModule(digits_network(width=16)).spec["network"]
+        save(same, "wider.ckpt", network=wider)
+        save(same, "unknown.ckpt", network={**wider, "class_path": "ersde_lit.networks.Nothing"})
+        save(
+            same, "foreign.ckpt", network={"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+        )
+    return inside
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input_gets_one_line_and_exit_code_2(bad_files, capsys, options: list[str], message: str) -> None:
+    before = set(os.listdir())
     assert sample("--seeds=0-3", "--nfe=5", "--out=new.npz", *options) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ersde_lit: sample: ")
+    assert error.startswith("ersde_lit: ")
     assert message in error
     assert error.count("\n") == 1
     assert Path("there.npz").read_bytes() == b"kept"
-    assert not Path("new.npz").exists()
-    assert not list(inside.glob(".*.tmp"))
+    assert set(os.listdir()) == before
+
+
+def test_checkpoints_cut_anywhere_get_one_line(inside, capsys) -> None:
+    whole = Path(LAST).read_bytes()
+    for length in [0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 12)]:
+        Path("cut.ckpt").write_bytes(whole[:length])
+        assert sample("--seeds=0-3", "--nfe=5", "--out=cut.npz", ckpt_path="cut.ckpt") == 2, length
+        error = capsys.readouterr().err
+        assert "cut.ckpt is damaged, truncated" in error
+        assert error.count("\n") == 1
+    assert not list(inside.glob("*cut.npz*"))
+
+
+class Hostile:
+    """Unpickling it runs a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torch, old format", "in a checkpoint"])
+def test_hostile_checkpoints_are_not_executed(inside, capsys, kind: str) -> None:
+    match kind:
+        case "pickle":
+            Path("hostile.ckpt").write_bytes(pickle.dumps(Hostile()))
+        case "torch":
+            torch.save(Hostile(), "hostile.ckpt")
+        case "torch, old format":
+            torch.save(Hostile(), "hostile.ckpt", _use_new_zipfile_serialization=False)
+        case _:
+            checkpoint = torch.load(LAST, weights_only=True)
+            torch.save({**checkpoint, "callbacks": Hostile()}, "hostile.ckpt")
+    assert sample("--seeds=0", "--nfe=1", "--out=hostile.npz", ckpt_path="hostile.ckpt") == 2
+    assert "damaged, truncated or not a checkpoint" in capsys.readouterr().err
+    guide = ("--guide=hostile.ckpt", "--guide_scale=2")
+    assert sample("--seeds=0", "--nfe=1", "--out=hostile.npz", *guide) == 2
+    assert not Path("canary").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [[], ["--compile=reduce-overhead"]])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu(inside, precision: str, compiled: list[str]) -> None:
+    how = ["--seeds=0-40", "--batch_size=16", "--nfe=6", "--accelerator=cuda", f"--precision={precision}", *compiled]
+    for out in ("gpu.npz", "again.npz"):
+        assert sample(*how, f"--out={out}", "--overwrite") == 0
+    assert np.array_equal(images("gpu.npz"), images("again.npz"))
+    assert sample("--seeds=0-40", "--nfe=6", "--out=cpu.npz", "--overwrite") == 0
+    assert np.abs(images("gpu.npz") - images("cpu.npz")).mean() < (1 if precision == "fp32" else 4)
 
 
 def test_required_options_are_asked_for(capsys) -> None:
@@ -159,6 +544,10 @@ from ersde_lit.cli import main
 assert main(["--help"]) == 0 and main(["sample", "--help"]) == 0
 assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--nfe=0"]) == 2
 assert main(["sample", "--ckpt_path=x", "--seeds=0-", "--out=x.npz"]) == 2
+assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=absent/x.npz"]) == 2
+assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--preset=fast", "--order=2"]) == 2
+assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--guide=y"]) == 2
+assert main(["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"]) == 2
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

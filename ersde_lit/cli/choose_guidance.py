@@ -1,0 +1,92 @@
+"""Options that guide the model: each is a wrapper of its denoiser. Nothing here waits for torch to be read."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NUMBER = r"\s*([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]+)?)\s*"
+
+FILES = ("guide", "classifier")
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Guidance.
+
+    Args:
+        cfg_scale: classifier-free guidance; 1 is none. For models trained with label_dropout.
+        guide: checkpoint of a worse version of the model, for autoguidance.
+        guide_scale: of autoguidance; 1 is none.
+        classifier: checkpoint of a classifier of noisy images, for classifier guidance.
+        classifier_scale: of classifier guidance; 0 is none.
+        guidance_interval: noise levels at which these three act, as in 0.19-1.61; all if not given.
+        eps_scale: against exposure bias, predicted noise is divided by B, as in 1.005, or B + K t, as in 1.005,0.001.
+    """
+
+    cfg_scale: float | None = None
+    guide: str | None = None
+    guide_scale: float | None = None
+    classifier: str | None = None
+    classifier_scale: float | None = None
+    guidance_interval: str | None = None
+    eps_scale: str | None = None
+
+    def __post_init__(self) -> None:
+        for file, scale in (("guide", "guide_scale"), ("classifier", "classifier_scale")):
+            if (getattr(self, file) is None) != (getattr(self, scale) is None):
+                raise ValueError(f"--{file} and --{scale} go together: give both or none")
+        _ = self.interval, self.scaling  # raise where they cannot be read
+        if self.guidance_interval and not (self.cfg_scale is not None or self.guide or self.classifier):
+            raise ValueError("--guidance_interval: there is no guidance; give --cfg_scale, --guide or --classifier")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high) noise levels."""
+        if self.guidance_interval is None:
+            return None
+        low, high = _numbers("guidance_interval", self.guidance_interval, f"{_NUMBER}-{_NUMBER}", "0.19-1.61")
+        return low, high
+
+    @property
+    def scaling(self) -> tuple[float, ...] | None:
+        """(scale, slope) or (scale,) of the predicted noise."""
+        if self.eps_scale is None:
+            return None
+        return _numbers("eps_scale", self.eps_scale, f"{_NUMBER}(?:,{_NUMBER})?", "1.005 or 1.005,0.001")
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """The files, by the option that names them."""
+        return {name: getattr(self, name) for name in FILES if getattr(self, name) is not None}
+
+    def named(self) -> dict[str, Any]:
+        """What was chosen, but for the files, as these options and their values."""
+        return {name: value for name, value in vars(self).items() if value is not None and name not in FILES}
+
+    def wrap(self, denoiser: "nn.Module", trust: bool = False) -> "nn.Module":
+        """The denoiser with this guidance; `trust` as for `training.load`."""
+        from ersde_lit.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, EpsilonScaling
+
+        if self.cfg_scale is not None:
+            denoiser = ClassifierFree(denoiser, self.cfg_scale, self.interval)
+        if self.guide is not None and self.guide_scale is not None:
+            from ersde_lit.training import load
+
+            guide = load(self.guide, trust).ema_denoiser
+            denoiser = Autoguidance(denoiser, guide, self.guide_scale, self.interval)
+        if self.classifier is not None and self.classifier_scale is not None:
+            from ersde_lit.training.noisy_classifier import load_classifier
+
+            classifier = load_classifier(self.classifier, trust)
+            denoiser = ClassifierGuidance(denoiser, classifier, self.classifier_scale, self.interval)
+        return denoiser if self.scaling is None else EpsilonScaling(denoiser, *self.scaling)
+
+
+def _numbers(option: str, text: str, pattern: str, like: str) -> tuple[float, ...]:
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise ValueError(f"--{option} {text!r}: write it as in {like}")
+    return tuple(float(group) for group in match.groups() if group)

@@ -1,0 +1,77 @@
+"""data: people's data sets to memory-mapped arrays. Its arguments are read before torch is imported."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from ersde_lit.cli import fail
+
+
+class Parser(ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise SystemExit(fail(f"data: {message}"))
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(prog=f"python -m ersde_lit {command}", description=(convert_data.__doc__ or "").partition("\n")[0])
+    parser.add_argument("source", type=str, help="the data set, or a folder that was converted, to be checked")
+    parser.add_function_arguments(convert_data, skip={"source", "unlabelled"})
+    parser.add_argument("--unlabelled", action="store_true", help="leave classes out")
+    convert_data(**parser.parse_args(list(arguments)).as_dict())
+
+
+def convert_data(
+    source: str,
+    out: str | None = None,
+    size: PositiveInt = 64,
+    channels: Literal[1, 3] = 3,
+    resize: Literal["area", "lanczos"] = "area",
+    unlabelled: bool = False,
+    val_size: NonNegativeInt | None = None,
+    seed: int = 0,
+) -> None:
+    """One memory-mapped array from EDM's zip or folder, downsampled ImageNet's npz files, or folders of images.
+
+    Args:
+        source: the data set; or a folder that was converted, to be checked.
+        out: the new folder, for ersde_lit.data.ImageArray; the same command goes on after an interruption.
+        size: pixels along the side of an image.
+        channels: 3 for RGB, 1 for grey.
+        resize: of images in class folders; area averages pixels, lanczos does as EDM's data tool.
+        unlabelled: leave classes out; any folder or zip of images will do then.
+        val_size: images to hold out for validation; a twentieth, but no more than 5000, if not given.
+        seed: which ones.
+    """
+    from ersde_lit.data.array import INFO, check_array
+    from ersde_lit.data.convert import convert, draw_held_out
+    from ersde_lit.data.sources import open_source
+
+    if out is None:
+        if not (Path(source).expanduser() / INFO).is_file():
+            raise ValueError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
+        info = check_array(source)
+        print(f"{source} is whole: {info.images} images {info.image_shape}, {info.num_classes} classes")
+        return
+    opened = open_source(source, size, channels, resize, unlabelled)
+    with _progress(len(opened.labels)) as advance:
+        info = convert(opened, out, draw_held_out(len(opened.labels), val_size, seed), advance)
+    print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with images/s and the time left, where standard error is a terminal; calls advance it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, rate=0.0)
+        yield lambda count: bar.update(task, advance=count, rate=bar.tasks[0].finished_speed or bar.tasks[0].speed or 0)

@@ -1,0 +1,270 @@
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_sets import edm_files, edm_name, encoded, pixels, png, write_batches, write_folder, write_zip
+from PIL import Image
+
+from ersde_lit.cli import main
+from ersde_lit.data import ImageArray
+
+IMAGES = pixels(6)
+LABELS = [2, 0, 1, 1, 0, 2]
+FLAT = IMAGES.reshape(6, -1)
+GREY = Image.fromarray(IMAGES[0, 0])
+
+
+def files(labels: list[int] | None = LABELS, **changes: bytes) -> dict[str, bytes]:
+    """EDM's six images, some changed: `i3` is image 3, `json` the labels."""
+    names = {"json": "dataset.json"} | {f"i{k}": edm_name(k) for k in range(len(IMAGES))}
+    return edm_files(IMAGES, labels) | {names[key]: content for key, content in changes.items()}
+
+
+def with_pairs(pairs) -> dict[str, bytes]:
+    return files(json=json.dumps({"labels": pairs}).encode())
+
+
+def pairs(*classes) -> list[list]:
+    return [[edm_name(k), label] for k, label in enumerate(classes)]
+
+
+def zipped(content: dict[str, bytes]):
+    return lambda folder: write_zip(folder / "set.zip", content)
+
+
+def unzipped(content: dict[str, bytes]):
+    return lambda folder: write_folder(folder / "set", content)
+
+
+def npz(**arrays):
+    def write(folder: Path) -> Path:
+        (folder / "set").mkdir()
+        np.savez(folder / "set" / "train_data_batch_1.npz", **arrays)
+        return folder / "set"
+
+    return write
+
+
+def batch(data=FLAT, labels=(1, 2, 3, 4, 5, 1000)):
+    return npz(data=data, labels=labels)
+
+
+def cut(make, name: str, keep: int):
+    """The same, with a file of it that ends too soon."""
+
+    def write(folder: Path) -> Path:
+        path = make(folder)
+        file = path if path.name == name else path / name
+        content = file.read_bytes()
+        file.write_bytes(content[:keep])
+        return path
+
+    return write
+
+
+def flipped(make, name: str, position: int):
+    """The same, with a byte of a file that is another."""
+
+    def write(folder: Path) -> Path:
+        path = make(folder)
+        file = path if path.name == name else path / name
+        content = bytearray(file.read_bytes())
+        content[position] ^= 1
+        file.write_bytes(content)
+        return path
+
+    return write
+
+
+def twice(folder: Path) -> Path:
+    path = write_zip(folder / "set.zip", files())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(edm_name(3), png(IMAGES[0]))
+    return path
+
+
+def two_batches(missing: int):
+    def write(folder: Path) -> Path:
+        write_batches(folder / "set", [IMAGES, IMAGES, IMAGES], [[1] * 6] * 3)
+        (folder / "set" / f"train_data_batch_{missing}.npz").unlink()
+        return folder / "set"
+
+    return write
+
+
+def empty_class(folder: Path) -> Path:
+    (folder / "set" / "zebra").mkdir(parents=True)
+    return write_folder(folder / "set", {"cat/1.png": png(IMAGES[0])})
+
+
+def rgba(alpha: int) -> bytes:
+    image = Image.fromarray(IMAGES[0].transpose(1, 2, 0)).convert("RGBA")
+    image.putpixel((3, 3), (0, 0, 0, alpha))
+    return encoded(image)
+
+
+TRUNCATED = png(IMAGES[3])[:-40]
+IMAGE_3 = f"{edm_name(3)} in "
+BATCH_1 = "set/train_data_batch_1.npz"
+BAD = {
+    "nothing there": (lambda folder: folder / "set", "there is no file or folder", "/set"),
+    "another kind of file": (lambda folder: write_folder(folder, {"set.tar": b"?"}) / "set.tar", "set.tar is none of"),
+    "empty folder": (lambda folder: write_folder(folder / "set", {"a.txt": b"?"}), "/set holds no image"),
+    "empty zip": (zipped({}), "set.zip holds no image"),
+    "truncated zip": (cut(zipped(files()), "set.zip", -30), "set.zip is damaged, cut short"),
+    "no zip": (lambda folder: write_folder(folder, {"set.zip": b"PK?"}) / "set.zip", "set.zip is damaged"),
+    "damaged zip": (flipped(zipped(files()), "set.zip", 200), f"{edm_name(0)} in ", "cannot be used: Bad CRC-32"),
+    "truncated image": (zipped(files(i3=TRUNCATED)), IMAGE_3, "cannot be used", "truncated"),
+    "empty image": (unzipped(files(i3=b"")), f"set/{edm_name(3)} cannot be used: it is no image"),
+    "text for an image": (unzipped(files(i3=b"<html>")), f"set/{edm_name(3)} cannot be used: it is no image"),
+    "sizes differ": (zipped(files(i3=png(pixels(1, 16)[0]))), IMAGE_3, "is 16x16, not 8x8 as --size"),
+    "transparent": (zipped(files(i3=rgba(254))), IMAGE_3, "is transparent: put it on a background"),
+    "16 bits": (zipped(files(i3=encoded(GREY.convert("I;16")))), IMAGE_3, "its pixels are of the kind I;16"),
+    "the same name twice": (twice, IMAGE_3, "is there twice"),
+    "no dataset.json in a zip": (
+        lambda folder: write_zip(folder / "set.zip", {"00000/img00000000.png": png(IMAGES[0])}),
+        "set.zip is laid out as EDM's data sets are, but has no dataset.json", "--unlabelled",
+    ),
+    "no dataset.json in a folder": (
+        lambda folder: write_folder(folder / "set", {"00000/img00000000.png": png(IMAGES[0])}),
+        "/set is laid out as EDM's data sets are, but has no dataset.json", "--unlabelled",
+    ),
+    "dataset.json is no JSON": (unzipped(files(json=b"{")), 'set/dataset.json is not {"labels":'),
+    "dataset.json without labels": (zipped(files(json=b"{}")), "dataset.json in ", 'is not {"labels":'),
+    "dataset.json with odd pairs": (zipped(with_pairs([1, 2])), "dataset.json in ", 'is not {"labels":'),
+    "a label too few": (zipped(with_pairs(pairs(0, 1, 2, 0, 1))), f"has no label for {edm_name(5)} (1 of 6 images"),
+    "a label too many": (zipped(with_pairs(pairs(*LABELS, 1))), f"7 labels for 6 images: {edm_name(6)} is not there"),
+    "two labels for one": (
+        zipped(with_pairs([*pairs(*LABELS), [edm_name(2), 0]])), f"two labels for {edm_name(2)}"
+    ),
+    "a negative label": (zipped(with_pairs(pairs(0, -1, 2, 0, 1, 1))), f"label of {edm_name(1)} is -1, not a class"),
+    "a label that is no number": (
+        zipped(with_pairs(pairs(0, 1, [0.5, 0.5], 0, 1, 1))), f"label of {edm_name(2)} is [0.5, 0.5], not a class"
+    ),
+    "images without class folders": (unzipped({"a.png": png(IMAGES[0])}), "set/a.png is in no class folder"),
+    "the folder above": (unzipped({"train/cat/a.png": png(IMAGES[0])}), "set/train is no class folder"),
+    "a class without images": (empty_class, "the class folder ", "set/zebra holds no image"),
+    "too small an image": (
+        unzipped({"cat/a.png": png(pixels(1, 7)[0]), "cat/b.png": png(IMAGES[0])}),
+        "set/cat/a.png is 7x7: too small for --size 8",
+    ),
+    "no array of labels": (npz(data=FLAT), f"{BATCH_1} has no array `labels`"),
+    "no array of data": (npz(images=IMAGES, labels=[1] * 6), f"{BATCH_1} has no array `data`"),
+    "label 0": (batch(labels=[1, 2, 0, 4, 5, 6]), f"{BATCH_1}: labels run from 0 to 6, not within 1 .. 1000"),
+    "label 1001": (batch(labels=[1, 2, 1001, 4, 5, 6]), f"{BATCH_1}: labels run from 1 to 1001, not within 1 .. 1000"),
+    "labels for other images": (batch(labels=[1, 2]), f"{BATCH_1}: `labels` is int64 (2,), not one", "6 images"),
+    "labels that are no whole numbers": (batch(labels=[0.5] * 6), f"{BATCH_1}: `labels` is float64"),
+    "pickled labels": (batch(labels=np.array([1, None] * 3, object)), f"{BATCH_1}: `labels` is damaged or no plain"),
+    "pickled data": (batch(data=np.array([[None]] * 6, object)), f"{BATCH_1}: `data` is object, not uint8"),
+    "data that are no bytes": (batch(data=np.zeros((6, 192), np.float32)), f"{BATCH_1}: `data` is float32, not uint8"),
+    "data of another size": (batch(data=pixels(6, 16).reshape(6, -1)), BATCH_1, "images of 16x16: say --size 16"),
+    "data of another shape": (batch(data=IMAGES), BATCH_1, "`data` holds (6, 3, 8, 8), not"),
+    "truncated npz": (cut(batch(), "train_data_batch_1.npz", -100), f"{BATCH_1} is damaged"),
+    "damaged npz": (
+        flipped(batch(pixels(40).reshape(40, -1), [7] * 40), "train_data_batch_1.npz", 6000),
+        f"{BATCH_1}: `data` is damaged", "Bad CRC-32",
+    ),
+    "a batch is missing": (two_batches(2), "set/train_data_batch_2.npz is missing"),
+    "batches as pickles": (unzipped({"train_data_batch_1": b"\x80\x02."}), "set/train_data_batch_1 is a pickle"),
+}  # fmt: skip
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_gets_one_line_that_names_the_file(tmp_path, capsys, case: str) -> None:
+    make, *expected = BAD[case]
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in")
+    before = snapshot(tmp_path / "in")
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ersde_lit: data: ")
+    assert error.count("\n") == 1
+    assert [part for part in expected if part not in error] == []
+    assert not (tmp_path / "out").exists()
+    assert snapshot(tmp_path / "in") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size=0"], "--size"),
+        (["--size=big"], "--size"),
+        (["--resize=cubic"], "expected one of 'area', 'lanczos', got cubic"),
+        (["--channels=2"], "expected one of 1, 3"),
+        (["--val_size=-1"], "--val_size"),
+        (["--val_size=6"], "hold out 0 to 5 of the 6 images"),
+        (["--out=there"], "there exists"),
+        (["--out=absent/deep"], "there is no folder"),
+        (["--out=taken"], "taken.partial is in the way"),
+        (["--step=3"], "unrecognized arguments"),
+    ],
+)
+def test_bad_options_get_one_line(tmp_path, capsys, monkeypatch, options: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_zip(Path("set.zip"), files())
+    write_folder(Path("there"), {"a.txt": b"kept"})
+    write_folder(Path("taken.partial"), {"a.txt": b"kept"})
+    before = snapshot(tmp_path)
+    assert main(["data", "set.zip", "--size=8", "--out=new", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ersde_lit: data: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert snapshot(tmp_path) == before
+
+
+def test_converts_says_so_and_is_quiet_without_a_terminal(tmp_path, capsys) -> None:
+    source, out = write_zip(tmp_path / "set.zip", files()), tmp_path / "out"
+    assert main(["data", str(source), f"--out={out}", "--size=8", "--val_size=2"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out == f"6 images of 3 classes in {out}, the last 2 of them held out\n"
+    data = ImageArray(str(out))
+    assert (data.image_shape, data.num_classes) == ((3, 8, 8), 3)
+    assert [len(data.split(name).labels) for name in ("train", "val", "test")] == [4, 2, 2]
+    assert sorted(path.name for path in out.iterdir()) == ["images.npy", "info.json", "labels.npy"]
+
+
+def test_a_converted_folder_is_checked(tmp_path, capsys) -> None:
+    source, out = write_zip(tmp_path / "set.zip", files()), tmp_path / "out"
+    assert main(["data", str(source), f"--out={out}", "--size=8"]) == 0
+    capsys.readouterr()
+    assert main(["data", str(out)]) == 0
+    assert "is whole: 6 images (3, 8, 8), 3 classes" in capsys.readouterr().out
+    with (out / "images.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert main(["data", str(out)]) == 2
+    assert f"{out}/images.npy is damaged: its checksum" in capsys.readouterr().err
+    assert main(["data", str(source)]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+
+
+def test_grey_and_unlabelled(tmp_path) -> None:
+    source = write_folder(tmp_path / "set", {"deep/down/a.png": encoded(GREY), "b.jpg": encoded(GREY, "jpeg")})
+    options = ["--size=8", "--channels=1", "--unlabelled"]
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--val_size=1", *options]) == 0
+    data = ImageArray(str(tmp_path / "out"))
+    assert (data.image_shape, data.num_classes) == ((1, 8, 8), 0)
+    assert data.split("train").labels.tolist() == [-1]
+
+
+def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["lightning"] = None
+from ersde_lit.cli import main
+assert main(["data", "--help"]) == 0
+assert main(["data", "x", "--size=0"]) == 2 and main(["data"]) == 2
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,101 @@
+"""The same run on one process, on one that accumulates, and on two: the same weights and the same curves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quick_start import fit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ersde_lit.cli import main
+from ersde_lit.training.checkpoint import read
+
+# Float64, so that sums taken in another order differ by 1e-13 or so and everything else shows; no dropout.
+OPTIONS = [
+    "--trainer.callbacks=null", "--trainer.precision=64-true", "--model.network.init_args.dropout=0",
+    "--model.label_dropout=0.2", "--model.augment.probability=0.5", "--model.network.init_args.augment_dim=9",
+    "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0", "--model.optimizer.warmup=500",
+]  # fmt: skip
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*command: str) -> str:
+    """Runs a command to its end; returns what it printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def curves(name: str) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(f"runs/{name}/logs").Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_run(one: str, other: str) -> None:
+    first, second = (read(f"runs/{name}/checkpoints/last.ckpt") for name in (one, other))
+    for part in ("state_dict", "optimizer_states"):
+        assert_close(second[part], first[part], part)
+    assert second["images_seen"] == first["images_seen"] == 24 * 128
+    losses, others = (curves(name)["train/loss"] for name in (one, other))
+    assert [step for step, _ in others] == [step for step, _ in losses]
+    assert [value for _, value in others] == pytest.approx([value for _, value in losses], rel=1e-6)  # kept as float32
+
+
+def assert_close(one: Any, other: Any, where: str) -> None:
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11, msg=lambda text: f"{where}: {text}")
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        for k, pair in enumerate(zip(one, other, strict=True)):
+            assert_close(*pair, f"{where}.{k}")
+    else:
+        assert one == other, where
+
+
+def test_two_ranks_and_accumulation_train_the_same_weights_as_one(folder) -> None:
+    assert main(fit(*OPTIONS, "--run=one")) == 0
+    assert main(fit(*OPTIONS, "--run=accumulated", "--device_batch_size=32")) == 0
+    assert_same_run("one", "accumulated")
+    said = run("-m", "ersde_lit", *fit(*OPTIONS, "--run=two", "--device_batch_size=32", *TWO))
+    assert said.count("A step is 128 images: 2 device(s) x 2 accumulated batch(es) x 32 images.") == 1
+    assert_same_run("one", "two")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks_too(folder) -> None:
+    assert main(fit(*OPTIONS, "--run=one")) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "--", "ersde_lit"]
+    run(*torchrun, *fit(*OPTIONS, "--run=torchrun", *TWO))
+    assert_same_run("one", "torchrun")
+
+
+@pytest.mark.slow
+def test_ranks_that_are_told_to_stop_save_together_and_one_may_go_on(folder) -> None:
+    assert main(fit(*OPTIONS, "--run=one")) == 0
+    command = [sys.executable, "-m", "ersde_lit", *fit(*OPTIONS, "--run=two", "--checkpoint.steps=1", *TWO)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    while not (folder / "runs/two/checkpoints/previous.ckpt").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert said.count("SIGTERM: saved runs/two/checkpoints/last.ckpt") == 1
+    assert main(fit(*OPTIONS, "--run=two")) == 0
+    assert_same_run("one", "two")
