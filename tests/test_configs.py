@@ -1,0 +1,117 @@
+"""Every configuration runs, on small data of the right format and with a small network; recipes are as published."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from image_sets import edm_files, fake_cifar10, pixels, write_batches, write_folder
+
+from ersde_lit.cli import main
+from ersde_lit.data import Augment, fashion_mnist
+from ersde_lit.networks import Network
+from ersde_lit.training.spec import build
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SMALL = {
+    "UNet": {"width": 8, "multipliers": [1, 1], "attention": [1], "head_width": 8, "blocks": 1},
+    "SongUNet": {"model_channels": 16, "num_blocks": 1},
+    "DhariwalUNet": {"model_channels": 16, "num_blocks": 1},
+}
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def small_data(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes a data set in folder / "data", where every configuration looks for it; returns options it needs."""
+    (folder / "data").mkdir()
+    if kind == "CIFAR10":
+        write_folder(folder / "data" / "cifar-10-batches-py", fake_cifar10(monkeypatch))
+    elif kind == "FashionMNIST":
+        monkeypatch.setattr(fashion_mnist, "COUNTS", {"train": 20, "test": 20})
+        images = struct.pack(">4i", 2051, 20, 28, 28) + pixels(20, 28, channels=1).tobytes()
+        labels = struct.pack(">2i", 2049, 20) + bytes(20)
+        files = {name: images if "images" in name else labels for name in fashion_mnist.FILES}
+        write_folder(folder / "data" / "FashionMNIST" / "raw", files)
+        return ["--data.val_size=10"]
+    elif kind == "ImageArray":  # downsampled ImageNet, as its two archives unpack
+        write_batches(folder / "imagenet", [pixels(10, 64), pixels(10, 64, seed=1)], [[*range(1, 11)], 10 * [1000]])
+        assert main(["data", "imagenet", "--out", "data/imagenet64", "--val_size", "4"]) == 0
+    elif kind == "Emoji":  # as if made of a font that is gone
+        write_folder(folder / "emoji", edm_files(pixels(12, 64), None))
+        assert main(["data", "emoji", "--out", "data/emoji64", "--val_size", "4", "--unlabelled"]) == 0
+        return ["--data.font=gone.ttf"]
+    else:
+        assert kind == "Digits"  # inside scikit-learn
+    return []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs(path: Path, tmp_path, monkeypatch) -> None:
+    try_out(path, tmp_path, monkeypatch)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cifar10_is_class_conditional_by_one_option(tmp_path, monkeypatch) -> None:
+    path = CONFIGS[0].with_name("cifar10_edm_ddpmpp.yaml")
+    try_out(path, tmp_path, monkeypatch, "--model.network.init_args.label_dim=10")
+
+
+def try_out(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """One step and one validation of two images, of a network of the same kind with few channels."""
+    monkeypatch.chdir(folder)
+    config = read(path)
+    needed = small_data(config["data"]["class_path"].rpartition(".")[2], folder, monkeypatch)
+    small = SMALL[config["model"]["network"]["class_path"].rpartition(".")[2]]
+    needed += [f"--model.network.init_args.{name}={value}" for name, value in small.items()]
+    needed += ["--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    assert main(["fit", "--config", str(path), *needed, *options, *quiet, "--trainer.fast_dev_run=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters"),
+    [  # of the networks that were published with these names
+        ("cifar10_edm_ddpmpp", 0, 55_733_891),
+        ("cifar10_edm_ddpmpp", 10, 55_735_299),
+        ("cifar10_edm_ncsnpp", 0, 56_397_827),
+        ("cifar10_edm_ncsnpp", 10, 56_400_643),
+        ("cifar10_vp", 0, 55_733_891),
+        ("cifar10_ve", 0, 56_397_827),
+        ("imagenet64_edm_adm", 1000, 295_899_267),
+    ],
+)
+def test_networks_have_their_published_size(name: str, classes: int, parameters: int) -> None:
+    network = published_network(name, classes)
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+    assert network.num_classes == classes
+
+
+def published_network(name: str, classes: int) -> Network:
+    spec = read(CONFIGS[0].with_name(f"{name}.yaml"))["model"]["network"]
+    spec["init_args"]["label_dim"] = classes
+    with torch.device("meta"):
+        return build(spec)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem.startswith(("cifar10", "imagenet64"))], ids=lambda path: path.stem
+)
+def test_recipes_are_the_published_ones(path: Path) -> None:
+    config = read(path)
+    model, trainer, batch = config["model"], config["trainer"], config["data"]["init_args"]["batch_size"]
+    network = model["network"]["init_args"]
+    found = (
+        batch, trainer["max_steps"] * batch // 10**6, model["optimizer"]["lr"], model["ema"]["half_life"],
+        network["dropout"], model.get("augment", {"probability": 0})["probability"],
+    )  # fmt: skip
+    # EDM's train.py: batch, duration in millions of images, lr, ema, dropout and augment, as its README says
+    cifar10, imagenet = (512, 200, 1e-3, 500_000, 0.13, 0.12), (4096, 2500, 1e-4, 50_000_000, 0.1, 0)
+    assert found == (cifar10 if "cifar10" in path.stem else imagenet)
+    assert model["optimizer"]["warmup"] == 10_000_000
+    assert model["optimizer"]["betas"] == [0.9, 0.999]
+    # a network that is not told of the augmentation would learn to draw it
+    assert network.get("augment_dim", 0) == (Augment().num_conditions if "augment" in model else 0)
