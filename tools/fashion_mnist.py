@@ -27,14 +27,15 @@ from jsonargparse import auto_cli
 
 from ersde_lit.data import FashionMNIST
 from ersde_lit.evaluation import FID, Classifier, Statistics, classifier, statistics
-from ersde_lit.evaluation.grid import image_grid, save_png
 from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import (
     DDIM,
     DEIS,
     ERSDE,
     IPNDM,
+    Default,
     DPMSolverPP,
     Heun,
     Sampler,
@@ -48,6 +49,7 @@ from ersde_lit.training import load
 RESULTS = Path(__file__).parent / "results"
 REAL = "real test images"
 SAMPLERS: dict[str, Sampler] = {
+    "default(nfe)": Default(),
     "ER-SDE 3, published": TableSampler(ERSDE(3, paper=True)),
     "ER-SDE 3": TableSampler(ERSDE(3)),
     "ER-SDE 3 + corrector": TableSampler(ERSDE(3, corrector=3)),
@@ -68,6 +70,7 @@ def main(
     samples: int = 5000,
     first_seed: int = 0,
     nfes: list[int] = [5, 10, 20, 50],  # noqa: B006
+    samplers: list[str] | None = None,
     workers: int = os.cpu_count() or 1,
     root: str = "data",
 ) -> None:
@@ -78,6 +81,7 @@ def main(
         samples: images a cell, seeds first_seed .. first_seed + samples - 1.
         first_seed: of each cell.
         nfes: network calls an image.
+        samplers: which to measure now; all of them if not given.
         workers: processes, each of one thread, that measure cells side by side.
         root: where the data set is.
     """
@@ -87,7 +91,7 @@ def main(
     done = read(path)
     data = FashionMNIST(root)
     net = classifier(data)  # trained before the workers ask for it
-    cells = [(name, nfe) for nfe in sorted(nfes) for name in SAMPLERS]
+    cells = [(name, nfe) for nfe in sorted(nfes) for name in samplers or SAMPLERS]
     cells = [cell for cell in [(REAL, 0), *cells] if cell not in done]
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = {
@@ -198,7 +202,7 @@ def report(done: dict[tuple[str, int], float], nfes: list[int], text: str) -> No
     for name, sampler in SAMPLERS.items():
         measured = [nfe for nfe in nfes if (name, nfe) in done]
         calls = [sampler.calls(nfe) if isinstance(sampler, Heun) else nfe for nfe in measured]
-        style = "o-" if name.startswith(("ER-SDE", "ODE")) else "s--"
+        style = "o-" if name.startswith(("default", "ER-SDE", "ODE")) else "s--"
         axes.plot(calls, [done[name, nfe] for nfe in measured], style, label=name, markersize=4, linewidth=1.2)
     axes.axhline(done[REAL, 0], color="grey", linewidth=1, linestyle=":", label=REAL)
     axes.set(xscale="log", yscale="log", xlabel="NFE", ylabel="FID (classifier features)", title="Fashion-MNIST")
