@@ -194,9 +194,8 @@ def sample(
         work.clean()
         print(f"{image.out} is finished: nothing to do")
         return
-    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
 
-    ranks.launch()
+    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
     denoiser.to(ranks.device)
     machine.compile_networks(denoiser)
     first = ranks.global_rank == 0

@@ -11,12 +11,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-for chatty in ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero"):
-    logging.getLogger(f"lightning.{chatty}").setLevel(logging.WARNING)  # they tell of each rank's arrival
+CHATTY = ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
 
 
 def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
-    """A Fabric of one process for each of `devices` devices on each node, for work without collectives of tensors.
+    """A Fabric of one process for each of `devices` devices on each node, launched; for work without collectives of
+    tensors.
 
     Raises:
         ValueError: there is no such accelerator, or fewer devices.
@@ -24,14 +24,31 @@ def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
     # gloo, whatever the device: a rank that died is noticed at once. The others may have to wait long for a slow one.
     ranks = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
     try:
-        return Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=ranks if devices * num_nodes > 1 else "auto",
-        )
+        with _quiet():
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=ranks if devices * num_nodes > 1 else "auto",
+            )
+            fabric.launch()
+            return fabric
     except (MisconfigurationException, RuntimeError) as error:
         raise ValueError(f"--accelerator {accelerator} --devices {devices}: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning from telling of each rank's arrival."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def gather(fabric: Fabric, value: Any) -> list[Any]:

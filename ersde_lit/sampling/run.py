@@ -62,7 +62,7 @@ class Report(NamedTuple):
 
 
 def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = None) -> Report:
-    """Makes what is missing of a run and puts it in its place. To be called by all ranks, after `fabric.launch()`.
+    """Makes what is missing of a run and puts it in its place. To be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
     which memory does not suffice is sampled in halves, and so are all that follow, on every rank and when resumed.

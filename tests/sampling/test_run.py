@@ -1,3 +1,4 @@
+import logging
 import os
 import threading
 
@@ -14,7 +15,7 @@ from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.progress import progress
-from ersde_lit.sampling.ranks import fabric, gather, together
+from ersde_lit.sampling.ranks import CHATTY, fabric, gather, together
 from ersde_lit.sampling.run import Job, complete, trajectory
 from ersde_lit.sampling.views import MARK, Preview, check_view
 from ersde_lit.sampling.work import Work
@@ -222,6 +223,14 @@ class TestRanks:
         with pytest.raises(ValueError, match=r"^--accelerator cuda --devices 1: ") as error:
             fabric("cuda")
         assert "\n" not in str(error.value)
+
+
+def test_others_may_speak_again_once_ranks_have_begun() -> None:
+    """`fit` in the same process says how a step is shared through one of these loggers."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
+    before = [logger.level for logger in loggers]
+    fabric("cpu")
+    assert [logger.level for logger in loggers] == before
 
 
 def test_no_bar_without_a_terminal(capsys) -> None:
