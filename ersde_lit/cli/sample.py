@@ -1,26 +1,22 @@
 """sample: images from a checkpoint. Its arguments are read before torch is imported."""
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from ersde_lit.cli import fail
 from ersde_lit.cli.choose_guidance import GuidanceOptions
+from ersde_lit.cli.choose_machine import MachineOptions
 from ersde_lit.cli.choose_sampler import SamplerOptions
+from ersde_lit.cli.describe import describe, digests
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.output import check_out
-from ersde_lit.sampling.seeds import format_seeds, parse_seeds
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from ersde_lit.sampling.seeds import parse_seeds
 
 ON_SHEET = 8  # images of --trajectory
 LAYOUT = ("subdirs", "columns")  # options that change files, not images
@@ -54,50 +50,6 @@ class ImageOptions:
     def layout(self) -> dict[str, Any]:
         """How the images lie in `out`, where not as usual."""
         return {name: getattr(self, name) for name in LAYOUT if getattr(self, name)}
-
-
-@dataclass(frozen=True)
-class MachineOptions:
-    """Where and how fast.
-
-    Args:
-        batch_size: images sampled at a time, and kept at a time; halved where memory does not suffice.
-        accelerator: auto, cpu, gpu, cuda or mps.
-        devices: how many of them, on each node.
-        num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
-        precision: of the network's arithmetic: fp32, or bf16 or fp16 by autocast.
-        compile: mode of torch.compile for the networks: default, or reduce-overhead for CUDA graphs.
-        preview: a .png that shows the images as they come.
-        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
-    """
-
-    batch_size: PositiveInt = 128
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: PositiveInt = 1
-    num_nodes: PositiveInt = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    preview: str | None = None
-    trajectory: str | None = None
-
-    def named(self) -> dict[str, Any]:
-        """What may change an image, by rounding at least."""
-        compiled = {} if self.compile is None else {"compile": self.compile}
-        return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
-
-    @property
-    def dtype(self) -> "torch.dtype":
-        import torch
-
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-
-    def compile_networks(self, denoiser: "nn.Module") -> None:
-        """Compiles every network in it, where that was asked for: on first use, anew for each size of a block."""
-        from ersde_lit.networks import Network
-
-        for module in denoiser.modules():
-            if self.compile is not None and isinstance(module, Network):
-                module.compile(mode=self.compile, dynamic=False)
 
 
 GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
@@ -179,14 +131,9 @@ def sample(
         if (path := getattr(machine, option)) is not None:
             check_view(option, path, denoiser.image_shape)
     paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
-    labels = {"labels": image.labels or "random"} if denoiser.num_classes else {}
-    meta = {
-        "seeds": format_seeds(seeds),
-        "options": {**named, **guidance.named(), **labels, **machine.named(), **image.layout},
-        "checkpoints": {name: _sha256(path) for name, path in paths.items()},
-        "paths": paths,
-        "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
-    }
+    meta = describe(
+        seeds, named, denoiser.num_classes, image.labels, guidance, machine, paths, digests(paths), **image.layout
+    )
     if like is not None:
         _check_checkpoints(like, meta)
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
@@ -214,11 +161,6 @@ def sample(
             f"{report.images / report.seconds:.3g} a second; peak memory {report.memory / 2**30:.2g} GiB"
             + (" a rank" if ranks.world_size > 1 else "")
         )
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_checkpoints(like: str, meta: dict[str, Any]) -> None:

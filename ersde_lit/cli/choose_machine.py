@@ -1,0 +1,54 @@
+"""Options that say where the work is done and how fast. Nothing here waits for torch to be read."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where and how fast.
+
+    Args:
+        batch_size: images sampled at a time, and kept at a time; halved where memory does not suffice.
+        accelerator: auto, cpu, gpu, cuda or mps.
+        devices: how many of them, on each node.
+        num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
+        precision: of the network's arithmetic: fp32, or bf16 or fp16 by autocast.
+        compile: mode of torch.compile for the networks: default, or reduce-overhead for CUDA graphs.
+        preview: a .png that shows the images as they come.
+        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
+    """
+
+    batch_size: PositiveInt = 128
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: PositiveInt = 1
+    num_nodes: PositiveInt = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    preview: str | None = None
+    trajectory: str | None = None
+
+    def named(self) -> dict[str, Any]:
+        """What may change an image, by rounding at least."""
+        compiled = {} if self.compile is None else {"compile": self.compile}
+        return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def compile_networks(self, denoiser: "nn.Module") -> None:
+        """Compiles every network in it, where that was asked for: on first use, anew for each size of a block."""
+        from ersde_lit.networks import Network
+
+        for module in denoiser.modules():
+            if self.compile is not None and isinstance(module, Network):
+                module.compile(mode=self.compile, dynamic=False)
