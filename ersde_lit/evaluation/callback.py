@@ -16,7 +16,8 @@ from torchmetrics import MeanMetric
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.evaluation.features import Features, classifier
+from ersde_lit.evaluation.classifier import classifier
+from ersde_lit.evaluation.features import Features
 from ersde_lit.evaluation.fid import FID, Statistics, statistics
 from ersde_lit.evaluation.nearest import nearest_distances
 from ersde_lit.sampling.generate import generate

@@ -1,168 +1,114 @@
-"""What FID sees of an image: feature vectors. `classifier` trains its own small network on the data set's labels."""
+"""What FID and its kin see of an image: feature vectors, and class probabilities where the network has them."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ersde_lit.data import ImageDataModule, Split
+from ersde_lit.data import ImageDataModule
+from ersde_lit.evaluation.cache import digest
+
+Choice = Literal["inception", "classifier"]
 
 
 class Features(nn.Module):
-    """Base class: uint8 images [n, C, H, W] to features [n, num_features]."""
+    """Base class: uint8 images [n, C, H, W] to features [n, num_features].
+
+    A subclass sets `num_features` and defines `forward`. One that also tells classes apart, as Inception Score needs,
+    sets `num_classes` and overrides `features_and_logits`.
+    """
 
     num_features: int
+    num_classes: int = 0  # of the logits
+    batch_size: int = 500  # images at a time
 
     @property
     def description(self) -> str:
         """In a few words, what a distance measured in these features depends on: stated wherever one is printed."""
         return type(self).__name__
 
+    @property
+    def preprocessing(self) -> str:
+        """What is done to the bytes of an image before the first layer, in words."""
+        return "by the network itself"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell these features from others: of class, preprocessing and weights.
+
+        Statistics are cached under it. A class whose code is changed in another way says so in `preprocessing`.
+        """
+        state = self.state_dict()
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        shapes = [(name, tuple(value.shape)) for name, value in state.items()]
+        return digest(repr((kind, self.preprocessing, self.num_features, shapes)), state.values())
+
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
-
-class Recipe(NamedTuple):
-    """How the classifier is trained. Part of its cache key, so a change here trains anew."""
-
-    width: int = 32
-    num_features: int = 64
-    batch_size: int = 128
-    passes: int = 20  # over the data, but no more than
-    max_images: int = 240_000
-    learning_rate: float = 1e-2
-    weight_decay: float = 1e-2
-    seed: int = 0
-    version: int = 1  # raise it when the code below changes what comes out
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features [n, num_features], and [n, classes] whose softmax is the class probabilities, or None."""
+        return self(images), None
 
 
-class Classifier(Features):
-    """A small convolutional classifier; its features are what the last linear layer reads, averaged over the image.
+def features_for(
+    choice: Choice | Features,
+    data: ImageDataModule | None = None,
+    weights: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> Features:
+    """The features of this name, in evaluation mode.
 
     Args:
-        image_shape: C, H, W; the resolution is halved down to about 4x4.
-        num_classes: at least 2.
-        recipe: widths; the rest of it is used by `train_classifier`.
-    """
-
-    accuracy: Tensor  # [], on the "test" images; a buffer, so that it travels with the weights
-
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, recipe: Recipe) -> None:
-        super().__init__()
-        channels, *size = image_shape
-        halvings = max(1, round(math.log2(min(size) / 4)))
-        layers: list[nn.Module] = []
-        for level in range(halvings):
-            width = recipe.num_features if level == halvings - 1 else recipe.width
-            layers += [_block(channels, width, stride=2), _block(width, width, stride=1)]
-            channels = width
-        self.image_shape = tuple(image_shape)
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, num_classes)
-        self.num_features = channels
-        self.register_buffer("accuracy", torch.zeros(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f"this classifier reads images {self.image_shape}, not {tuple(images.shape[1:])}")
-        return self.body(images.float() / 127.5 - 1).mean(dim=(2, 3))
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(self(images))
-
-    @property
-    def description(self) -> str:
-        return f"classifier features, {self.accuracy:.1%} of held-out images read right"
-
-
-def _block(channels: int, width: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
-
-
-@torch.inference_mode(False)  # it may have to train
-@torch.enable_grad()
-def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: Recipe = Recipe()) -> Classifier:  # noqa: B008
-    """The classifier of this data set: trained on its "train" labels once, in seconds to a minute, then cached.
-
-    The file's name hashes images, labels and recipe, so it never serves another data set. Training is seeded and
-    leaves the global random state alone. Weights trained on another machine differ by rounding, and so, slightly, do
-    distances measured with them: compare only what one file measured.
-
-    Args:
-        cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
+        choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
+            `data`; or features of your own, which come back as they are.
+        data: for "classifier".
+        weights: file of Inception's weights; None: see `Inception`.
+        cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        ValueError: the data set has no labels.
+        ValueError: weights that are not there or not Inception's, or a data set without labels for "classifier".
     """
-    if data.num_classes < 2:
-        raise ValueError(f"classifier features need a labelled data set; {type(data).__name__} has no classes")
-    train, held_out = data.split("train"), data.split("test")
-    net = _fresh(data, recipe)
-    path = _cache_folder(cache) / f"classifier-{_key(train, recipe)}.pt"
-    try:
-        net.load_state_dict(torch.load(path, weights_only=True))
-    except Exception:  # absent, cut short, of an older torch: whatever it is, train anew
-        _train(net, train, recipe)
-        net.accuracy.fill_(_accuracy(net, held_out))
-        _save(net, path)
-    return net
+    from ersde_lit.evaluation.classifier import classifier
+    from ersde_lit.evaluation.inception import Inception
+
+    if choice == "inception":
+        return Inception(weights, cache)
+    if weights is not None:
+        raise ValueError("weights are Inception's: choose the features inception, or leave the weights out")
+    if isinstance(choice, Features):
+        return choice.eval()
+    if choice != "classifier":
+        raise ValueError(f"no features named {choice!r}: choose inception, classifier or a Features of your own")
+    if data is None:
+        raise ValueError("classifier features are trained on the labels of a data set: name one, or choose inception")
+    return classifier(data, cache)
 
 
-def _fresh(data: ImageDataModule, recipe: Recipe) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
+@torch.no_grad()
+def extract(features: Features, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features and logits of checked images, where `features` is.
+
+    Raises:
+        ValueError: the images are not uint8 [n, C, H, W], or the features not [n, num_features].
+    """
+    check_images(images)
+    found, logits = features.features_and_logits(images)
+    if found.shape != (len(images), features.num_features):
+        raise ValueError(
+            f"{type(features).__name__} gave features {list(found.shape)}, not {[len(images), features.num_features]}"
+        )
+    return found, logits
 
 
-def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
-    images, labels = split
-    steps = min(recipe.passes * len(labels), recipe.max_images) // recipe.batch_size
-    net.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 10))
-    generator = torch.Generator().manual_seed(recipe.seed)
-    order = torch.cat([torch.randperm(len(labels), generator=generator) for _ in range(recipe.passes)])
-    for batch in order.split(recipe.batch_size)[:steps]:
-        loss = F.cross_entropy(net.logits(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval().requires_grad_(False)
-
-
-def _accuracy(net: Classifier, split: Split) -> float:
-    with torch.no_grad():
-        guesses = torch.cat([net.logits(images).argmax(1) for images in split.images.split(500)])
-    return (guesses == split.labels).double().mean().item()
-
-
-def _cache_folder(cache: str | Path | None) -> Path:
-    if cache is not None:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ersde_lit"
-
-
-def _key(split: Split, recipe: Recipe) -> str:
-    digest = hashlib.sha256(repr((recipe, tuple(split.images.shape))).encode())
-    for tensor in split:
-        for chunk in tensor.split(10_000):  # a memory map stays on disk
-            digest.update(chunk.numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _save(net: Classifier, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with suppress(OSError, RuntimeError):  # torch's word for a file that cannot be written
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(net.state_dict(), partial)
-        partial.replace(path)
+def check_images(images: Tensor) -> None:
+    """Raises ValueError where these are no images as all metrics here take them."""
+    if images.dtype == torch.uint8 and images.dim() == 4:
+        return
+    nan = ", with NaN among them," if images.is_floating_point() and images.isnan().any() else ""
+    raise ValueError(
+        f"metrics take uint8 images [n, C, H, W], not {images.dtype} {list(images.shape)}{nan}: quantise them"
+    )

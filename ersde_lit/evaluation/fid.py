@@ -1,15 +1,16 @@
-"""Frechet inception distance (FID) in any features, through torchmetrics."""
+"""Frechet inception distance (FID) in any features. torchmetrics keeps the sums and adds up the ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
+from torchmetrics import Metric
 
-from ersde_lit.evaluation.features import Features
+from ersde_lit.evaluation.features import Features, extract
 
 
 class Statistics(NamedTuple):
@@ -17,32 +18,89 @@ class Statistics(NamedTuple):
 
     mean: Tensor  # [d]
     cov: Tensor  # [d, d]
-    num_images: int
+    num_images: int | None  # None: unknown, as for statistics that others published
+
+
+class Moments(Metric):
+    """Sums over features, in float64, from which `Statistics` follow; added up over the ranks, also those without any.
+
+    Raises ValueError in `compute` where there are fewer than two, or a feature was not finite.
+    """
+
+    full_state_update = False
+    total: Tensor
+    outer: Tensor
+    count: Tensor
+
+    def __init__(self, num_features: int, sync: bool = True) -> None:
+        super().__init__(sync_on_compute=sync)
+        zeros = torch.zeros(num_features, num_features, dtype=torch.float64)
+        self.add_state("total", zeros[0], dist_reduce_fx="sum")
+        self.add_state("outer", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self.update(self.outer[:0])  # torchmetrics warns of a rank without images otherwise
+
+    def update(self, features: Tensor) -> None:
+        """Adds features [n, num_features]."""
+        f = features.double()
+        self.total += f.sum(0)
+        self.outer += f.T @ f
+        self.count += len(f)
+
+    def compute(self) -> Statistics:
+        count = int(self.count)
+        if count < 2:
+            raise ValueError(f"statistics need at least two images, not {count}")
+        mean = self.total / count
+        cov = (self.outer - count * mean.outer(mean)) / (count - 1)
+        if not cov.isfinite().all():
+            raise ValueError(f"features are not finite in all of {count} images: there is no mean or covariance")
+        return Statistics(mean, cov, count)
+
+
+class FrechetDistance:
+    """|m - m_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2)) to a reference (Heusel et al., 2017), any number of times.
+
+    With R = C_r^(1/2), found once, (R C R)^(1/2) has that trace too and a symmetric argument, whose eigenvalues take a
+    third of the time; to rounding (1e-8 of the value where covariances are singular) it is what is published.
+    """
+
+    def __init__(self, reference: Statistics) -> None:
+        self.reference = reference
+
+    @cached_property
+    def root(self) -> Tensor:
+        values, vectors = torch.linalg.eigh(self.reference.cov)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def __call__(self, statistics: Statistics) -> float:
+        mean, cov = statistics.mean, statistics.cov
+        root = self.root.to(mean.device)
+        product = root @ cov @ root
+        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+        shift = (mean - self.reference.mean.to(mean.device)).square().sum()
+        return (shift + cov.trace() + self.reference.cov.trace().to(mean.device) - 2 * cross).item()
 
 
 def statistics(features: Features, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> Statistics:
     """Of uint8 images, batch by batch, in this process; `features` is moved to `device` and put in evaluation mode.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or not uint8 [n, C, H, W].
     """
-    features = features.to(device).eval()
-    d, count = features.num_features, 0
-    total = torch.zeros(d, dtype=torch.float64, device=device)
-    outer = torch.zeros(d, d, dtype=torch.float64, device=device)
+    features, moments = features.to(device).eval(), Moments(features.num_features, sync=False).to(device)
     for images in batches:
-        f = _features_of(features, images.to(device))
-        total += f.sum(0)
-        outer += f.T @ f
-        count += len(f)
-    if count < 2:
-        raise ValueError(f"statistics need at least two images, not {count}")
-    mean = total / count
-    return Statistics(mean.cpu(), (outer - count * mean.outer(mean)).cpu() / (count - 1), count)
+        moments.update(extract(features, images.to(device))[0])
+    mean, cov, count = moments.compute()
+    return Statistics(mean.cpu(), cov.cpu(), count)
 
 
 class FID:
-    """FID of uint8 images to a reference: |m - m_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2)) (Heusel et al., 2017).
+    """FID of uint8 images to a reference.
 
     Under torch.distributed every rank brings its own images and the same reference; `compute` is called on all ranks,
     also on those without an image, and gives each the value over all images.
@@ -54,48 +112,22 @@ class FID:
     """
 
     def __init__(self, features: Features, reference: Statistics, sync: bool = True) -> None:
-        mean, cov, n = reference
-        self.metric = FrechetInceptionDistance(_Double(features.eval()), sync_on_compute=sync)
-        # As the default of the real state, the reference outlives `reset`; of the ranks' copies of it, one counts.
-        self.metric.add_state("real_features_sum", n * mean, dist_reduce_fx=_first)
-        self.metric.add_state("real_features_cov_sum", (n - 1) * cov + n * mean.outer(mean), dist_reduce_fx=_first)
-        self.metric.add_state("real_features_num_samples", torch.tensor(n), dist_reduce_fx=_first)
-        self.metric.orig_dtype = torch.float64  # the result's; set by `update`, which a rank without images never calls
+        self.features, self.distance = features.eval(), FrechetDistance(reference)
+        self.moments = Moments(features.num_features, sync)
 
     def to(self, device: torch.device | str) -> Self:
-        self.metric.to(device)
+        self.features.to(device)
+        self.moments.to(device)
         return self
 
     def update(self, images: Tensor) -> None:
-        """Adds uint8 images [n, C, H, W]. Raises TypeError for any other type: floats are for `quantise` to turn."""
-        self.metric.update(images.to(self.metric.device), real=False)
+        """Adds uint8 images [n, C, H, W]. Raises ValueError for any other type: floats are for `quantise` to turn."""
+        for batch in images.split(self.features.batch_size):
+            self.moments.update(extract(self.features, batch.to(self.moments.device))[0])
 
     def compute(self) -> float:
-        """Over all images since `reset`. Raises RuntimeError for fewer than two."""
-        return self.metric.compute().item()
+        """Over all images since `reset`. Raises ValueError for fewer than two."""
+        return self.distance(self.moments.compute())
 
     def reset(self) -> None:
-        self.metric.reset()
-
-
-class _Double(nn.Module):
-    """Checked uint8 images to float64 features: torchmetrics casts its result to their type."""
-
-    def __init__(self, features: Features) -> None:
-        super().__init__()
-        self.features = features
-        self.num_features = features.num_features
-
-    def forward(self, images: Tensor) -> Tensor:
-        return _features_of(self.features, images)
-
-
-@torch.no_grad()
-def _features_of(features: Features, images: Tensor) -> Tensor:
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise TypeError(f"FID takes uint8 images [n, C, H, W], not {images.dtype} {list(images.shape)}: quantise them")
-    return features(images).double()
-
-
-def _first(copies: Tensor) -> Tensor:
-    return copies[0]
+        self.moments.reset()

@@ -116,7 +116,7 @@ def test_statistics_are_taken_in_evaluation_mode():
 def test_takes_bytes_only(images):
     fid = FID(Projection(), statistics(Projection(), [REAL]))
     for update in (fid.update, lambda x: statistics(Projection(), [x])):
-        with pytest.raises(TypeError, match=r"FID takes uint8 images \[n, C, H, W\], not .*: quantise them"):
+        with pytest.raises(ValueError, match=r"metrics take uint8 images \[n, C, H, W\], not .*: quantise them"):
             update(images)
 
 

@@ -1,0 +1,41 @@
+"""Where what is dear to compute lies between runs, and the names it gets there: digests of all it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CHUNK = 10_000  # images hashed at a time: a memory map stays on disk
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """`cache`, or `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ersde_lit"
+
+
+def digest(text: str, tensors: Iterable[Tensor]) -> str:
+    """16 hex digits of the text and of the bytes of the tensors, in whatever chunks they come."""
+    sha = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        for chunk in torch.atleast_1d(tensor.detach()).split(CHUNK):
+            sha.update(chunk.cpu().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end: whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

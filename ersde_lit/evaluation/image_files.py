@@ -1,0 +1,187 @@
+"""Images on disk, anybody's, as a stream of uint8 batches: a folder, a zip, an npz, or our own array."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.lib import format as npy
+from PIL import Image
+from torch import Tensor
+
+from ersde_lit.data.array import INFO, read_array, splits
+from ersde_lit.data.pictures import ENDINGS, Files, Folder, Zip, decode, to_array
+
+FORMS = "a folder or zip of images, an npz with arr_0, or a folder that `python -m ersde_lit data` made"
+GREY = ("1", "L", "LA")
+
+
+class ImageFiles(ABC):
+    """Images of one shape, streamed: a batch is in memory at a time.
+
+    Attributes:
+        path: where they are.
+        image_shape: (C, H, W).
+        count: how many there are.
+    """
+
+    path: Path
+    image_shape: tuple[int, int, int]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, batch_size: int = 100, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+        """Yields uint8 [n, C, H, W], n <= batch_size, in order: every `ranks`-th batch, from number `rank` on.
+
+        Raises:
+            ValueError: an image that is damaged or of another shape; names its file.
+        """
+        starts = range(0, self.count, batch_size)[rank::ranks]
+        for images in self._read([range(start, min(start + batch_size, self.count)) for start in starts]):
+            yield torch.from_numpy(images)
+
+    @abstractmethod
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        """Images of these consecutive ranges, which ascend: uint8 [n, C, H, W]."""
+
+
+def image_files(path: str | Path, channels: Literal[1, 3] | None = None) -> ImageFiles:
+    """The images at `path`, checked as far as can be without reading them all.
+
+    Args:
+        path: a folder (searched through) or zip of images, as EDM's; an npz with uint8 `arr_0` [n, H, W, C], as ADM's;
+            or a folder that `python -m ersde_lit data` made, of which the training images count.
+        channels: of image files, 3 for RGB or 1 for grey; None: those of the first one.
+
+    Raises:
+        ValueError: nothing is there, it holds no image, or is damaged; names the file.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
+    if (path / INFO).is_file():
+        return _Array(path)
+    if path.is_dir():
+        return _Pictures(Folder(path), channels)
+    if path.suffix.lower() == ".zip":
+        return _Pictures(Zip(path), channels)
+    if path.suffix.lower() == ".npz":
+        return _Npz(path)
+    raise ValueError(f"{path} is none of the forms that are read: {FORMS}")
+
+
+def image_batches(path: str | Path, batch_size: int = 100) -> Iterator[Tensor]:
+    """`image_files(path).batches(batch_size)`."""
+    return image_files(path).batches(batch_size)
+
+
+class _Pictures(ImageFiles):
+    """Image files in the order of their names, all of the size of the first."""
+
+    def __init__(self, files: Files, channels: int | None) -> None:
+        self.files, self.path = files, files.path
+        self.names = sorted(name for name in files.marks if name.lower().endswith(ENDINGS))
+        self.count = len(self.names)
+        if not self.names:
+            raise ValueError(f"{files.path} holds no image")
+        self.channels = channels
+        image = self._open(self.names[0])
+        self.channels = channels or (1 if image.mode == "L" else 3)
+        self.image_shape = (self.channels, image.height, image.width)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
+            for part in parts:
+                yield np.stack([*pool.map(self._image, part)])
+
+    def _image(self, index: int) -> np.ndarray:
+        name = self.names[index]
+        array = to_array(self._open(name))
+        if array.shape != self.image_shape:
+            (_, h, w), (_, height, width) = array.shape, self.image_shape
+            raise ValueError(f"{self.files.where(name)} is {w}x{h}, and {self.names[0]} is {width}x{height}")
+        return array
+
+    def _open(self, name: str) -> Image.Image:
+        try:
+            data = self.files.read(name)
+            grey = Image.open(io.BytesIO(data)).mode in GREY
+            if self.channels == 1 and not grey:
+                raise ValueError(f"it is in colour, and {self.names[0]} is grey")
+            return decode(data, self.channels or (1 if grey else 3))
+        except Exception as error:  # decoders raise anything
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ValueError(f"{self.files.where(name)} cannot be used: {reason}") from None
+
+
+class _Npz(ImageFiles):
+    """`arr_0`, read as a stream: compressed or not, a batch of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._array() as (_, shape, dtype):
+            pass
+        if dtype != np.uint8:
+            raise ValueError(f"{path}: arr_0 is {dtype}, not uint8: images are whole numbers 0 .. 255")
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
+            raise ValueError(f"{path}: arr_0 is {list(shape)}, not [n, H, W, C] with C = 1 or 3")
+        if not shape[0]:
+            raise ValueError(f"{path} holds no image")
+        self.count, (height, width, channels) = shape[0], shape[1:]
+        self.image_shape = (channels, height, width)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        channels, height, width = self.image_shape
+        size, at = channels * height * width, 0
+        with self._array() as (member, _, _):
+            for part in parts:
+                member.seek((part.start - at) * size, io.SEEK_CUR)
+                data = member.read(len(part) * size)
+                if len(data) < len(part) * size:
+                    raise EOFError("arr_0 is cut short")
+                at = part.stop
+                array = np.frombuffer(bytearray(data), np.uint8).reshape(-1, height, width, channels)
+                yield np.ascontiguousarray(rearrange(array, "n h w c -> n c h w"))
+            member.read(1)  # the checksum is looked at where a whole array has been read
+
+    @contextmanager
+    def _array(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+        """The bytes of arr_0, and its shape and type."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+                header = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
+                shape, fortran, dtype = header(member)
+                if fortran and len(shape) > 1:
+                    raise ValueError("arr_0 is in Fortran order: save np.ascontiguousarray of it")
+                yield member, shape, dtype
+        except KeyError:
+            raise ValueError(f"{self.path} has no array arr_0, where images are: [n, H, W, C], uint8") from None
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.path} cannot be used: {error}") from None
+
+
+class _Array(ImageFiles):
+    """A folder that our conversion made, mapped, without what is held out."""
+
+    def __init__(self, path: Path) -> None:
+        info, whole = read_array(path)
+        self.path, self.image_shape = path, info.image_shape
+        self.images = splits(info, whole)["train"].images
+        self.count = len(self.images)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        for part in parts:
+            yield np.array(self.images[part.start : part.stop].numpy())

@@ -1,0 +1,75 @@
+"""A sample of images that is the same however they are batched, ordered or dealt to ranks: those of the lowest keys."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+
+def image_keys(images: Tensor) -> Tensor:
+    """int64 [n] for uint8 images [n, C, H, W]: a hash of the bytes alone, which copies share and hardly others do."""
+    weights = _weights(images[0].numel() if len(images) else 0).to(images.device)
+    keys = [(image.flatten().long() * weights).sum() for image in images]  # one at a time: eight times the bytes
+    return torch.stack(keys) if keys else torch.empty(0, dtype=torch.long, device=images.device)
+
+
+@lru_cache(4)
+def _weights(count: int) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=torch.Generator().manual_seed(0))
+
+
+class Drawn(NamedTuple):
+    rows: Tensor  # [k, width], in the order of their keys, which is a random one
+    num_images: int
+    copies: int  # images that are, to the byte, the same as another
+
+
+class Sample(Metric):
+    """Keeps a row for each of at most `limit` images, and of all images the key; added up over the ranks.
+
+    Args:
+        width: numbers a row; 0: nothing but keys.
+        limit: rows kept, float32.
+    """
+
+    full_state_update = False
+    keys: list[Tensor]
+    kept: list[Tensor]
+    rows: list[Tensor]
+
+    def __init__(self, width: int, limit: int, sync: bool = True) -> None:
+        super().__init__(sync_on_compute=sync)
+        self.width, self.limit = width, limit
+        for name in ("keys", "kept", "rows") if width else ("keys",):
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        none = torch.empty(0, dtype=torch.long, device=self.device)  # ranks without images have something to send
+        self.update(none, torch.empty(0, self.width, device=self.device))
+
+    def update(self, keys: Tensor, rows: Tensor) -> None:
+        """Adds images by their keys [n] and rows [n, width]."""
+        self.keys.append(keys)
+        if self.width:
+            self.kept.append(keys)
+            self.rows.append(rows.float())
+            if sum(map(len, self.kept)) > 2 * self.limit:
+                kept, rows = self._lowest()
+                self.kept, self.rows = [kept], [rows]
+
+    def compute(self) -> Drawn:
+        keys = dim_zero_cat(self.keys)
+        rows = self._lowest()[1] if self.width else torch.empty(len(keys), 0, device=keys.device)
+        return Drawn(rows, len(keys), len(keys) - len(keys.unique()))
+
+    def _lowest(self) -> tuple[Tensor, Tensor]:
+        kept, rows = dim_zero_cat(self.kept), dim_zero_cat(self.rows)
+        order = kept.argsort(stable=True)[: self.limit]
+        return kept[order], rows[order]
