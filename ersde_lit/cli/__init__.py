@@ -14,7 +14,10 @@ COMMANDS = {
     "predict": ("trainer", "one generated image for each image of the test data"),
     "data": ("data", "a data set to a memory-mapped array: data SOURCE --out FOLDER --size 64"),
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
+    "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
     "ema": ("ema", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
+    "import": ("import_weights", "others' weights to a checkpoint: import edm.pkl --out model.ckpt"),
+    "export": ("export", "a checkpoint to the form to publish: export model.ckpt --out model.safetensors"),
 }
 HELP = "\n".join(
     [

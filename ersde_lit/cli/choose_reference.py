@@ -1,0 +1,100 @@
+"""Options that say how images are measured: data, reference, features, metrics. Nothing here waits for torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ersde_lit.cli.inline import make, split
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from ersde_lit.data import ImageDataModule
+    from ersde_lit.evaluation import Features, Scores
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """What images are measured by.
+
+    Args:
+        data: real images: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
+        reference: instead of the data's training images: an .npz of EDM's or ADM's, or a folder, zip or npz of images.
+        features: inception, as published FIDs are measured with; classifier, trained on the data's labels; or a class.
+        weights: the file of Inception's weights; downloaded if not given.
+        metrics: some of fid,kid,is,precision,recall.
+    """
+
+    data: dict[str, Any] | str | None = None
+    reference: str | None = None
+    features: dict[str, Any] | str = "inception"
+    weights: str | None = None
+    metrics: str | list[str] = "fid"
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.reference is None:
+            raise ValueError("there is nothing to compare with: give --data or --reference")
+        if self.features == "classifier" and self.data is None:
+            raise ValueError("--features classifier is trained on labelled images: give --data")
+
+    @property
+    def names(self) -> list[Any]:
+        """Of the metrics."""
+        return list(dict.fromkeys(split(self.metrics)))
+
+    def open_data(self) -> "ImageDataModule | None":
+        """The DataModule; None without one. Raises ValueError where there is no such class, or file."""
+        from ersde_lit.data import ImageDataModule
+
+        if self.data is None:
+            return None
+        given = (
+            _in_yaml(self.data) if isinstance(self.data, str) and self.data.endswith((".yaml", ".yml")) else self.data
+        )
+        return make("data", ImageDataModule, given)[0]
+
+    def open_features(self) -> "str | Features":
+        """The name of the features, or features of one's own; raises ValueError where there is no such class."""
+        from ersde_lit.evaluation import Features
+
+        if self.features in ("inception", "classifier"):
+            return str(self.features)
+        return make("features", Features, self.features)[0]
+
+    def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
+        """What measures images. Features and reference are prepared by the first rank, and are the same on all."""
+        from ersde_lit.evaluation import Scores, features_for, read_reference, reference_of
+        from ersde_lit.evaluation.reference import KEEP
+        from ersde_lit.evaluation.scores import OF_FEATURES
+        from ersde_lit.sampling.ranks import gather, together
+
+        prepared = None
+        with together(ranks):
+            if ranks.global_rank == 0:
+                net = features_for(features, data, self.weights)
+                keep = KEEP if OF_FEATURES & {*self.names} else 0
+                if self.reference is not None:
+                    real = read_reference(self.reference, net, ranks.device, keep_features=keep)
+                else:
+                    assert data is not None  # checked at the beginning
+                    real = reference_of(data, net, ranks.device, keep_features=keep)
+                prepared = net.cpu(), real
+        net, real = gather(ranks, prepared)[0]
+        with together(ranks):
+            scores = Scores(net, real, self.names)
+        return scores
+
+
+def _in_yaml(path: str) -> dict[str, Any]:
+    """The `data` of a configuration."""
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no YAML"
+        raise ValueError(f"--data {path} cannot be read: {reason}") from None
+    found = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"--data {path} has no entry `data` with a class_path")
+    return found

@@ -1,0 +1,254 @@
+"""evaluate: a checkpoint's samplers, or anybody's images, against real ones. Reads its arguments before torch."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from ersde_lit.cli import fail
+from ersde_lit.cli.choose_guidance import GuidanceOptions
+from ersde_lit.cli.choose_machine import MachineOptions
+from ersde_lit.cli.choose_reference import ReferenceOptions
+from ersde_lit.cli.choose_sweep import SweepOptions, seed_sets
+from ersde_lit.cli.describe import describe, digests
+
+if TYPE_CHECKING:
+    from ersde_lit.evaluation.cells import Cell, Record
+    from ersde_lit.evaluation.report import ImagesReport, Report
+
+
+@dataclass(frozen=True)
+class WhatOptions:
+    """What is evaluated.
+
+    Args:
+        ckpt_path: checkpoint that `fit` wrote; its averaged weights are sampled.
+        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes as in 3 or 0,1,5-7.
+        out: folder of the results; the same command goes on there after an interruption.
+        keep_images: keep each cell's images in it.
+        best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
+        trust: import network classes from outside ersde_lit that the checkpoint names.
+    """
+
+    ckpt_path: str | None = None
+    labels: str | None = None
+    out: str | None = None
+    keep_images: bool = False
+    best: bool = False
+    trust: bool = False
+
+
+GROUPS: Any = (WhatOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
+FLAGS = {
+    "keep_images": "keep each cell's images in --out",
+    "best": "show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation",
+    "trust": "import network classes from outside ersde_lit that the checkpoint names",
+}
+OF_SAMPLE = {"preview", "trajectory"}  # options of the machine that are not for here
+
+
+class Parser(ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise SystemExit(fail(f"evaluate: {message}"))
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog=f"python -m ersde_lit {command}", description="FID and its kin of a checkpoint's samples, or of images."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    parser.add_argument("--images", nargs="+", type=str, help="folders, zips or npz files of anybody's, instead")
+    parser.add_argument(
+        "--seeds", nargs="+", type=str, default=["0-49999"],
+        help="which images; several sets, as in 0-49999 50000-99999 100000-149999, give mean and spread",
+    )  # fmt: skip
+    for group in GROUPS:
+        parser.add_class_arguments(group, skip={*FLAGS, *OF_SAMPLE})
+    for flag, text in FLAGS.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    options = parser.parse_args(list(arguments)).as_dict()
+    what, sweep, reference, guidance, machine = (
+        group(**{f.name: options[f.name] for f in fields(group) if f.name not in OF_SAMPLE}) for group in GROUPS
+    )
+    if options["images"]:
+        if what.ckpt_path is not None:
+            raise ValueError("--images are measured as they are: leave them or --ckpt_path out")
+        evaluate_images(options["images"], what.out, reference, machine)
+    else:
+        evaluate(what, options["seeds"], sweep, reference, guidance, machine)
+
+
+def evaluate(
+    what: WhatOptions,
+    seeds: Sequence[str],
+    sweep: SweepOptions,
+    reference: ReferenceOptions,
+    guidance: GuidanceOptions,
+    machine: MachineOptions,
+) -> "Report | None":
+    """Measures every sampler at every NFE on every set of seeds; raises ValueError, in one line, where that cannot be.
+
+    Returns:
+        The report of all cells in `out` that are of these sets; None on all ranks but the first.
+    """
+    if what.ckpt_path is None or what.out is None:
+        raise ValueError("give --ckpt_path and --out, or --images")
+    sets = seed_sets(seeds)
+
+    from ersde_lit.evaluation.cells import Cells
+    from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
+    from ersde_lit.evaluation.report import Report
+    from ersde_lit.evaluation.sweep import Sweep
+    from ersde_lit.sampling.ranks import fabric, together
+    from ersde_lit.training import load
+
+    # Whatever can be wrong is found before other ranks are started and anything is written.
+    store = Cells(what.out)
+    model = load(what.ckpt_path, what.trust)
+    if not model.label_dropout and (guidance.cfg_scale is not None or what.labels == "none"):
+        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+    denoiser: Any = guidance.wrap(model.ema_denoiser, what.trust)
+    cells = _cells(what, what.ckpt_path, sets, sweep, denoiser, guidance, machine)
+    data, features = reference.open_data(), reference.open_features()
+    if data is not None and tuple(data.image_shape) != tuple(denoiser.image_shape):
+        raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {tuple(denoiser.image_shape)}")
+    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
+
+    ranks.launch()
+    denoiser.to(ranks.device)
+    machine.compile_networks(denoiser)
+    first = ranks.global_rank == 0
+    scores = reference.scores(data, features, ranks)
+    weights = f"averaged weights (EMA, half-life {model.ema.half_life:,.0f} images) after {model.images_seen:,} images"
+    protocol = Protocol(
+        scores.protocol,
+        statistics_in_brief(scores.reference.statistics),
+        weights,
+        cells[0].meta["checkpoints"]["ckpt_path"],
+    )
+    with ExitStack() as stack:
+        with together(ranks):
+            if first:
+                stack.enter_context(store.taken())
+                store.check(protocol)
+                for cell in cells:
+                    if store.find(cell, scores.metrics) is None:
+                        store.place(cell)  # raises now where it is taken, not hours later
+        run = Sweep(store, scores, protocol, ranks, what.keep_images, _tell)
+        try:
+            if data is not None:
+                run.real(data, len(sets[0]))
+            for cell in cells:
+                run.cell(cell)
+        except KeyboardInterrupt:
+            raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
+        if not first:
+            return None
+        report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), what.best)
+        caption = f"{_of(sets, seeds, what.best)} {protocol}"
+        _publish(store.folder, report, caption)
+        for metric in report.metrics:
+            report.plot(store.folder / f"{metric}.png", metric)
+    return report
+
+
+def evaluate_images(
+    images: Sequence[str], out: str | None, reference: ReferenceOptions, machine: MachineOptions
+) -> "ImagesReport | None":
+    """Measures images on disk; raises ValueError, in one line, where that cannot be.
+
+    Returns:
+        The report; None on all ranks but the first.
+    """
+    from ersde_lit.evaluation import image_files
+    from ersde_lit.evaluation.cells import REAL, record
+    from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
+    from ersde_lit.evaluation.report import ImagesReport
+    from ersde_lit.evaluation.sweep import measure, measure_images
+    from ersde_lit.sampling.output import check_out
+    from ersde_lit.sampling.ranks import fabric
+
+    if out is not None:
+        check_out(out)
+    sets = [image_files(path) for path in images]
+    data, features = reference.open_data(), reference.open_features()
+    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
+
+    ranks.launch()
+    scores = reference.scores(data, features, ranks)
+    protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
+    records = [record(path, measure_images(path, scores, ranks), protocol) for path in images]
+    if data is not None:
+        held_out = data.split("test").images[: max(map(len, sets))]
+        measured = measure(scores, lambda rank, of: held_out.split(100)[rank::of], ranks)
+        records.append(record(REAL, measured, protocol))
+    if ranks.global_rank:
+        return None
+    report = ImagesReport(records)
+    _publish(None if out is None else Path(out), report, str(protocol))
+    return report
+
+
+def _cells(
+    what: WhatOptions,
+    ckpt_path: str,
+    sets: Sequence[Sequence[int]],
+    sweep: SweepOptions,
+    denoiser: Any,
+    guidance: GuidanceOptions,
+    machine: MachineOptions,
+) -> "list[Cell]":
+    from ersde_lit.evaluation.cells import MADE_HERE, Cell
+    from ersde_lit.sampling.run import Job
+
+    paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
+    files = digests(paths)
+    cells = []
+    for seeds in sets:
+        for choice in sweep.choices(denoiser):
+            job = Job(denoiser, choice.sampler, choice.nfe, what.labels, machine.dtype)
+            job.labels_of(seeds[:1])
+            meta = describe(seeds, choice.named, denoiser.num_classes, what.labels, guidance, machine, paths, files)
+            cells.append(Cell(choice.label, job, seeds, {**meta, MADE_HERE: "evaluate"}, choice.asked))
+    return cells
+
+
+def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:
+    several = f": {'the best' if best else 'mean and standard deviation'} of {len(sets)} sets" if len(sets) > 1 else ""
+    return f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){several}."
+
+
+def _tell(record: "Record") -> None:
+    """A line for each cell, as it comes, and one for each note on it."""
+    from ersde_lit.evaluation.protocol import title
+    from ersde_lit.sampling.progress import console
+
+    what = record["sampler"]
+    if record["nfe"] is not None:
+        what += f", NFE {record['nfe']}, seeds {record['seeds']}"
+    values = ", ".join(f"{title(name)} {value:.4g}" for name, value in record["scores"].items())
+    console.print(f"{what}: {values} ({record['images']:,} images)", markup=False, soft_wrap=True)
+    for note in record["notes"]:
+        console.print(f"  warning: {note}", markup=False, soft_wrap=True)
+
+
+def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str) -> None:
+    """Prints a report and puts its tables into the folder."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    for table in report.tables():
+        console.print(table)
+    console.print(caption, markup=False)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        for name, text in {"results.csv": report.csv(), "results.md": report.markdown(caption)}.items():
+            temporary = folder / f"{name}.tmp"
+            temporary.write_text(text)
+            temporary.replace(folder / name)
+        console.print(f"tables  {folder / 'results.csv'}, {folder / 'results.md'}", markup=False)
