@@ -11,18 +11,18 @@ Writes tools/results/accuracy.{csv,md,png}. Two problems:
 
 import csv
 import platform
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import diffusers_schedulers
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from ersde_lit.interop.rivals import DiffusersSampler
 from ersde_lit.solvers import ERSDE, Heun, Sampler, SeededNoise, Solver, TableSampler, default, grids
 from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.oracles import BasisNoise, Gaussian, Mixture, output_law, w2
@@ -56,6 +56,22 @@ RIVALS: dict[str, Solver] = {
     "DEIS-3": solver("deis"),
     "DEIS-4": solver("deis", order=4),
 }
+_DPM = "DPMSolverMultistepScheduler"
+SCHEDULERS = {  # diffusers' own, with the settings that are those of our solvers' defaults
+    "DDIM": DiffusersSampler("EulerDiscreteScheduler"),
+    "DDPM": DiffusersSampler("EulerAncestralDiscreteScheduler"),
+    "DPM-Solver++(2M)": DiffusersSampler(_DPM),
+    "DPM-Solver++(2M heun)": DiffusersSampler(_DPM, {"solver_type": "heun"}),
+    "DPM-Solver++(3M)": DiffusersSampler(_DPM, {"solver_order": 3}),
+    "SDE-DPM-Solver++(2M)": DiffusersSampler(_DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    "UniPC-2": DiffusersSampler("UniPCMultistepScheduler"),
+    "UniPC-3": DiffusersSampler("UniPCMultistepScheduler", {"solver_order": 3}),
+    "SA-Solver": DiffusersSampler("SASolverScheduler", {"predictor_order": 3, "corrector_order": 4}),
+    "iPNDM-4": DiffusersSampler("IPNDMScheduler"),
+    "DEIS-2": DiffusersSampler("DEISMultistepScheduler"),
+    "DEIS-3": DiffusersSampler("DEISMultistepScheduler", {"solver_order": 3}),
+    "EDM Heun": DiffusersSampler("HeunDiscreteScheduler"),
+}
 NAMES = [*OURS, DEFAULT, *RIVALS, HEUN]
 GRIDS: dict[str, Grid] = {
     "EDM, 80 to 0.002": grids.edm,
@@ -76,7 +92,6 @@ def main(nfes: list[int] = [5, 6, 8, 10, 15, 20, 30, 50], samples: int = 20_000)
         nfes: denoiser calls.
         samples: of the mixture.
     """
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # numpy functions of tensors, in diffusers
     sliced_w2 = SlicedW2(samples)
     cells: Cells = {}
     for grid_name, grid in GRIDS.items():
@@ -87,7 +102,7 @@ def main(nfes: list[int] = [5, 6, 8, 10, 15, 20, 30, 50], samples: int = 20_000)
                 cells[grid_name, name, nfe] = {
                     "w2": exact,
                     "w2_pure_noise": pure,
-                    "w2_diffusers": diffusers_error(name, sampler, nfe, grid),
+                    "w2_diffusers": diffusers_error(name, nfe, grid),
                     "sliced_w2": sliced_w2(sampler, nfe, grid),
                 }
             errors = (cells[grid_name, name, nfe]["w2"] for nfe in nfes)
@@ -121,17 +136,11 @@ def run_ours(sampler: Sampler, nfe: int, y: Tensor, lam: float, noise: BasisNois
     return sampler(GAUSSIAN, From(y, lam, noise), nfe)
 
 
-def diffusers_error(name: str, sampler: Sampler, nfe: int, grid: Grid) -> float | None:
+def diffusers_error(name: str, nfe: int, grid: Grid) -> float | None:
     """W2 of diffusers' scheduler from an exact start; None where it has none."""
-    if name not in diffusers_schedulers.SCHEDULERS:
+    if name not in SCHEDULERS:
         return None
-    lams = grid((sampler.calls(nfe) + 1) // 2 if isinstance(sampler, Heun) else nfe)
-    scheduler = diffusers_schedulers.SCHEDULERS[name]()
-
-    def run(y: Tensor, lam: float, noise: BasisNoise) -> Tensor:
-        return diffusers_schedulers.run(scheduler, GAUSSIAN, lams, y, noise)
-
-    return gaussian_errors(run, grid, nfe)[0]
+    return gaussian_errors(partial(run_ours, replace(SCHEDULERS[name], grid=grid), nfe), grid, nfe)[0]
 
 
 def gaussian_errors(run: Callable[[Tensor, float, BasisNoise], Tensor], grid: Grid, steps: int) -> tuple[float, float]:

@@ -1,0 +1,129 @@
+"""ER-SDE-Solvers as a sampling function of k-diffusion, ComfyUI and stable-diffusion-webui:
+
+    from ersde_lit.interop.k_diffusion import sample_er_sde
+
+    k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
+
+Needs none of them: the signature is what they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from ersde_lit.denoisers.processes import VE, Flow
+from ersde_lit.interop.diffusers_levels import flow_lams
+from ersde_lit.solvers import ERSDE, SeededNoise, custom, sample
+from ersde_lit.solvers.noise import MAX_SEED
+from ersde_lit.solvers.noise_scale import NoiseScale
+
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def sample_er_sde(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    noise_scaler: Callable[[Tensor], Tensor] | None = None,
+    max_stage: int | None = None,
+    *,
+    order: int = 3,
+    noise_scale: str | NoiseScale = "er_sde_5",
+    corrector: int | None = None,
+    nodes: str | float = "lam",
+    relative: bool = False,
+    paper: bool = False,
+    flow: bool | None = None,
+) -> Tensor:
+    """From x at ``sigmas[0]`` to the state at ``sigmas[-1]``, which is the denoised x where that is 0.
+
+    Args:
+        model: ``model(x, sigma [B], **extra_args) -> denoised x``, called once a step.
+        x: [B, ...] ``x0 + sigma eps``; a flow model's ``(1 - sigma) x0 + sigma eps``. Arithmetic is at least in
+            float32; the model and the caller get x's dtype.
+        sigmas: (N+1,) descending, the last usually 0.
+        extra_args: for the model. A "seed" among them also seeds the noise: image k's is that of seed + k, or of the
+            k-th where it is a list, whatever the batch and the device. Without it torch's global generator is used.
+        callback: called with a dict of x, i, sigma, sigma_hat and denoised after each call of the model.
+        disable: the progress bar, as tqdm takes it.
+        s_noise: standard deviation of the noise, in units of what the solver adds.
+        noise_sampler: ``(sigma, sigma_next) -> noise``, standard normal and shaped like x, instead of the seed's.
+        noise_scaler: phi as a function of lam, and max_stage: ComfyUI's names for noise_scale and order; given, they
+            come first.
+        order, noise_scale, corrector, nodes, relative, paper: as in `ersde_lit.solvers.ERSDE`.
+        flow: whether this is a flow model; None asks ComfyUI's model, and takes others for ``x0 + sigma eps``.
+
+    Raises:
+        ValueError: sigmas not descending, an option out of range, or a noise scale not valid at these sigmas.
+        FloatingPointError: the model's output was not finite; names the first such step.
+    """
+    if len(sigmas) < 2:
+        return x
+    extra_args = extra_args or {}
+    phi = noise_scale if noise_scaler is None else custom(noise_scaler)
+    solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
+    process = Flow() if (_is_flow(model) if flow is None else flow) else VE()
+    levels = sigmas.detach().to("cpu", torch.float64)
+    with torch.device("cpu"):
+        tableau = solver.tableau(flow_lams(levels) if isinstance(process, Flow) else levels)
+    alphas = process.alpha_of_lam(tableau.lams).tolist()
+    ones, calls = x.new_ones(len(x)), iter(range(len(alphas)))
+
+    def denoiser(y: Tensor, lam: Tensor) -> Tensor:
+        i = next(calls)
+        return model((alphas[i] * y).to(x.dtype), sigmas[i] * ones, **extra_args)
+
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+
+        def report(i: int, lam: Tensor, y: Tensor, denoised: Tensor) -> None:
+            if callback is not None:
+                state = (alphas[i] * y).to(x.dtype)
+                callback({"x": state, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            bar.update()
+
+        y = x.to(torch.promote_types(x.dtype, torch.float32)) / alphas[0]
+        noise = _Noise(noise_sampler or _seeded(x, extra_args.get("seed")), sigmas, s_noise)
+        y = sample(denoiser, tableau, y, noise=noise, callback=report)
+    return (alphas[-1] * y).to(x.dtype)
+
+
+class _Noise:
+    """A noise sampler, as the loop asks for noise."""
+
+    def __init__(self, sampler: NoiseSampler, sigmas: Tensor, s_noise: float):
+        self.sampler, self.sigmas, self.s_noise = sampler, sigmas, s_noise
+
+    def step(self, i: int) -> Tensor:
+        return self.s_noise * self.sampler(self.sigmas[i], self.sigmas[i + 1])
+
+
+def _seeded(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
+    if seed is None:
+        return lambda sigma, sigma_next: torch.randn_like(x)
+    seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
+    noise = SeededNoise(
+        [s & MAX_SEED for s in seeds], x.shape[1:], x.device, torch.promote_types(x.dtype, torch.float32)
+    )
+    steps = count()
+    return lambda sigma, sigma_next: noise.step(next(steps))
+
+
+def _is_flow(model: Any) -> bool:
+    """Whether ComfyUI says so: its sampling classes of flow models derive from one called CONST."""
+    try:
+        sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    except AttributeError:
+        return False
+    return any(base.__name__ == "CONST" for base in type(sampling).__mro__)

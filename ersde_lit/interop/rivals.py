@@ -1,0 +1,261 @@
+"""Other people's samplers in our loop: diffusers' schedulers and k-diffusion's functions as a Sampler.
+
+Both run on any grid of ours, from the same noise as our own, so that `evaluate` and FIDCallback compare like with like:
+
+    class_path: ersde_lit.interop.rivals.DiffusersSampler
+    init_args: {scheduler: UniPCMultistepScheduler, config: {solver_order: 3}}
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ersde_lit.solvers import grids
+from ersde_lit.solvers.grids import Grid, check_nfe
+from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
+from ersde_lit.solvers.sa_solver import SASolver
+from ersde_lit.solvers.sampler import Noise, fit
+
+# The prediction each is handed: of eps by those that step in y, of x0 or v by those that step in x = alpha y.
+_EPS, _SAMPLE, _V = "epsilon", "sample", "v"
+_SCHEDULERS = {
+    "EulerDiscreteScheduler": _EPS,
+    "EulerAncestralDiscreteScheduler": _EPS,
+    "HeunDiscreteScheduler": _EPS,
+    "DPMSolverMultistepScheduler": _SAMPLE,
+    "UniPCMultistepScheduler": _SAMPLE,
+    "DEISMultistepScheduler": _SAMPLE,
+    "SASolverScheduler": _SAMPLE,
+    "IPNDMScheduler": _V,
+}
+_K_DIFFUSION_OURS = (
+    *("model", "x", "sigmas", "extra_args", "callback", "disable", "noise_sampler"),
+    *("s_churn", "s_tmin", "s_tmax"),
+)
+_CALLS = {
+    **dict.fromkeys(["euler", "euler_ancestral", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde"], 1),
+    **dict.fromkeys(["heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"], 2),
+}
+
+
+@dataclass(frozen=True)
+class DiffusersSampler:
+    """A scheduler of diffusers, made to step through our grid; a Sampler.
+
+    It is handed x0 as the prediction it converts least, our noise in place of its generator's, and lams for timesteps.
+    A last step into 0 returns x0, where some of diffusers' are NaN.
+
+    Attributes:
+        scheduler: name of its class: EulerDiscreteScheduler (DDIM), EulerAncestralDiscreteScheduler (DDPM),
+            HeunDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler,
+            SASolverScheduler (with the noise window of `ersde_lit.solvers.SASolver`) or IPNDMScheduler.
+        config: arguments of the class, e.g. ``{"solver_order": 3}``; those of levels and prediction are ours.
+        grid: n steps -> lams, fitted to the denoiser as by `TableSampler`.
+
+    Raises:
+        ValueError: diffusers is not installed, another scheduler, or an argument it does not have.
+    """
+
+    scheduler: str
+    config: dict[str, Any] = field(default_factory=dict)
+    grid: Grid = grids.edm
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in _SCHEDULERS:
+            raise ValueError(f"DiffusersSampler runs {', '.join(_SCHEDULERS)}, not {self.scheduler}")
+        if importlib.util.find_spec("diffusers") is None:
+            raise ValueError("DiffusersSampler needs diffusers: pip install diffusers")
+        _check_options(self.scheduler, self._class, self.config, ours=("prediction_type",))
+
+    @property
+    def _class(self) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(importlib.import_module("diffusers"), self.scheduler)
+        return found
+
+    def calls(self, nfe: int) -> int:
+        """The calls made when asked for `nfe`: of Heun's two a step, the largest odd number up to it."""
+        check_nfe(nfe)
+        return nfe - 1 + nfe % 2 if self.scheduler == "HeunDiscreteScheduler" else nfe
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoise,
+        noise: Noise,
+        nfe: int,
+        labels: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """x0 [B, ...] in ``calls(nfe)`` calls; callback(i, lam, y, x0) after each, as in `sample`."""
+        heun = self.scheduler == "HeunDiscreteScheduler"
+        lams = _levels(self.grid, (nfe + 1) // 2 if heun else nfe, denoiser, to_zero=heun)
+        if heun:  # two calls at each level but the first
+            lams = torch.cat([lams[:1], lams[1:-1].repeat_interleave(2), lams[-1:]])
+        model = _Model(denoiser, labels, callback)
+        y = noise.initial() * float(lams[0])
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy functions of tensors
+            y = _steps(self._prepared(lams), _SCHEDULERS[self.scheduler], model, lams, y, noise)
+        model.check()
+        return y
+
+    def _prepared(self, lams: Tensor) -> Any:
+        """A scheduler whose levels are lams, whichever it would have had."""
+        config = dict(self.config)
+        if _SCHEDULERS[self.scheduler] != _V:
+            config["prediction_type"] = _SCHEDULERS[self.scheduler]
+        if "final_sigmas_type" in inspect.signature(self._class).parameters:
+            config.setdefault("final_sigmas_type", "zero" if lams[-1] == 0 else "sigma_min")  # orders of the last steps
+        if self.scheduler == "SASolverScheduler":
+            low, high = SASolver().window
+            config.setdefault("tau_func", lambda lam: torch.tensor(float(low <= lam <= high)))
+        scheduler = self._class(**config)
+        scheduler.set_timesteps(len(lams) - 1 if scheduler.order == 1 else len(lams) // 2)
+        alphas = torch.ones_like(lams) if _SCHEDULERS[self.scheduler] == _EPS else (1 + lams**2).rsqrt()
+        scheduler.sigmas, scheduler.alphas, scheduler.betas = lams, alphas, lams * alphas
+        scheduler.timesteps = lams[:-1]
+        scheduler.is_scale_input_called = True  # by us: y is x / alpha
+        return scheduler
+
+
+@dataclass(frozen=True)
+class KDiffusionSampler:
+    """A function of k-diffusion on our grid; a Sampler. Its `sampling` module alone is loaded, whose dependencies are
+    few: ``pip install --no-deps k-diffusion`` with torchsde and torchdiffeq.
+
+    Attributes:
+        function: euler, euler_ancestral, lms, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, or with two calls a step heun,
+            dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde; with or without "sample_" before it.
+        options: arguments of the function, e.g. ``{"eta": 0.5}``. Churn is not among them: its noise is not ours.
+        grid: n steps -> lams, fitted to the denoiser as by `TableSampler`.
+
+    Raises:
+        ValueError: k-diffusion is not installed, another function, or an argument it does not have.
+    """
+
+    function: str
+    options: dict[str, Any] = field(default_factory=dict)
+    grid: Grid = grids.edm
+
+    def __post_init__(self) -> None:
+        if self._name not in _CALLS:
+            raise ValueError(f"KDiffusionSampler runs {', '.join(_CALLS)}, not {self.function}")
+        _check_options(self.function, self._sample, self.options, ours=_K_DIFFUSION_OURS)
+
+    @property
+    def _name(self) -> str:
+        return self.function.removeprefix("sample_")
+
+    @property
+    def _sample(self) -> Callable[..., Tensor]:
+        found: Callable[..., Tensor] = getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
+        return found
+
+    def calls(self, nfe: int) -> int:
+        """The calls made when asked for `nfe`: with two a step, the largest odd number up to it."""
+        check_nfe(nfe)
+        return nfe if _CALLS[self._name] == 1 else nfe - 1 + nfe % 2
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoise,
+        noise: Noise,
+        nfe: int,
+        labels: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """x0 [B, ...] in ``calls(nfe)`` calls; callback(i, lam, y, x0) after each, as in `sample`."""
+        two = _CALLS[self._name] == 2
+        lams = _levels(self.grid, (nfe + 1) // 2 if two else nfe, denoiser, to_zero=two)
+        model, draws = _Model(denoiser, labels, callback), count()
+        y = noise.initial() * float(lams[0])
+        options = dict(self.options)
+        if "noise_sampler" in inspect.signature(self._sample).parameters:
+            options["noise_sampler"] = lambda sigma, sigma_next: noise.step(next(draws))
+        y = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
+        model.check()
+        return y
+
+
+class _Model:
+    """The denoiser as others call it: told levels as 0-dim host tensors, each call reported and looked at for NaN."""
+
+    def __init__(self, denoiser: Denoise, labels: Tensor | None, callback: Callback | None):
+        self.denoiser, self.callback = denoiser, callback
+        self.condition = {} if labels is None else {"labels": labels}
+        self.totals: list[Tensor] = []
+        self.lams: list[Tensor] = []
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        x0 = self.denoiser(y, lam, **self.condition)
+        if self.callback is not None:
+            self.callback(len(self.lams), lam, y, x0)
+        self.totals.append(x0.sum())
+        self.lams.append(lam)
+        return x0.to(y.dtype)
+
+    def check(self) -> None:
+        raise_if_not_finite(self.totals, self.lams)
+
+
+def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tensor, noise: StepNoise) -> Tensor:
+    """The loop of a pipeline, from y at ``lams[0]`` to y at ``lams[-1]``."""
+    module, alphas = sys.modules[type(scheduler).__module__], scheduler.alphas
+    x = alphas[0] * y
+    for i, (alpha, lam) in enumerate(zip(alphas[:-1], lams[:-1], strict=True)):
+        x0 = model(x / alpha, lam.to(y.dtype))
+        if lams[i + 1] == 0:
+            return x0
+        eps = (x / alpha - x0) / lam
+        output = {_SAMPLE: x0, _EPS: eps, _V: alpha * (eps - lam * x0)}[prediction]
+        with mock.patch.object(module, "randn_tensor", lambda *_, i=i, **__: noise.step(i), create=True):
+            x = scheduler.step(output, scheduler.timesteps[i], x).prev_sample
+    return x / alphas[-1]
+
+
+def _levels(grid: Grid, steps: int, denoiser: Denoise, to_zero: bool) -> Tensor:
+    check_nfe(steps)
+    with torch.device("cpu"):
+        lams = fit(grid(steps), denoiser)
+    if to_zero and lams[-1] > 0:
+        raise ValueError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
+    return lams
+
+
+def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any], ours: tuple[str, ...]) -> None:
+    known = [p for p in inspect.signature(function).parameters if p not in ours]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} takes no {option!r} here, only {', '.join(known) or 'nothing'}")
+
+
+def k_diffusion_module(name: str) -> ModuleType:
+    """A module of k-diffusion by itself: the package would import what training needs too.
+
+    Raises:
+        ValueError: k-diffusion, or what the module needs, is not installed.
+    """
+    spec = importlib.util.find_spec("k_diffusion")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("k-diffusion is not installed: pip install --no-deps k-diffusion, and torchsde torchdiffeq")
+    alone = sys.modules.setdefault("_k_diffusion_alone", ModuleType("_k_diffusion_alone"))
+    alone.__path__ = list(spec.submodule_search_locations)
+    try:
+        return importlib.import_module(f"_k_diffusion_alone.{name}")
+    except ImportError as error:
+        raise ValueError(
+            f"k-diffusion's {name} cannot be imported, {error}: pip install torchsde torchdiffeq"
+        ) from None
