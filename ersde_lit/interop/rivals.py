@@ -180,14 +180,32 @@ class KDiffusionSampler:
         """x0 [B, ...] in ``calls(nfe)`` calls; callback(i, lam, y, x0) after each, as in `sample`."""
         two = _CALLS[self._name] == 2
         lams = _levels(self.grid, (nfe + 1) // 2 if two else nfe, denoiser, to_zero=two)
-        model, draws = _Model(denoiser, labels, callback), count()
+        model = _Model(denoiser, labels, callback)
         y = noise.initial() * float(lams[0])
         options = dict(self.options)
         if "noise_sampler" in inspect.signature(self._sample).parameters:
-            options["noise_sampler"] = lambda sigma, sigma_next: noise.step(next(draws))
+            options["noise_sampler"] = _Increments(noise)
         y = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
         model.check()
         return y
+
+
+class _Increments:
+    """A noise sampler: standardised increments of one Brownian motion over lam, as k-diffusion's own draws them. So
+    what spans the stretch drawn before (dpmpp_sde's second of a step) is correlated with it."""
+
+    def __init__(self, noise: StepNoise):
+        self.noise, self.draws = noise, count()
+        self.last: tuple[float, float, Tensor] | None = None
+
+    def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        start, end = float(sigma), float(sigma_next)
+        increment = self.noise.step(next(self.draws))
+        if self.last is not None and self.last[0] == start:
+            known = (start - self.last[1]) / (start - end)
+            increment = known**0.5 * self.last[2] + (1 - known) ** 0.5 * increment
+        self.last = start, end, increment
+        return increment
 
 
 class _Model:
