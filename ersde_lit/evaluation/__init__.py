@@ -12,7 +12,7 @@ from ersde_lit.evaluation.inception import Inception
 from ersde_lit.evaluation.manifold import precision_recall
 from ersde_lit.evaluation.nearest import nearest_distances
 from ersde_lit.evaluation.reference import Reference, read_reference, reference_of, write_reference
-from ersde_lit.evaluation.scores import METRICS, MetricName, Scores
+from ersde_lit.evaluation.scores import METRICS, MetricName, Scores, too_few
 
 __all__ = [
     "FID",
@@ -37,5 +37,6 @@ __all__ = [
     "read_reference",
     "reference_of",
     "statistics",
+    "too_few",
     "write_reference",
 ]

@@ -65,6 +65,7 @@ def reference_of(
     device: torch.device | str = "cpu",
     cache: str | Path | None = None,
     keep_features: int = KEEP,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Reference:
     """Of the training images of a data set, or of images on disk; computed once, then cached.
 
@@ -75,6 +76,7 @@ def reference_of(
         features: moved to `device` and put in evaluation mode.
         cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
         keep_features: of at most so many images, for KID, precision and recall.
+        advance: is told how many more images have been measured.
 
     Raises:
         ValueError: fewer than two images, images that the features do not read, or what `source` raises.
@@ -89,8 +91,9 @@ def reference_of(
     key = digest(repr((VERSION, features.fingerprint, keep_features, tuple(shape))), batches())
     path = cache_folder(cache) / f"reference-{key}.npz"
     with suppress(ValueError):  # absent or damaged
-        return replace(_read(path), description=name, fingerprint=features.fingerprint)
-    reference = _measure(batches(), features, device, keep_features, name)
+        found = _read(path)
+        return replace(found, description=f"{found.num_images} {name}", fingerprint=features.fingerprint)
+    reference = _measure(batches(), features, device, keep_features, name, advance)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_reference(reference, path)
@@ -98,7 +101,12 @@ def reference_of(
 
 
 def _measure(
-    batches: Iterable[Tensor], features: Features, device: torch.device | str, keep: int, name: str
+    batches: Iterable[Tensor],
+    features: Features,
+    device: torch.device | str,
+    keep: int,
+    name: str,
+    advance: Callable[[int], None],
 ) -> Reference:
     features = features.to(device).eval()
     moments = Moments(features.num_features, sync=False).to(device)
@@ -109,9 +117,10 @@ def _measure(
         moments.update(found)
         if keep:
             sample.update(image_keys(images), found)
+        advance(len(images))
     mean, cov, count = moments.compute()
     kept = sample.compute().rows.cpu() if keep else None
-    return Reference(Statistics(mean.cpu(), cov.cpu(), count), name, kept, features.fingerprint)
+    return Reference(Statistics(mean.cpu(), cov.cpu(), count), f"{count} {name}", kept, features.fingerprint)
 
 
 def read_reference(
