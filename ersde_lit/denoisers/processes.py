@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+MOST_STEPS = 100_000  # of a discrete process: a file must not ask for all memory with one number
+
 
 class Process:
     """Base class. Times and lams are tensors of any shape; results have their shape, dtype and device."""
@@ -58,15 +60,20 @@ class VP(Process):
         beta_min, beta_max: beta(t) rises linearly between them over t in [0, 1].
         steps: None for continuous time, or the length of DDPM's discrete chain (1000 as published), whose step k
             has the time t = k / (steps - 1).
+        t_min: where continuous time ends for samplers: 1e-3 as published by Song et al., 1e-5 by Karras et al. 2022.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     steps: int | None = None
+    t_min: float = 1e-3
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
             raise ValueError(f"VP needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"VP needs 0 < t_min < 1, got {self.t_min}")
+        _check_steps(self.steps)
         if self.steps is not None and self.steps <= self.beta_max:
             raise ValueError(
                 f"VP needs more steps than beta_max = {self.beta_max} (or None: continuous), got {self.steps}"
@@ -74,7 +81,7 @@ class VP(Process):
 
     @property
     def t_range(self) -> tuple[float, float]:
-        return (1e-3, 1.0) if self.steps is None else (0.0, 1.0)
+        return (self.t_min, 1.0) if self.steps is None else (0.0, 1.0)
 
     @cached_property
     def levels(self) -> Tensor | None:
@@ -117,6 +124,7 @@ class Cosine(Process):
     def __post_init__(self) -> None:
         if self.steps < 2 or self.offset < 0 or not 0 < self.max_beta < 1:
             raise ValueError(f"Cosine needs 2 steps or more, offset >= 0 and 0 < max_beta < 1, got {self}")
+        _check_steps(self.steps)
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -183,6 +191,11 @@ class Flow(Process):
 
     def alpha_of_lam(self, lam: Tensor) -> Tensor:
         return 1 / (1 + lam)
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps > MOST_STEPS:
+        raise ValueError(f"a chain has at most {MOST_STEPS:,} steps, got {steps:,}")
 
 
 def _levels(betas: Tensor) -> Tensor:

@@ -15,7 +15,10 @@ class DhariwalUNet(ResidualUNet):
     """ADM; the defaults are the published size for 64x64 images.
 
     Args:
-        attn_resolutions: where all blocks but the resampling ones are followed by self-attention, 64 channels a head.
+        channel_mult: width of each level, finest first, as for `SongUNet`; fractions of whole widths are allowed.
+        attn_resolutions: where all blocks but the resampling ones are followed by self-attention.
+        channels_per_head: of attention; as published, a block that is narrower has a single head.
+        num_heads: of attention, the same at all widths, as in the published ADM for 128x128; None as that says.
         others: as for `SongUNet`.
 
     Raises:
@@ -30,14 +33,18 @@ class DhariwalUNet(ResidualUNet):
         label_dim: int = 0,
         augment_dim: int = 0,
         model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
         channel_mult_emb: int = 4,
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        channels_per_head: int = 64,
+        num_heads: int | None = None,
     ) -> None:
-        widths = [model_channels * m for m in channel_mult]
+        if channels_per_head < 1 or (num_heads is not None and num_heads < 1):
+            raise ValueError(f"attention needs heads and channels: {channels_per_head} a head, {num_heads} heads")
+        widths = [int(model_channels * m) for m in channel_mult]
         emb_channels = model_channels * channel_mult_emb
         super().__init__(
             img_resolution,
@@ -49,7 +56,13 @@ class DhariwalUNet(ResidualUNet):
             num_blocks=num_blocks,
             attn_resolutions=attn_resolutions,
             every_block_attends=True,
-            block=partial(ResidualBlock, emb_channels=emb_channels, head_width=64, dropout=dropout),
+            block=partial(
+                ResidualBlock,
+                emb_channels=emb_channels,
+                head_width=channels_per_head,
+                num_heads=num_heads,
+                dropout=dropout,
+            ),
         )
         self.map_noise = PositionalAngles(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None

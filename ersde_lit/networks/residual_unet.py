@@ -19,6 +19,7 @@ class ResidualBlock(nn.Module):
         direction: "up" or "down" where the block also changes the resolution.
         attention: whether self-attention over all positions follows.
         head_width: channels an attention head, at least; None for a single head.
+        num_heads: how many attention heads; None as head_width says.
         dropout: probability inside the residual branch.
         skip_scale: of both sums; sqrt(1/2) keeps their variance.
         eps: of the normalisations.
@@ -42,6 +43,7 @@ class ResidualBlock(nn.Module):
         adaptive_scale: bool = True,
         resample_proj: bool = False,
         resample_filter: Sequence[int] = (1, 1),
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
         self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
@@ -59,7 +61,7 @@ class ResidualBlock(nn.Module):
             self.skip = Resample(direction, resample_filter)
 
         # as published, a block narrower than one head has none
-        self.heads = (out_channels // head_width if head_width else 1) if attention else 0
+        self.heads = (num_heads or (out_channels // head_width if head_width else 1)) if attention else 0
         if self.heads:
             if out_channels % self.heads:
                 raise ValueError(f"{out_channels} channels do not divide among {self.heads} attention heads")

@@ -19,7 +19,7 @@ from ersde_lit.solvers import Sampler, SeededNoise, Solver, TableSampler, defaul
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
-from ersde_lit.training.spec import describe
+from ersde_lit.training.spec import completed, describe
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
 VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k + 1/2) / 16 of the training density
@@ -177,7 +177,8 @@ class DiffusionModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where the checkpoint is of another model."""
-        kept, own = checkpoint[SPEC_KEY], self.spec
+        kept, own = dict(checkpoint[SPEC_KEY]), self.spec
+        kept["process"] = completed(kept["process"], self.denoiser.process)
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
                 raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")

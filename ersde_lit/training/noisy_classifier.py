@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process
+from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, check
 from ersde_lit.networks import Network
 from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.checkpoint import read
@@ -31,15 +32,16 @@ class NoisyClassifier(pl.LightningModule):
     seed of `seed_everything` and on each image's number in the run, as in `DiffusionModule`.
 
     Args:
-        network: c_in y [B, C, H, W] and c_noise [B], scaled as in EDM (Karras et al. 2022), to logits [B, num_classes],
-            such as `Encoder`.
-        process: what the density refers to; VE() if None.
-        sigma_data: standard deviation of the data.
+        network: c_in y [B, C, H, W] and c_noise [B] to logits [B, num_classes], such as `Encoder`.
+        process: what the density refers to, and preconditionings other than "edm"; VE() if None.
+        sigma_data: standard deviation of the data, for "edm".
         density: noise levels to train on; None takes `LogUniform`, since a sampler visits all of the process's.
         optimizer: learning rate and its course.
+        preconditioning: scales what the network sees, as for `Denoiser`.
 
     Raises:
-        ValueError: fewer than two classes, sigma_data that is not positive; at `fit`, data of another shape or classes.
+        ValueError: fewer than two classes, a preconditioning that does not go with the process, sigma_data that is not
+            positive; at `fit`, data of another shape or classes.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class NoisyClassifier(pl.LightningModule):
         sigma_data: float = 0.5,
         density: NoiseDensity | None = None,
         optimizer: AdamW = AdamW(),  # noqa: B008 (frozen)
+        preconditioning: PreconditioningName = "edm",
     ) -> None:
         super().__init__()
         if network.num_classes < 2:
@@ -57,6 +60,8 @@ class NoisyClassifier(pl.LightningModule):
             raise ValueError(f"sigma_data is a standard deviation, got {sigma_data}")
         self.network = network
         self.process = process or VE()
+        check(preconditioning, "eps", self.process)
+        self.preconditioning = preconditioning
         self.sigma_data = sigma_data
         self.density = density or LogUniform()
         self.recipe = optimizer
@@ -80,13 +85,15 @@ class NoisyClassifier(pl.LightningModule):
             "sigma_data": describe(self.sigma_data),
             "density": describe(self.density),
             "optimizer": describe(self.recipe),
+            "preconditioning": self.preconditioning,
         }
 
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
         """log p(k | y, lam), [B, num_classes], from y [B, C, H, W] at lam ([] or [B])."""
         lam = lam.to(y.device, y.dtype, non_blocking=True).expand(len(y))
-        c_in = torch.rsqrt(lam**2 + self.sigma_data**2).view(-1, 1, 1, 1)
-        return self.network(c_in * y, lam.log() / 4).log_softmax(1)
+        preconditioning = PRECONDITIONINGS[self.preconditioning]
+        c_in = preconditioning.c_in(lam, self.sigma_data, self.process).view(-1, 1, 1, 1)
+        return self.network(c_in * y, preconditioning.c_noise(lam, self.process.t_of_lam(lam))).log_softmax(1)
 
     def setup(self, stage: str) -> None:
         """Raises ValueError where data and network disagree."""

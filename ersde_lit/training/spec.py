@@ -37,6 +37,18 @@ def describe(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be kept in a checkpoint: use numbers, strings, lists and dataclasses of them")
 
 
+def completed(kept: Any, value: Any) -> Any:
+    """The description kept of a dataclass like `value`, with the defaults of fields that are younger than it."""
+    if not (isinstance(kept, dict) and isinstance(kept.get("init_args"), dict)):
+        return kept
+    defaults = {
+        f.name: describe(f.default)
+        for f in dataclasses.fields(value)
+        if f.init and f.default is not dataclasses.MISSING
+    }
+    return {**kept, "init_args": defaults | kept["init_args"]}
+
+
 def build(spec: Any, trust: bool = False) -> Any:
     """The inverse of `describe`.
 

@@ -1,0 +1,211 @@
+"""A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ersde_lit.interop.published import published
+from ersde_lit.networks import Network
+from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.noisy_classifier import KIND
+from ersde_lit.training.spec import Spec, build
+
+Weights = Mapping[str, Tensor]
+_BEGINNING = {  # of a training, which has no state of an optimiser yet
+    "pytorch-lightning_version": lightning.__version__,
+    "epoch": 0,
+    "global_step": 0,
+    "optimizer_states": [],
+    "lr_schedulers": [],
+}
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """Weights, and what they are weights of.
+
+    Attributes:
+        origin: where it is from, for the report, as in "EDM snapshot, EDMPrecond of a SongUNet".
+        network: description of the network (`ersde_lit.training.spec`).
+        settings: the other arguments of `DiffusionModule`, described or as they are.
+        averaged: the network's weights, by the names of its state dict.
+        raw: those that are not averaged; the averaged ones where nothing is known of them.
+        images_seen: that it was trained on, as far as a training that goes on should count them.
+        notes: what else there is to be said, a line each.
+    """
+
+    origin: str
+    network: Spec
+    settings: dict[str, Any]
+    averaged: Weights
+    raw: Weights | None = None
+    images_seen: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def module(self) -> DiffusionModule:
+        """The model without its weights, which are checked to be all that it needs, and no more; on the meta device.
+
+        Raises:
+            ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+        """
+        network = checked_network(self.network, *([self.averaged] if self.raw is None else [self.averaged, self.raw]))
+        try:
+            return DiffusionModule(network, **{name: build(value) for name, value in self.settings.items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"its description makes no model: {str(error)[:120]}") from None
+
+    def checkpoint(self, module: DiffusionModule) -> dict[str, Any]:
+        """What `training.load` and `fit --ckpt_path` take: raw and averaged weights, no state of any optimiser."""
+        averaged = _stored(self.averaged)
+        copies = {"denoiser": averaged if self.raw is None else _stored(self.raw), "ema_denoiser": averaged}
+        state = {
+            f"{part}.network.{name}": tensor for part, weights in copies.items() for name, tensor in weights.items()
+        }
+        if set(state) != set(module.state_dict()):
+            raise ValueError("its weights are not those of the model that it describes")
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **_BEGINNING}
+
+    def report(self, module: DiffusionModule) -> str:
+        """What was found, in lines of a word and its value."""
+        denoiser = module.denoiser
+        levels = f", {len(denoiser.levels)} levels" if denoiser.levels is not None else ""
+        what = f"{denoiser.preconditioning}, prediction {denoiser.prediction}, process {_name(denoiser.process)}"
+        lam = f"{denoiser.lam_min:.5g} to {denoiser.lam_max:.5g}{levels}"
+        return _lines(self.origin, denoiser.network, len(self.averaged), what, lam, self.notes)
+
+
+@dataclass(frozen=True)
+class ImportedClassifier:
+    """Weights of a classifier of noisy images, and what they are weights of: as `ImportedModel`."""
+
+    origin: str
+    network: Spec
+    settings: dict[str, Any]
+    weights: Weights
+
+    def module(self) -> NoisyClassifier:
+        """As of `ImportedModel`."""
+        network = checked_network(self.network, self.weights)
+        return NoisyClassifier(network, **{name: build(value) for name, value in self.settings.items()})
+
+    def checkpoint(self, module: NoisyClassifier) -> dict[str, Any]:
+        """What `training.load_classifier` takes."""
+        state = {f"network.{name}": tensor for name, tensor in _stored(self.weights).items()}
+        return {"state_dict": state, SPEC_KEY: {KIND: module.spec}, **_BEGINNING}
+
+    def report(self, module: NoisyClassifier) -> str:
+        """As of `ImportedModel`."""
+        low, high = module.process.lam_range()
+        what = f"{module.preconditioning}, a classifier, process {_name(module.process)}"
+        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", [])
+
+
+def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
+    """Writes the checkpoint, whole or not at all; returns a report of what was found.
+
+    Raises:
+        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+    """
+    module: Any = model.module()
+    AtomicCheckpointIO().save_checkpoint(model.checkpoint(module), out)
+    return model.report(module)
+
+
+def _lines(origin: str, network: Network, tensors: int, preconditioning: str, lam: str, notes: Sequence[str]) -> str:
+    channels, height, width = network.image_shape
+    classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    known = f", as published ({one.name})" if (one := published(network)) else ""
+    lines = {
+        "found": origin,
+        "architecture": f"{_name(network)}, {channels}x{height}x{width}, {classes}",
+        "preconditioning": preconditioning,
+        "parameters": f"{parameters(network):,}{known}; all {tensors} tensors used",
+        "lam": lam,
+    }
+    return "\n".join([f"{word:<17}{text}" for word, text in lines.items()] + [f"{'note':<17}{n}" for n in notes])
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+def _stored(weights: Weights) -> Weights:
+    """Contiguous, in memory of their own, and not in half precision, which is for arithmetic."""
+    half = (torch.float16, torch.bfloat16)
+    whole = {name: (w.float() if w.dtype in half else w).contiguous() for name, w in weights.items()}
+    return {name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w for name, w in whole.items()}
+
+
+def checked_network(spec: Spec, *weights: Weights) -> Network:
+    """The network on the meta device, to which all of the weights fit.
+
+    Raises:
+        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+    """
+    for each in weights:
+        for name, tensor in each.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"its weight {name[:80]!r} is not finite")
+    network = build_on_meta(spec, len(weights[0]))
+    for each in weights:
+        compare(each, network)
+    count, known = parameters(network), published(network)
+    if known is not None and known.parameters != count:
+        raise ValueError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
+    return network
+
+
+def build_on_meta(spec: Spec, most_tensors: int) -> Network:
+    """The network without memory for its weights; raises ValueError where it has more than so many."""
+    try:
+        with torch.device("meta"), _at_most(most_tensors):
+            network = build(spec)
+    except (TypeError, RuntimeError, OverflowError, ArithmeticError, LookupError, AttributeError) as error:
+        message = " ".join(str(error).split())[:120]
+        raise ValueError(f"its description makes no network: {message}") from None
+    if not isinstance(network, Network):
+        raise ValueError("its description is not one of a network")
+    return network
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Stops the making of a network that outgrows the file it is for, in which billions of layers are one number."""
+    count = 0
+
+    def hook(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal count
+        count += parameter is not None
+        if count > 2 * tensors + 100:  # some are registered twice
+            raise ValueError(f"it describes a larger network than its {tensors} tensors")
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def compare(weights: Weights, network: nn.Module) -> None:
+    """Raises ValueError where the weights are not one for each of the network's, and of its shape."""
+    expected = network.state_dict()
+    for names, what in ((expected.keys() - weights.keys(), "lacks"), (weights.keys() - expected.keys(), "has")):
+        if names:
+            kind = "weights" if what == "lacks" else "weights that its network has not"
+            raise ValueError(f"it {what} {len(names)} {kind}, among them {min(names)[:80]!r}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            theirs, own = list(tensor.shape), list(expected[name].shape)
+            raise ValueError(f"its weight {name[:80]!r} is {theirs}, in its network {own}")
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,56 @@
+"""Whose weights these are, by what the file looks like."""
+
+from pathlib import Path
+from typing import Any
+
+from ersde_lit.interop.guided_flags import GuidedFlags
+
+
+def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
+    """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
+
+    Args:
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`.
+        flags: what guided-diffusion's weights do not say of themselves.
+
+    Raises:
+        ValueError: in one line, what cannot be read, is damaged or is hostile.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"there is nothing at {source}")
+    kind = "diffusers" if path.is_dir() else _kind(path)
+    if flags.given and kind != "guided":
+        raise ValueError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not of it")
+    if kind == "diffusers":
+        from ersde_lit.interop.diffusers_unet import read_diffusers
+
+        return read_diffusers(path)
+    if kind == "edm":
+        from ersde_lit.interop.edm import read_edm
+
+        return read_edm(path)
+    if kind == "safetensors":
+        from ersde_lit.interop.safetensors_file import read_safetensors
+
+        return read_safetensors(path)
+    from ersde_lit.interop.guided_diffusion import import_guided
+    from ersde_lit.interop.torch_zip import read_zip, state_dict
+    from ersde_lit.training.module import SPEC_KEY
+
+    content = read_zip(path)
+    if SPEC_KEY in content:
+        raise ValueError(f"{source} is a checkpoint of ersde_lit already: it needs no import")
+    return import_guided(state_dict(content, path), flags)
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(b"PK\x03\x04"):
+        return "guided"
+    if head.startswith(b"\x80"):
+        return "edm"
+    if head[8:] == b"{" or path.suffix == ".safetensors":
+        return "safetensors"
+    raise ValueError(f"{path} is none of EDM's pickles, torch.save's files and safetensors: it cannot be imported")

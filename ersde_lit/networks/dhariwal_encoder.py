@@ -1,0 +1,106 @@
+"""The half of ADM that classifies noisy images (Dhariwal & Nichol 2021, appendix H)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ersde_lit.networks.base import Network
+from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngles
+from ersde_lit.networks.residual_unet import ResidualBlock
+
+
+class DhariwalEncoder(Network):
+    """The way down of `DhariwalUNet`, pooled by attention and mapped to class logits; the defaults are for 64x64.
+
+    Args:
+        img_resolution: height and width.
+        in_channels: colour channels.
+        label_dim: number of classes, at least 2.
+        others: as for `DhariwalUNet`.
+
+    Raises:
+        ValueError: a resolution that cannot be halved so often, widths that cannot be normalised or cut into heads.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        label_dim: int,
+        model_channels: int = 128,
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.0,
+        channels_per_head: int = 64,
+    ) -> None:
+        super().__init__()
+        if label_dim < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, got {label_dim}")
+        if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1) or num_blocks < 1:
+            raise ValueError(
+                f"img_resolution {img_resolution} does not allow {len(channel_mult)} levels of {num_blocks} blocks"
+            )
+        self.image_shape = (in_channels, img_resolution, img_resolution)
+        self.num_classes = label_dim
+        emb_channels = 4 * model_channels
+        self.map_noise = PositionalAngles(model_channels, endpoint=False)
+        self.map_layer0 = Linear(model_channels, emb_channels)
+        self.map_layer1 = Linear(emb_channels, emb_channels)
+
+        block = partial(ResidualBlock, emb_channels=emb_channels, head_width=channels_per_head, dropout=dropout)
+        widths = [int(model_channels * m) for m in channel_mult]
+        self.enc = nn.ModuleDict()
+        c = widths[0]
+        for level, width in enumerate(widths):
+            res = img_resolution >> level
+            name = f"{res}x{res}"
+            if level == 0:
+                self.enc[f"{name}_conv"] = Conv2d(in_channels, c, 3)
+            else:
+                self.enc[f"{name}_down"] = block(c, c, direction="down")
+            for i in range(num_blocks):
+                self.enc[f"{name}_block{i}"] = block(c, width, attention=res in attn_resolutions)
+                c = width
+        self.enc[f"{name}_in0"] = block(c, c, attention=True)
+        self.enc[f"{name}_in1"] = block(c, c)
+        self.out_norm = GroupNorm(c)
+        self.pool = AttentionPool(c, res, max(c // channels_per_head, 1), label_dim)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, num_classes] from x [B, C, H, W] and c_noise [B]; the rest, of other networks, is ignored."""
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would blur neighbouring noise levels
+            angles = self.map_noise(c_noise.to(torch.promote_types(x.dtype, torch.float32)))
+            embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+            embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+        for name, layer in self.enc.items():
+            x = layer(x) if name.endswith("conv") else layer(x, embedding)
+        return self.pool(F.silu(self.out_norm(x)))
+
+
+class AttentionPool(nn.Module):
+    """What the mean over an image sees of it by attention (Radford et al. 2021): [B, c, side, side] -> [B, out]."""
+
+    def __init__(self, channels: int, side: int, heads: int, out_channels: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide among {heads} attention heads")
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([x.mean((2, 3))[:, :, None], x.flatten(2)], dim=2)
+        tokens = rearrange(tokens + self.positional_embedding.to(x.dtype), "b c n -> b n c")
+        q, k, v = rearrange(
+            self.qkv(tokens), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads
+        ).contiguous()
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # of the mean alone
+        return self.proj(rearrange(pooled, "b heads 1 c -> b (heads c)"))
