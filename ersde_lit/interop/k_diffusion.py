@@ -55,7 +55,8 @@ def sample_er_sde(
             float32; the model and the caller get x's dtype.
         sigmas: (N+1,) descending, the last usually 0.
         extra_args: for the model. A "seed" among them also seeds the noise: image k's is that of seed + k, or of the
-            k-th where it is a list, whatever the batch and the device. Without it torch's global generator is used.
+            k-th where it is a list, whatever the batch and the device; 48 bits count. Without it torch's global
+            generator is used.
         callback: called with a dict of x, i, sigma, sigma_hat and denoised after each call of the model.
         disable: the progress bar, as tqdm takes it.
         s_noise: standard deviation of the noise, in units of what the solver adds.
