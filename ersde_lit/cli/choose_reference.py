@@ -56,9 +56,12 @@ class ReferenceOptions:
         return make("data", ImageDataModule, given)[0]
 
     def open_features(self) -> "str | Features":
-        """The name of the features, or features of one's own; raises ValueError where there is no such class."""
-        from ersde_lit.evaluation import Features
+        """The name of the features, or one's own; raises ValueError where there is no such class, or no such metric."""
+        from ersde_lit.evaluation import METRICS, Features
 
+        for name in self.names or [""]:
+            if name not in METRICS:
+                raise ValueError(f"no metric named {name!r}: choose from {', '.join(METRICS)}")
         if self.features in ("inception", "classifier"):
             return str(self.features)
         return make("features", Features, self.features)[0]

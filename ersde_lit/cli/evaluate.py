@@ -149,7 +149,7 @@ def evaluate(
             raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
         if not first:
             return None
-        report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), what.best)
+        report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, what.best)
         caption = f"{_of(sets, seeds, what.best)} {protocol}"
         _publish(store.folder, report, caption)
         for metric in report.metrics:

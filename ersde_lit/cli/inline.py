@@ -1,11 +1,18 @@
 """Choices written in one word, `NAME:option=value:option=value`, or as plain data in YAML; and objects made of them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+READABLE = {
+    r"Expected a typing\.Literal\[(.*?)\]": r"expected one of \1",
+    r"Type collections\.abc\.Callable\S*( typing\.Any\])? expects a function or a callable class: ": "",
+    r"\. Got value: Namespace\(.*": "",
+    r"\. Got value: ": ", got ",
+}
 Given = str | Mapping[str, Any]
 
 
@@ -72,6 +79,14 @@ def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: set[str
 
 
 def _reason(error: Exception) -> str:
-    """The last line of jsonargparse's account, which is of the innermost cause."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else str(error)
+    """What matters of jsonargparse's account: the key, what was expected there, and what was given."""
+    text = str(error)
+    key = re.match(r'Parser key "(\S+)"', text)
+    lines = [line.strip() for line in text.splitlines()]
+    wrong = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    reason = " or ".join(wrong) or lines[-1]
+    for pattern, words in READABLE.items():
+        reason = re.sub(pattern, words, reason)
+    given = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
+    named = f"{key[1]}: " if key and wrong else ""
+    return named + reason + (f", got {given[-1]}" if given and wrong else "")

@@ -142,9 +142,12 @@ class Cells:
         return next((record for record in self.read() if _key(record) == key), None)
 
     def add(self, record: Record) -> None:
-        """Keeps a record, in the place of one of the same cell."""
-        others = [kept for kept in self.read() if _key(kept) != _key(record)]
-        text = "".join(f"{json.dumps(one)}\n" for one in [*others, record])
+        """Keeps a record. One of the same images keeps its place, and what was measured on them before."""
+        records = {_key(kept): kept for kept in self.read()}
+        before = records.get(_key(record))
+        if before is not None and before["images"] == record["images"]:  # `find` has seen that they are the same
+            record = {**record, **{name: {**before[name], **record[name]} for name in ("scores", "protocol")}}
+        text = "".join(f"{json.dumps(one)}\n" for one in {**records, _key(record): record}.values())
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         with disk_errors(self.out):
             self.folder.mkdir(exist_ok=True)

@@ -55,14 +55,14 @@ class Report:
 
     Args:
         records: cells, and what was measured beside them. The columns are the NFEs that were asked for.
+        metrics: which to show.
         best: whether to show the best of the sets of seeds rather than mean and standard deviation.
     """
 
-    def __init__(self, records: Sequence[Record], best: bool = False) -> None:
-        self.records, self.best = [*records], best
+    def __init__(self, records: Sequence[Record], metrics: Sequence[str], best: bool = False) -> None:
+        self.records, self.metrics, self.best = [*records], [*metrics], best
         self.nfes = sorted({record["asked"] for record in records if record["nfe"] is not None})
         self.sets = max(Counter((r["sampler"], r["nfe"]) for r in records).values(), default=1)
-        self.metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
         self.samplers = list(dict.fromkeys(r["sampler"] for r in records if r["nfe"] is not None))
         self.others = [record for record in records if record["nfe"] is None]
 
@@ -87,8 +87,8 @@ class Report:
                 text = summary.text(metric, self.best) + (f" ({calls} calls)" if calls != nfe else "")
                 text += f" ({len(summary.values)} of {self.sets} sets)" if len(summary.values) < self.sets else ""
                 row.append(f"**{text}**" if values[sampler] == best and len(values) > 1 else text)
-        fixed = [[r["sampler"], *[f"{r['scores'][metric]:.4g}"] * len(self.nfes)] for r in self.others]
-        return rows + fixed
+        others = [(r["sampler"], r["scores"][metric]) for r in self.others if metric in r["scores"]]
+        return rows + [[name, *[f"{value:.4g}"] * len(self.nfes)] for name, value in others]
 
     def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
         """What was measured when this NFE was asked for: Heun makes one call less where that is even."""
@@ -120,7 +120,7 @@ class Report:
 
     def csv(self) -> str:
         """A cell a row, with all that changes its numbers."""
-        return to_csv(self.records, self.metrics)
+        return to_csv(self.records)
 
     def plot(self, path: Path, metric: str, name: str = "") -> None:
         """The metric over NFE, logarithmic both; bars from the lowest to the highest of the sets of seeds."""
@@ -181,11 +181,12 @@ class ImagesReport:
         return f"{_markdown(self.header, self.rows())}\n\n{caption}\n"
 
     def csv(self) -> str:
-        return to_csv(self.records, self.metrics)
+        return to_csv(self.records)
 
 
-def to_csv(records: Sequence[Record], metrics: Sequence[str]) -> str:
+def to_csv(records: Sequence[Record]) -> str:
     """Records as CSV: sampler, NFE, seeds, number of images, scores, then the protocol and how images were made."""
+    metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
     lines = [_flat(record, metrics) for record in records]
     names = list(dict.fromkeys(name for line in lines for name in line))
     file = io.StringIO()

@@ -15,8 +15,9 @@ from ersde_lit.solvers import ERSDE, TableSampler
 def evaluate(ranks: int) -> dict[str, float] | None:
     """What the callbacks log; None on all ranks but the first."""
     sampler = TableSampler(ERSDE(2))
-    whole = FIDCallback({"whole": sampler}, nfes=[4], num_samples=50, nearest_images=50, batch_size=50)  # for one rank
-    parts = FIDCallback({"parts": sampler}, nfes=[3], num_samples=50, nearest_images=25, batch_size=11)
+    metrics, limit = ("fid", "kid", "precision", "recall"), 1000.0
+    whole = FIDCallback({"whole": sampler}, [4], 50, nearest_images=50, batch_size=50, metrics=metrics)  # for one rank
+    parts = FIDCallback({"parts": sampler}, [3, 4], 50, nearest_images=25, batch_size=11, max_seconds=limit)
     trainer = Trainer(
         default_root_dir=tempfile.mkdtemp(), accelerator="cpu", strategy="ddp" if ranks > 1 else "auto",
         devices=ranks, logger=False, enable_progress_bar=False, callbacks=[whole, parts],

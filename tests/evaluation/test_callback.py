@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import pickle
@@ -13,12 +14,22 @@ from einops import rearrange
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.data import Digits
-from ersde_lit.evaluation import FID, FIDCallback, classifier, nearest_distances, statistics
+from ersde_lit.evaluation import (
+    FID,
+    Features,
+    FIDCallback,
+    Scores,
+    classifier,
+    nearest_distances,
+    reference_of,
+    statistics,
+    write_reference,
+)
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, Heun, TableSampler
@@ -202,3 +213,116 @@ def test_needs_real_images(tmp_path, remembers):
 
     with pytest.raises(ValueError, match="give the trainer an ImageDataModule"):
         trainer_with(tmp_path, make()).validate(remembers, datamodule=Other())
+
+
+class Means(Features):
+    """Six numbers of an image of any size: fast, and without weights."""
+
+    num_features = 6
+
+    def forward(self, images):
+        x = images.float() / 255
+        quarters = [q.mean(dim=(1, 2, 3)) for half in x.chunk(2, 2) for q in half.chunk(2, 3)]
+        return torch.stack([*quarters, x.var(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))], 1)
+
+
+def test_features_metrics_and_reference_are_those_of_scores(tmp_path, remembers):
+    remembers.ema_denoiser.x0 *= 0.8
+    metrics, data = ("fid", "kid", "precision", "recall"), Digits()
+    values = validated(tmp_path, remembers, features=Means(), metrics=metrics)
+    scores = Scores(Means(), reference_of(data, Means()), metrics)
+    for block in generate(remembers.ema_denoiser, ER_SDE, range(60), 3):
+        scores.update(quantise(block.images))
+    expected = {f"{name}/er_sde/nfe3": value for name, value in scores.compute().items()}
+    scores.reset()
+    scores.update(data.split("test").images[:60])
+    expected |= {f"{name}/real": value for name, value in scores.compute().items()}
+    assert {key: values[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    assert set(values) == {*expected, "nearest/real", "nearest/er_sde/nfe3", "val/loss"}
+
+
+def test_never_sees_raw_weights_whatever_the_metric(tmp_path, remembers):
+    metrics = ("fid", "kid", "precision", "recall")
+    averaged = validated(tmp_path, remembers, features=Means(), metrics=metrics)
+    remembers.denoiser.x0.fill_(torch.nan)  # whoever touches the raw weights fails
+    assert validated(tmp_path, remembers, features=Means(), metrics=metrics) == averaged
+    assert averaged["precision/er_sde/nfe3"] == 1  # copies of training images
+
+
+class Unknown(LightningDataModule):
+    """Batches of which nobody says that they are images."""
+
+    def loader(self):
+        return Digits().val_dataloader()
+
+    train_dataloader = val_dataloader = loader
+
+
+def test_a_reference_file_serves_where_the_data_are_unknown(tmp_path, remembers):
+    data = Digits()
+    write_reference(reference_of(data, Means()), tmp_path / "digits.npz")
+    callback = make(features=Means(), reference=str(tmp_path / "digits.npz"))
+    trainer = trainer_with(tmp_path, callback)
+    trainer.validate(remembers, datamodule=Unknown(), verbose=False)
+    values = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    assert set(values) == {"fid/er_sde/nfe3", "val/loss"}
+    with_data = validated(tmp_path, remembers, features=Means())
+    assert values["fid/er_sde/nfe3"] == pytest.approx(with_data["fid/er_sde/nfe3"], rel=1e-6)
+
+
+def test_no_cell_is_begun_when_time_is_up(tmp_path, remembers, capsys):
+    values = validated(tmp_path, remembers, nfes=[2, 3], features=Means(), max_seconds=1e-9)
+    assert {key for key in values if key.startswith("fid")} == {"fid/real", "fid/er_sde/nfe2"}
+    assert "not begun within 1e-09 seconds: er_sde/nfe3" in capsys.readouterr().out
+    values = validated(tmp_path, remembers, nfes=[2, 3], features=Means(), max_seconds=1000)
+    assert {key for key in values if key.startswith("fid")} == {"fid/real", "fid/er_sde/nfe2", "fid/er_sde/nfe3"}
+
+
+def test_csv_and_wandb_get_values_and_pictures(tmp_path, remembers, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb = WandbLogger(save_dir=tmp_path, offline=True)
+    loggers = [wandb, CSVLogger(tmp_path, name="", version="csv")]
+    trainer = trainer_with(tmp_path, make(), max_epochs=2, logger=loggers)
+    trainer.fit(remembers, datamodule=Digits())
+    value = trainer.callback_metrics["fid/er_sde/nfe3"].item()
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["fid/er_sde/nfe3"]]
+    assert [int(row["step"]) for row in rows] == [1, 3]
+    assert float(rows[-1]["fid/er_sde/nfe3"]) == pytest.approx(value)
+    assert wandb.experiment.summary["fid/er_sde/nfe3"] == pytest.approx(value)
+    wandb.experiment.finish()
+    logged = sorted(tmp_path.glob("wandb/offline-run-*/files/media/images/samples/er_sde/nfe3_*.png"))
+    kept = sorted((tmp_path / "samples").iterdir())
+    assert len(logged) == len(kept) == 2
+    for one, other in zip(logged, kept, strict=True):
+        assert np.array_equal(np.array(Image.open(one).convert("L")), np.array(Image.open(other)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metrics": ()}, "at least one metric"),
+        ({"max_seconds": 0}, "max_seconds must be above 0, not 0"),
+    ],
+)
+def test_refuses_what_measures_nothing(given, message):
+    with pytest.raises(ValueError, match=message):
+        make(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metrics": ("fidd",)}, "no metric named 'fidd'"),
+        ({"metrics": ("is",)}, "Inception Score needs class probabilities"),
+        ({"reference": "absent.npz"}, "absent.npz"),
+        ({"weights": "absent.pth"}, "weights are Inception's"),
+        ({"features": "inception", "weights": "absent.pth"}, "absent.pth cannot be read"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path, remembers, given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        trainer_with(tmp_path, make(**{"features": Means(), **given})).fit(remembers, datamodule=Digits())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "samples").exists()
