@@ -41,7 +41,8 @@ def trained_lams(
     if zero_snr:
         alpha = torch.rsqrt(1 + lams**2)
         squared = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-        squared[-1] = _ZERO_SNR
+        last_but_one = float(squared[-2])  # which some betas make less than that
+        squared[-1] = _ZERO_SNR if last_but_one > _ZERO_SNR else last_but_one / 2
         lams = (1 / squared - 1).sqrt()
     return lams
 
