@@ -10,7 +10,7 @@ from ersde_lit.denoisers.guidance import (
     EpsilonScaling,
     Unconditional,
 )
-from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process
+from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process, ScaledLinear
 
 __all__ = [
     "VE",
@@ -27,6 +27,7 @@ __all__ = [
     "LogUniform",
     "NoiseDensity",
     "Process",
+    "ScaledLinear",
     "Unconditional",
     "UniformTime",
     "smoothed",

@@ -106,6 +106,24 @@ class VP(Process):
 
 
 @dataclass(frozen=True)
+class ScaledLinear(VP):
+    """DDPM's discrete chain with sqrt(beta), in the place of beta, linear in time (Rombach et al. 2022); else as `VP`."""
+
+    steps: int | None = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is None:
+            raise ValueError("ScaledLinear has discrete steps: how many?")
+
+    @cached_property
+    def levels(self) -> Tensor:
+        steps = self.steps or 0
+        low, high = math.sqrt(self.beta_min / steps), math.sqrt(self.beta_max / steps)
+        return _levels(torch.linspace(low, high, steps, dtype=torch.float64) ** 2)
+
+
+@dataclass(frozen=True)
 class Cosine(Process):
     """Variance preserving in discrete steps, alpha_k a cosine (Nichol & Dhariwal 2021): iDDPM and guided diffusion.
 

@@ -168,7 +168,7 @@ def build_on_meta(spec: Spec, most_tensors: int) -> Network:
     try:
         with torch.device("meta"), _at_most(most_tensors):
             network = build(spec)
-    except (TypeError, RuntimeError, OverflowError, ArithmeticError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, ArithmeticError, LookupError, AttributeError) as error:
         message = " ".join(str(error).split())[:120]
         raise ValueError(f"its description makes no network: {message}") from None
     if not isinstance(network, Network):

@@ -125,6 +125,12 @@ def numpy_scalar(dtype: Any, data: Any) -> float | int:
     raise Refused("a number of numpy's that cannot be read")
 
 
+def _set(values: Any) -> set[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise Refused("a set of something else than words")
+    return set(values)
+
+
 def _empty() -> dict[Any, Any]:
     return {}
 
@@ -137,4 +143,5 @@ TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "scalar"): numpy_scalar,
     ("numpy._core.multiarray", "scalar"): numpy_scalar,
     ("numpy", "dtype"): numpy_dtype,
+    ("builtins", "set"): _set,
 }

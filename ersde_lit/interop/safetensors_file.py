@@ -64,12 +64,7 @@ def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
     Raises:
         ValueError: in one line, a file that is damaged, hostile or of something else.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {str(error)[:120]}") from None
+    metadata, tensors = read_tensors(path)
     if "ersde_lit" not in metadata:
         raise ValueError(f"{path} does not say what its weights are of: `python -m ersde_lit export` did not write it")
     try:
@@ -78,6 +73,15 @@ def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
         return _model(spec, int(images), tensors)
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} says what cannot be read of its weights: {str(error)[:120]}") from None
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; raises ValueError where it is damaged, or its header lies."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())[:120]}") from None
 
 
 def _model(spec: dict[str, Any], images: int, tensors: dict[str, Tensor]) -> ImportedModel | ImportedClassifier:
