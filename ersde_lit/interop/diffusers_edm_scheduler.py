@@ -11,8 +11,17 @@ from torch import Tensor
 
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
 from ersde_lit.denoisers.processes import VE
-from ersde_lit.interop.diffusers_steps import TableScheduler, as_levels, one_of, only_one, register_to_config
+from ersde_lit.interop.diffusers_steps import (
+    SchedulerMixin,
+    TableScheduler,
+    as_levels,
+    one_of,
+    only_one,
+    register_to_config,
+)
 from ersde_lit.solvers import check_lams, grids
+
+__all__ = ["ERSDEEDMScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
 
 
 class ERSDEEDMScheduler(TableScheduler):

@@ -23,6 +23,7 @@ from ersde_lit.interop.diffusers_flow_scheduler import ERSDEFlowMatchScheduler
 from ersde_lit.interop.diffusers_levels import SPACINGS, flow_lams, shifted, spaced_timesteps, trained_lams
 from ersde_lit.interop.diffusers_steps import (
     COMPATIBLE,
+    SchedulerMixin,
     TableScheduler,
     as_levels,
     one_of,
@@ -32,7 +33,8 @@ from ersde_lit.interop.diffusers_steps import (
 )
 from ersde_lit.solvers import check_lams, grids
 
-__all__ = ["ERSDEEDMScheduler", "ERSDEFlowMatchScheduler", "ERSDEScheduler"]
+# A pipeline that loads a scheduler from here looks here for the class it derives from too.
+__all__ = ["ERSDEEDMScheduler", "ERSDEFlowMatchScheduler", "ERSDEScheduler", "SchedulerMixin"]
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
 

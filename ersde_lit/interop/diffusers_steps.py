@@ -25,7 +25,17 @@ try:
 except ImportError as error:
     raise ImportError(f"the schedulers for diffusers need diffusers: pip install diffusers ({error})") from None
 
-__all__ = ["COMPATIBLE", "Steps", "TableScheduler", "as_levels", "one_of", "only_one", "register_to_config", "the_one"]
+__all__ = [
+    "COMPATIBLE",
+    "SchedulerMixin",
+    "Steps",
+    "TableScheduler",
+    "as_levels",
+    "one_of",
+    "only_one",
+    "register_to_config",
+    "the_one",
+]
 
 COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be taken over
 Generators = torch.Generator | list[torch.Generator] | None
