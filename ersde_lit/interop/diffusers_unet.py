@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class DiffusersUNet(Network):
     """diffusers' UNet2DModel; where it also predicts variances, they are left out.
 
     Args:
-        config: the arguments of UNet2DModel; sample_size and in_channels are needed.
+        config: the arguments of UNet2DModel; sample_size is needed.
         steps: of the discrete process, whose step k it is told as the number k.
 
     Raises:
@@ -39,16 +39,17 @@ class DiffusersUNet(Network):
         unknown = config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys()
         if unknown:
             raise ValueError(f"UNet2DModel does not know {min(unknown)[:40]!r}: is diffusers too old for this network?")
-        size, channels, classes = (config.get(name) for name in ("sample_size", "in_channels", "num_class_embeds"))
-        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
-        if not all(isinstance(n, int) and n > 0 for n in (height, width, channels)):
-            raise ValueError(f"config needs sample_size and in_channels, got {size} and {channels}")
+        classes = config.get("num_class_embeds")
+        match config.get("in_channels", 3), config.get("sample_size"):
+            case (int(channels), [int(height), int(width)]) | (int(channels), int(height) as width):
+                self.image_shape = (channels, height, width)
+            case channels, size:
+                raise ValueError(f"config needs sample_size and in_channels, got {size} and {channels}"[:120])
         if config.get("class_embed_type") is not None:
             raise ValueError("a UNet2DModel with class_embed_type takes no classes but other conditions")
-        self.image_shape = (channels, height, width)
         self.num_classes = classes or 0
         self.scale = (steps - 1) / 999  # preconditionings count to 999
-        self.unet = UNet2DModel(**config)
+        self.unet = cast(Any, UNet2DModel(**config))
         if classes:
             self.unet.class_embedding = Classes(classes, self.unet.class_embedding.embedding_dim)
 

@@ -30,7 +30,9 @@ class _Model(NamedTuple):
 
 
 _DENOISERS = [
-    _Model((192, (1, 2, 3, 4), 3), {**_HEADS, **_COSINE, "image_size": 64, "use_new_attention_order": True}),
+    _Model(
+        (192, (1, 2, 3, 4), 3), {**_HEADS, **_COSINE, "image_size": 64, "use_new_attention_order": True, "dropout": 0.1}
+    ),
     _Model((256, (1, 1, 2, 3, 4), 2), {**_LINEAR, "image_size": 128, "num_heads": 4, "use_new_attention_order": False}),
     _Model((256, (1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR, "image_size": 256}),  # and LSUN
     _Model((256, (0.5, 1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR, "image_size": 512}),
@@ -55,11 +57,15 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
     known = _flags(sizes, flags)
     size = sizes.pool_side << (len(sizes.mult) - 1) if sizes.classifier else known["image_size"]
     levels = [f"{size >> level}x{size >> level}" for level in range(len(sizes.mult))]
-    widths = [int(m * sizes.width) for m in sizes.mult]
+    widths = [round(m * sizes.width) for m in sizes.mult]
     heads = [known.get("num_heads") or w // known["num_head_channels"] for w in widths]
-    if any(not h or w % h for w, h in zip(widths, heads, strict=True)):
-        raise ValueError(f"its widths {widths} are not cut into attention heads by these flags")
-    weights = renamed(state, sizes, levels, heads, known["use_new_attention_order"])
+    for level in {*sizes.attending, len(levels) - 1}:
+        if not heads[level] or widths[level] % (known.get("num_heads") or known["num_head_channels"]):
+            raise ValueError(f"its {widths[level]} channels are not cut into attention heads by these flags")
+    try:
+        weights = renamed(state, sizes, levels, heads, known["use_new_attention_order"])
+    except (RuntimeError, LookupError) as error:
+        raise ValueError(f"its weights are not shaped as guided-diffusion's: {str(error)[:100]}") from None
     arguments = {
         "img_resolution": size,
         "in_channels": 3,

@@ -38,7 +38,10 @@ def sizes_of(state: Mapping[str, Tensor]) -> Sizes:
         raise ValueError("its weights are not those of guided-diffusion: it has no time_embed.0 or input_blocks.0.0")
     if any(name.startswith("input_blocks.") and ".op." in name for name in state):
         raise ValueError("it was trained with --resblock_updown False, which the network here cannot express")
-    outer = sorted({int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")})
+    numbers = {name.split(".")[1] for name in state if name.startswith("input_blocks.")}
+    if not all(number.isdecimal() and len(number) < 4 for number in numbers):
+        raise ValueError("its weights have names that are not guided-diffusion's")
+    outer = sorted(map(int, numbers))
     classifier = "out.2.positional_embedding" in state
     if not classifier and "out.2.weight" not in state:
         raise ValueError("it is neither a denoiser nor a classifier with --classifier_pool attention")
@@ -46,15 +49,13 @@ def sizes_of(state: Mapping[str, Tensor]) -> Sizes:
     if outer != list(range(len(outer))) or not levels or len(outer) % levels or len(outer) // levels < 2:
         raise ValueError(f"its {len(outer)} input_blocks do not fall into {levels} equal levels")
     blocks = len(outer) // levels - 1
-    width = state["time_embed.0.weight"].shape[1]
+    width = _shape(state, "time_embed.0.weight")[1]
     firsts = [level * (blocks + 1) + 1 for level in range(levels)]
     widths = [_shape(state, f"input_blocks.{i}.0.out_layers.3.weight")[0] for i in firsts]
     if _shape(state, "input_blocks.1.0.emb_layers.1.weight")[0] != 2 * widths[0]:
         raise ValueError("it was trained with --use_scale_shift_norm False, which the network here cannot express")
-    if min(widths) < 128 or any(w % 32 for w in widths):
-        raise ValueError(
-            f"its widths {widths} are not all multiples of 32 from 128 on: other groups are normalised here"
-        )
+    if not width or min(widths) < 128 or any(w % 32 for w in widths):
+        raise ValueError(f"its widths {widths} are not multiples of 32 from 128 on: other groups are normalised here")
     out = _shape(state, "out.2.c_proj.weight" if classifier else "out.2.weight")
     side = round(max(_shape(state, "out.2.positional_embedding")[1] - 1, 0) ** 0.5) if classifier else 0
     mult = tuple(w // width if w % width == 0 else w / width for w in widths)

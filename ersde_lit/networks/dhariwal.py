@@ -44,7 +44,7 @@ class DhariwalUNet(ResidualUNet):
     ) -> None:
         if channels_per_head < 1 or (num_heads is not None and num_heads < 1):
             raise ValueError(f"attention needs heads and channels: {channels_per_head} a head, {num_heads} heads")
-        widths = [int(model_channels * m) for m in channel_mult]
+        widths = [round(model_channels * m) for m in channel_mult]
         emb_channels = model_channels * channel_mult_emb
         super().__init__(
             img_resolution,

@@ -53,7 +53,7 @@ class DhariwalEncoder(Network):
         self.map_layer1 = Linear(emb_channels, emb_channels)
 
         block = partial(ResidualBlock, emb_channels=emb_channels, head_width=channels_per_head, dropout=dropout)
-        widths = [int(model_channels * m) for m in channel_mult]
+        widths = [round(model_channels * m) for m in channel_mult]
         self.enc = nn.ModuleDict()
         c = widths[0]
         for level, width in enumerate(widths):
