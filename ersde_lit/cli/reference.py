@@ -72,7 +72,8 @@ def reference(
     module = options.open_data()
     images: Any = module if source is None else image_files(source)
     ranks = fabric(accelerator)
-    net, done = features_for(options.open_features(), module, weights), [0]
+    choice: Any = options.open_features()
+    net, done = features_for(choice, module, weights), [0]
     with progress(lambda: sum(done), _count(images)):
         found = reference_of(images, net, ranks.device, keep_features=keep_features, advance=done.append)
     with disk_errors(out):

@@ -95,10 +95,11 @@ class _Pictures(ImageFiles):
         self.count = len(self.names)
         if not self.names:
             raise ValueError(f"{files.path} holds no image")
-        self.channels = channels
-        image = self._open(self.names[0])
-        self.channels = channels or (1 if image.mode == "L" else 3)
-        self.image_shape = (self.channels, image.height, image.width)
+        self.channels, self.grey = channels, False
+        first = self._open(self.names[0])
+        self.grey = channels is None and first.mode == "L"
+        self.channels = len(first.getbands())
+        self.image_shape = (self.channels, first.height, first.width)
 
     def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
@@ -116,13 +117,21 @@ class _Pictures(ImageFiles):
     def _open(self, name: str) -> Image.Image:
         try:
             data = self.files.read(name)
-            grey = Image.open(io.BytesIO(data)).mode in GREY
-            if self.channels == 1 and not grey:
+            grey = _is_grey(data)
+            image = decode(data, self.channels or (1 if grey else 3))
+            if self.grey and not grey:
                 raise ValueError(f"it is in colour, and {self.names[0]} is grey")
-            return decode(data, self.channels or (1 if grey else 3))
+            return image
         except Exception as error:  # decoders raise anything
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ValueError(f"{self.files.where(name)} cannot be used: {reason}") from None
+
+
+def _is_grey(data: bytes) -> bool:
+    try:
+        return Image.open(io.BytesIO(data)).mode in GREY
+    except Image.UnidentifiedImageError:
+        return False  # `decode` says what is wrong
 
 
 class _Npz(ImageFiles):
@@ -130,10 +139,10 @@ class _Npz(ImageFiles):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._array() as (_, shape, dtype):
-            pass
+        with self._array() as (member, shape, dtype):
+            nan = ", with NaN in it" if dtype.kind == "f" and _has_nan(member, dtype) else ""
         if dtype != np.uint8:
-            raise ValueError(f"{path}: arr_0 is {dtype}, not uint8: images are whole numbers 0 .. 255")
+            raise ValueError(f"{path}: arr_0 is {dtype}{nan}, not uint8: images are whole numbers 0 .. 255")
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
             raise ValueError(f"{path}: arr_0 is {list(shape)}, not [n, H, W, C] with C = 1 or 3")
         if not shape[0]:
@@ -171,6 +180,13 @@ class _Npz(ImageFiles):
             raise
         except Exception as error:
             raise ValueError(f"{self.path} cannot be used: {error}") from None
+
+
+def _has_nan(member: IO[bytes], dtype: np.dtype[Any]) -> bool:
+    while data := member.read(dtype.itemsize << 20):
+        if np.isnan(np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)).any():
+            return True
+    return False
 
 
 class _Array(ImageFiles):

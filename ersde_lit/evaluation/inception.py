@@ -101,7 +101,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is not used: it is damaged, or would run code of its own when read") from None
     except Exception as error:  # whatever torch says of a damaged file
-        raise ValueError(f"{path} holds no weights: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} holds no weights: {(str(error) or 'it ends too soon').splitlines()[0]}") from None
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} holds no weights by name")
     if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:

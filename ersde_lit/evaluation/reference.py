@@ -21,6 +21,7 @@ from ersde_lit.evaluation.image_files import ImageFiles, image_files
 from ersde_lit.evaluation.sample import Sample, image_keys
 
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
+OURS = ("mu", "sigma", "num_images", "description", "fingerprint", "features")
 VERSION = 1  # of the cache: raise it when the code below changes what comes out
 
 
@@ -140,11 +141,14 @@ def read_reference(
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
     """
     path = Path(path).expanduser()
-    found = _read(path) if path.suffix == ".npz" and "mu" in _names(path) else None
-    if found is None:
+    names = _names(path) if path.suffix == ".npz" else ["arr_0"]
+    if not {"mu", "sigma", "arr_0"} & {*names}:
+        raise ValueError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
+    if "mu" not in names and "sigma" not in names:
         return reference_of(image_files(path), features, device, cache, keep_features)
+    found = _read(path)
     found.check(features)
-    if found.features is None and keep_features and "arr_0" in _names(path):
+    if found.features is None and keep_features and "arr_0" in names:
         images = reference_of(image_files(path), features, device, cache, keep_features)
         return replace(found, features=images.features)
     return found
@@ -174,28 +178,32 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> Reference:
-    names = [name for name in _names(path) if name != "arr_0"]
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in names if name in OURS}
+            found = {name: arrays[name] for name in OURS if name in arrays.files}
     except Exception as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not {"mu", "sigma"} <= set(found):
         raise ValueError(f"{path} has no mu and sigma")
+    if numbers := [
+        name for name in ("mu", "sigma", "features") if name in found and found[name].dtype.kind not in "fiu"
+    ]:
+        raise ValueError(f"{path}: {numbers[0]} is {found[numbers[0]].dtype}, not numbers")
     mean, cov = (torch.from_numpy(np.array(found[name], np.float64)) for name in ("mu", "sigma"))
+    features = torch.from_numpy(np.array(found["features"], np.float32)) if "features" in found else None
     d = len(mean) if mean.dim() == 1 else 0
     if not d or cov.shape != (d, d):
         raise ValueError(f"{path}: mu {list(mean.shape)} and sigma {list(cov.shape)} are not [d] and [d, d]")
-    if not (mean.isfinite().all() and cov.isfinite().all()):
-        raise ValueError(f"{path}: mu or sigma is not finite")
+    if features is not None and features.shape[1:] != (d,):
+        raise ValueError(f"{path}: features {list(features.shape)} are not [n, {d}]")
+    if not all(part.isfinite().all() for part in (mean, cov, features) if part is not None):
+        raise ValueError(f"{path}: mu, sigma or features are not finite")
     if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < 0:
         raise ValueError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
+    count = found.get("num_images")
     return Reference(
-        Statistics(mean, cov, int(found["num_images"]) if "num_images" in found else None),
-        str(found["description"]) if "description" in found else str(path),
-        torch.from_numpy(found["features"]) if "features" in found else None,
+        Statistics(mean, cov, None if count is None else int(count)),
+        str(found.get("description", path)),
+        features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
     )
-
-
-OURS = ("mu", "sigma", "num_images", "description", "fingerprint", "features")

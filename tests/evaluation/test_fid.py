@@ -3,32 +3,10 @@ import math
 import pytest
 import scipy.linalg
 import torch
-from torch import nn
+from projection import Projection, some_images
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ersde_lit.evaluation import FID, Features, statistics
-
-
-class Projection(Features):
-    """Random features of 2x4x4 images; notes what it is given."""
-
-    num_features = 6
-
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.linear = nn.Linear(32, self.num_features)
-        self.dropout = nn.Dropout(0.5)
-        self.given = []
-
-    def forward(self, images):
-        self.given.append(images)
-        return self.dropout(self.linear(images.flatten(1) / 255).sin())
-
-
-def some_images(n, seed, low=0, high=256):
-    return torch.randint(low, high, (n, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+from ersde_lit.evaluation import FID, statistics
 
 
 REAL, FAKE = some_images(200, 0), some_images(150, 1, 30, 200)
@@ -100,9 +78,8 @@ def test_features_see_the_very_bytes_at_their_size_in_evaluation_mode():
     fid = FID(features, statistics(Projection(), [REAL]))
     fid.update(FAKE)
     assert not features.training
-    (given,) = features.given
-    assert given.dtype == torch.uint8
-    assert torch.equal(given, FAKE)
+    assert all(given.dtype == torch.uint8 for given in features.given)
+    assert torch.equal(torch.cat(features.given), FAKE)
 
 
 def test_statistics_are_taken_in_evaluation_mode():

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from projection import Projection
+
+from ersde_lit.data import Digits
+from ersde_lit.evaluation import Classifier, Features, Inception, features_for
+
+
+def test_fingerprint_tells_weights_classes_and_preprocessing_apart():
+    class Other(Projection):
+        pass
+
+    class Darker(Projection):
+        preprocessing = "darker"
+
+    kinds = [Projection(0), Projection(1), Other(0), Darker(0)]
+    assert len({features.fingerprint for features in kinds}) == 4
+    assert Projection(0).fingerprint == Projection(0).eval().fingerprint
+    assert Projection(0).double().fingerprint != Projection(0).fingerprint
+    assert Projection(0).bfloat16().fingerprint != Projection(0).fingerprint
+
+
+def test_features_alone_have_no_classes():
+    class Mean(Features):
+        num_features = 1
+
+        def forward(self, images):
+            return images.float().mean((1, 2, 3))[:, None]
+
+    images = torch.full((2, 1, 2, 2), 7, dtype=torch.uint8)
+    features, logits = Mean().features_and_logits(images)
+    assert features.tolist() == [[7], [7]]
+    assert logits is None
+    assert Mean().num_classes == 0
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_classifier_tells_its_classes():
+    classifier = features_for("classifier", Digits())
+    assert isinstance(classifier, Classifier)
+    images, labels = Digits().split("test")
+    features, logits = classifier.features_and_logits(images)
+    assert (features.shape, logits.shape) == ((180, 64), (180, 10))
+    assert classifier.num_classes == 10
+    assert (logits.argmax(1) == labels).double().mean() > 0.95
+    assert torch.equal(features, classifier(images))
+
+
+def test_features_of_ones_own_come_back_in_evaluation_mode():
+    own = Projection().train()
+    assert features_for(own) is own
+    assert not own.training
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("classifier",), "trained on the labels of a data set: name one, or choose inception"),
+        (("clip",), "no features named 'clip': choose inception, classifier or"),
+        (("classifier", Digits(), "weights.pth"), "weights are Inception's"),
+        ((Projection(), None, "weights.pth"), "weights are Inception's"),
+        (("inception", None, "/absent/weights.pth"), "/absent/weights.pth cannot be read: No such file"),
+    ],
+)
+def test_says_what_is_wrong(given, message):
+    with pytest.raises(ValueError, match=message):
+        features_for(*given)
+
+
+def test_inception_is_a_features():
+    assert (Inception.num_features, Inception.num_classes) == (2048, 1008)
