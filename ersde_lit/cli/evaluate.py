@@ -224,7 +224,7 @@ def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:
 
 
 def _tell(record: "Record") -> None:
-    """A line for each cell, as it comes, and one for each note on it."""
+    """A line for each cell, as it comes."""
     from ersde_lit.evaluation.protocol import title
     from ersde_lit.sampling.progress import console
 
@@ -233,14 +233,14 @@ def _tell(record: "Record") -> None:
         what += f", NFE {record['nfe']}, seeds {record['seeds']}"
     values = ", ".join(f"{title(name)} {value:.4g}" for name, value in record["scores"].items())
     console.print(f"{what}: {values} ({record['images']:,} images)", markup=False, soft_wrap=True)
-    for note in record["notes"]:
-        console.print(f"  warning: {note}", markup=False, soft_wrap=True)
 
 
 def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str) -> None:
     """Prints a report and puts its tables into the folder."""
     from rich.console import Console
 
+    notes = dict.fromkeys(note for record in report.records for note in record["notes"])
+    caption = "\n\n".join([caption, *(f"Warning: {note}." for note in notes)])
     console = Console(soft_wrap=True)
     for table in report.tables():
         console.print(table)

@@ -91,8 +91,6 @@ class Cells:
             yield
         finally:
             lock.release()
-            with suppress(OSError):
-                (self.folder / ".lock").unlink()
 
     def read(self) -> list[Record]:
         """All that is measured, in that order; raises ValueError where the file is damaged."""

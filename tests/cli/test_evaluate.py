@@ -237,6 +237,13 @@ class TestTables:
         assert width > 500
         assert height > 400
 
+    def test_what_weakens_a_number_is_said_beside_it(self, inside, capsys) -> None:
+        flags = ("--nfe=2", "--seeds=0-3", "--solvers=ddim,heun")  # of both at once
+        assert evaluate(*flags, "--out=few") == 0
+        said = "4 images for 6 features: their covariance is singular and FID is biased upwards"
+        assert capsys.readouterr().out.count(said) == Path("few/results.md").read_text().count(said) == 1
+        assert all(said in note for record in records("few").values() for note in record["notes"])
+
     def test_best_of_three(self, inside, capsys) -> None:
         assert evaluate(*self.FLAGS, "--out=best") == 0
         assert evaluate(*self.FLAGS, "--out=best", "--best") == 0

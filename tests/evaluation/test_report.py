@@ -173,8 +173,7 @@ class TestCells:
         ):
             pass
         with Cells(tmp_path / "out").taken():
-            pass
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["images"]
+            pass  # free again
 
 
 class TestProtocol:
@@ -192,12 +191,10 @@ class TestProtocol:
         other = Protocol({**SCORES, "kid": "subsets"}, HOW.statistics, HOW.weights, HOW.checkpoint)
         assert other.differences(HOW.plain) == ""
 
-    @pytest.mark.parametrize(
-        "change", [{"statistics": "x"}, {"weights": "x"}, {"checkpoint": "x"}, {"quantisation": "x"}]
-    )
-    def test_so_are_reference_weights_and_checkpoint(self, change):
-        given = {"statistics": HOW.statistics, "weights": HOW.weights, "checkpoint": HOW.checkpoint, **change}
-        assert next(iter(change)) in Protocol(HOW.scores, **given).differences(HOW.plain)
+    @pytest.mark.parametrize("name", ["statistics", "weights", "checkpoint", "quantisation"])
+    def test_so_are_reference_weights_and_checkpoint(self, name):
+        given = {"statistics": HOW.statistics, "weights": HOW.weights, "checkpoint": HOW.checkpoint, name: "another"}
+        assert Protocol(HOW.scores, **given).differences(HOW.plain).startswith(f"{name} (")
 
     def test_it_says_all_of_it(self):
         for words in ("9 images", "Edges (3)", "as they are", "of all images", "uint8", "torch", "veraged weights"):
