@@ -72,7 +72,7 @@ def spaced_timesteps(spacing: str, n: int, levels: int, offset: int = 0) -> Tens
         t = (levels - order.flip(0).double() * levels / n).round() - 1
     else:
         raise ValueError(f"timestep_spacing must be linspace, leading or trailing, not {spacing!r}")
-    return ((t.long() - order).cummax(0).values.clamp(0, levels - n) + order).flip(0)
+    return ((t.long() - order).clamp(0, levels - n) + order).flip(0)
 
 
 def beta_spaced(n: int, lam_min: float, lam_max: float, zero: bool = True) -> Tensor:

@@ -71,18 +71,16 @@ def expected(lams: Tensor, y: Tensor, **options: Any) -> Tensor:
     return sample(exact, ERSDE(**options).tableau(lams), y, noise=NOISE)
 
 
-def vp_lams(timesteps: Tensor) -> Tensor:
-    return torch.cat([grids.vp_levels()[timesteps], torch.zeros(1, dtype=torch.float64)])
-
-
 @pytest.mark.parametrize("options", SOLVERS)
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_vp_is_our_loop(prediction: str, options: dict[str, Any]) -> None:
-    scheduler = ERSDEScheduler(prediction_type=prediction, **options)
-    scheduler.set_timesteps(9)
-    lams = vp_lams(torch.tensor([999, 888, 777, 666, 555, 444, 333, 222, 111]))
-    y = lams[0] * NOISE.initial()
-    torch.testing.assert_close(run(scheduler, lams, y), expected(lams, y, **options), rtol=0, atol=1e-10)
+    levels = grids.vp_levels()
+    for final, end in (("zero", torch.zeros(1, dtype=torch.float64)), ("sigma_min", levels[:1])):
+        scheduler = ERSDEScheduler(prediction_type=prediction, final_sigmas_type=final, **options)
+        scheduler.set_timesteps(9)
+        lams = torch.cat([levels[[999, 888, 777, 666, 555, 444, 333, 222, 111]], end])
+        y = lams[0] * NOISE.initial()
+        torch.testing.assert_close(run(scheduler, lams, y), expected(lams, y, **options), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("options", SOLVERS)
