@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from ersde_lit.cli.choose_sweep import SweepOptions
 from ersde_lit.evaluation import FIDCallback
 from ersde_lit.interop.rivals import DiffusersSampler, KDiffusionSampler
 from ersde_lit.solvers import (
@@ -180,24 +181,37 @@ def test_it_serves_a_denoiser_like_any_sampler(kind: Any, args: tuple[Any, ...])
         kind(*args)(lambda y, lam: y * (torch.nan if lam < 5 else 0.5), NOISE, 5)
 
 
+RIVALS = {
+    "unipc": {
+        "class_path": "ersde_lit.interop.rivals.DiffusersSampler",
+        "init_args": {"scheduler": "UniPCMultistepScheduler", "config": {"solver_order": 3}},
+    },
+    "heun": {"class_path": "ersde_lit.interop.rivals.KDiffusionSampler", "init_args": {"function": "sample_heun"}},
+}
+
+
 @needs_diffusers
 @needs_k_diffusion
-def test_yaml_makes_them() -> None:
-    """As FIDCallback's samplers, by class path, with a grid of their own."""
+def test_yaml_makes_them_for_the_callback() -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(FIDCallback, "fid")
-    rivals = "ersde_lit.interop.rivals"
-    config = {
-        "unipc": {
-            "class_path": f"{rivals}.DiffusersSampler",
-            "init_args": {"scheduler": "UniPCMultistepScheduler", "config": {"solver_order": 3}},
-        },
-        "dpmpp_2m": {"class_path": f"{rivals}.KDiffusionSampler", "init_args": {"function": "sample_dpmpp_2m"}},
-    }
-    samplers = parser.instantiate(parser.parse_object({"fid": {"samplers": config}})).fid.samplers
+    samplers = parser.instantiate(parser.parse_object({"fid": {"samplers": RIVALS}})).fid.samplers
     assert samplers["unipc"] == DiffusersSampler("UniPCMultistepScheduler", {"solver_order": 3})
-    assert samplers["dpmpp_2m"] == KDiffusionSampler("sample_dpmpp_2m")
-    assert samplers["dpmpp_2m"](MIXTURE, NOISE, 5).shape == (6, 4)
+    assert samplers["heun"] == KDiffusionSampler("sample_heun")
+
+
+@needs_diffusers
+@needs_k_diffusion
+def test_yaml_makes_them_for_evaluate() -> None:
+    choices = SweepOptions(nfe=[6], samplers=RIVALS).choices(MIXTURE)
+    assert [(choice.label, choice.nfe) for choice in choices] == [("unipc", 6), ("heun", 5)]
+    for choice in choices:
+        denoiser = NFECounter(MIXTURE)
+        assert choice.sampler(denoiser, NOISE, choice.asked).shape == (6, 4)
+        assert denoiser.nfe == choice.nfe
+    wrong = SweepOptions(samplers={"wrong": {**RIVALS["unipc"], "init_args": {"scheduler": "PNDMScheduler"}}})
+    with pytest.raises(ValueError, match=r"DiffusersSampler runs Euler[^\n]*, not PNDMScheduler"):
+        wrong.choices(MIXTURE)
 
 
 @needs_diffusers
