@@ -29,33 +29,43 @@ def run(command: str, arguments: Sequence[str]) -> None:
         help="EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`",
     )
     parser.add_argument("--out", type=str, required=True, help="checkpoint to write")
+    parser.add_argument("--config_out", type=str | None, help="also write the model as YAML for `fit --config`")
     parser.add_class_arguments(GuidedFlags)
     options = parser.parse_args(list(arguments)).as_dict()
     flags = GuidedFlags(**{field.name: options[field.name] for field in fields(GuidedFlags)})
-    import_weights(options["source"], options["out"], flags)
+    import_weights(options["source"], options["out"], options["config_out"], flags)
 
 
-def import_weights(source: str, out: str, flags: GuidedFlags = GuidedFlags()) -> None:  # noqa: B008 (frozen)
+def import_weights(source: str, out: str, config_out: str | None, flags: GuidedFlags) -> None:
     """Other people's weights to a checkpoint for sample, evaluate and fit; no code that they carry is run.
 
     Args:
         source: EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`.
         out: checkpoint to write.
+        config_out: YAML file to write, with the model as `fit --config` takes it, to train it further.
         flags: what guided-diffusion's weights do not say of themselves.
     """
     check_new(out)
+    if config_out is not None:
+        check_new(config_out, "config_out")
 
-    from ersde_lit.interop.model import write
+    from ersde_lit.interop.model import ImportedModel, fit_config, write
     from ersde_lit.interop.sources import read_source
 
     model = read_source(source, flags)
+    if config_out is not None and not isinstance(model, ImportedModel):
+        raise ValueError(f"--config_out: {source} is a classifier, and fit trains denoisers")
     with disk_errors(out):
         report = write(model, out)
     print(f"{report}\n{'checkpoint':<17}{out}")
+    if config_out is not None:
+        with disk_errors(config_out):
+            Path(config_out).write_text(fit_config(model))
+        print(f"{'configuration':<17}{config_out}: fit --config {config_out} --ckpt_path {out} --data ...")
 
 
-def check_new(out: str) -> None:
+def check_new(out: str, option: str = "out") -> None:
     """Raises ValueError where a file cannot be written, or is there."""
     if Path(out).exists():
-        raise ValueError(f"--out {out} exists; choose another name")
+        raise ValueError(f"--{option} {out} exists; choose another name")
     check_out(out)

@@ -107,14 +107,14 @@ class VP(Process):
 
 @dataclass(frozen=True)
 class ScaledLinear(VP):
-    """DDPM's discrete chain with sqrt(beta), in the place of beta, linear in time (Rombach et al. 2022); else as `VP`."""
+    """DDPM's discrete chain with sqrt(beta) linear in time, not beta (Rombach et al. 2022); arguments as of `VP`."""
 
     steps: int | None = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is None:
-            raise ValueError("ScaledLinear has discrete steps: how many?")
+            raise ValueError("ScaledLinear needs a number of steps: it has no continuous time")
 
     @cached_property
     def levels(self) -> Tensor:

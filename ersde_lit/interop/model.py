@@ -1,5 +1,6 @@
 """A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -119,6 +121,13 @@ def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
     return model.report(module)
 
 
+def fit_config(model: ImportedModel) -> str:
+    """The model as the part `model` of a configuration for `fit`, as YAML: what `fit --ckpt_path` goes on with."""
+    spec = model.module().spec
+    plain = {name: spec[name]["init_args"] for name in ("optimizer", "ema")}
+    return yaml.safe_dump({"model": spec | plain}, sort_keys=False)
+
+
 def _lines(origin: str, network: Network, tensors: int, preconditioning: str, lam: str, notes: Sequence[str]) -> str:
     channels, height, width = network.image_shape
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
@@ -173,6 +182,10 @@ def build_on_meta(spec: Spec, most_tensors: int) -> Network:
         raise ValueError(f"its description makes no network: {message}") from None
     if not isinstance(network, Network):
         raise ValueError("its description is not one of a network")
+    # with all defaults, as the command line describes a network that is to be trained further
+    bound = inspect.signature(type(network)).bind(**network.spec["init_args"])
+    bound.apply_defaults()
+    network.spec = {**network.spec, "init_args": dict(bound.arguments)}
     return network
 
 

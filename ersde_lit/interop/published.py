@@ -1,6 +1,5 @@
 """Published networks and the numbers of their parameters, against which an import is checked."""
 
-import inspect
 from typing import Any, NamedTuple
 
 from ersde_lit.networks import DhariwalUNet, Network, SongUNet
@@ -65,10 +64,9 @@ PUBLISHED = (
 
 
 def published(network: Network) -> Published | None:
-    """The published network of which this has the architecture."""
-    bound = inspect.signature(type(network)).bind(**network.spec["init_args"])
-    bound.apply_defaults()
-    own = {name: list(value) if isinstance(value, tuple) else value for name, value in bound.arguments.items()}
+    """The published network of which this has the architecture; its description holds all arguments."""
+    given = network.spec["init_args"].items()
+    own = {name: list(value) if isinstance(value, tuple) else value for name, value in given}
     for one in PUBLISHED:
         if type(network) is one.cls and all(own[name] == value for name, value in one.arguments.items()):
             return one

@@ -44,8 +44,11 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
     temporary = f"{out}.tmp"
     try:
+        Path(temporary).touch()
+        mode = Path(temporary).stat().st_mode  # as of any file; safetensors keeps others from reading its own
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata={"format": "pt", "ersde_lit": json.dumps(about)})
+        Path(temporary).chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, out)

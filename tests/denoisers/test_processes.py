@@ -1,13 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ersde_lit.denoisers import VE, VP, Cosine, Flow, Process
+from ersde_lit.denoisers import VE, VP, Cosine, Flow, Process, ScaledLinear
 
-PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), Cosine(), Cosine(offset=0.02), Flow()]
+PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), ScaledLinear(), Cosine(), Cosine(offset=0.02), Flow()]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -79,6 +80,8 @@ def test_flow_is_straight() -> None:
     [
         lambda: VP(2, 1),
         lambda: VP(steps=10),
+        lambda: VP(t_min=0),
+        lambda: ScaledLinear(steps=None),
         lambda: VE(1, 0.5),
         lambda: Cosine(steps=1),
         lambda: Cosine(offset=-0.1),
@@ -87,4 +90,27 @@ def test_flow_is_straight() -> None:
 )
 def test_impossible_schedules_are_refused(build) -> None:
     with pytest.raises(ValueError, match="needs"):
+        build()
+
+
+def test_scaled_linear_is_that_of_latent_diffusion() -> None:
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha_bar = torch.from_numpy((1 - betas).cumprod())
+    levels = ScaledLinear(0.85, 12.0).levels
+    torch.testing.assert_close(levels, ((1 - alpha_bar) / alpha_bar).sqrt(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("t_min", [1e-3, 1e-5])
+def test_where_vp_ends_for_samplers(t_min: float) -> None:
+    low, high = VP(t_min=t_min).lam_range()
+    assert low == pytest.approx(math.sqrt(math.expm1(0.1 * t_min + 9.95 * t_min**2)), rel=1e-12)
+    assert high == VP().lam_range()[1]
+    assert VP(steps=1000, t_min=t_min).t_range == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: VP(steps=10**12), lambda: Cosine(10**12), lambda: ScaledLinear(steps=10**12)]
+)
+def test_a_file_cannot_ask_for_endless_levels(build) -> None:
+    with pytest.raises(ValueError, match="at most 100,000 steps, got 1,000,000,000,000"):
         build()

@@ -33,3 +33,20 @@ def test_heads_are_64_wide_and_narrower_blocks_have_no_attention() -> None:
         wide, narrow = DhariwalUNet(**ARGUMENTS), DhariwalUNet(**{**ARGUMENTS, "model_channels": 32})
     assert [block.heads for block in wide.dec.values()] == [2, 0, 2, 2, 0, 0, 0]
     assert [block.heads for block in narrow.dec.values()] == [1, 0, 1, 1, 0, 0, 0]
+
+
+def test_heads_can_be_told_and_widths_be_fractions() -> None:
+    with torch.device("meta"):
+        four = DhariwalUNet(**ARGUMENTS, num_heads=4)
+        wide = DhariwalUNet(**ARGUMENTS, channels_per_head=128)
+        half = DhariwalUNet(**{**ARGUMENTS, "channel_mult": [0.5, 1]})
+    assert [block.heads for block in four.dec.values()] == [4, 0, 4, 4, 0, 0, 0]
+    assert [block.heads for block in wide.dec.values()] == [1, 0, 1, 1, 0, 0, 0]
+    assert half.out_conv.in_channels == 32
+    assert half.map_layer0.in_features == 64
+
+
+@pytest.mark.parametrize("wrong", [{"num_heads": 0}, {"channels_per_head": 0}, {"num_heads": 5}])
+def test_impossible_heads_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="heads"):
+        DhariwalUNet(**ARGUMENTS, **wrong)

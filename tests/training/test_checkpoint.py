@@ -189,3 +189,19 @@ def test_classes_from_elsewhere_need_trust(tmp_path) -> None:
 def test_what_plain_data_cannot_hold_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot be kept in a checkpoint"):
         describe(torch.ones(1))
+
+
+def test_checkpoints_older_than_a_setting_are_read(tmp_path) -> None:
+    path = saved(DiffusionModule(network(), VP(), "vp", "eps"), tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["ersde_lit"]["process"]["init_args"]["t_min"]
+    torch.save(checkpoint, path)
+    assert load(path).denoiser.process == VP()
+
+    def go_on(process: VP) -> None:
+        module = DiffusionModule(network(), process, "vp", "eps")
+        trainer(tmp_path, max_epochs=1).fit(module, datamodule=Noise(), ckpt_path=path)
+
+    go_on(VP())
+    with pytest.raises(ValueError, match="of another model: its process is"):
+        go_on(VP(t_min=1e-5))

@@ -166,3 +166,17 @@ def test_it_guides_a_denoiser_through_generate() -> None:
     assert images.labels is not None
     assert images.images.isfinite().all()
     assert not torch.allclose(images.images, others.images)
+
+
+def test_preconditionings_are_those_of_denoisers(tmp_path) -> None:
+    classifier = NoisyClassifier(Spy(), VP(steps=1000), preconditioning="vp")
+    y, lam = torch.randn(1, 1, 1, 2), VP(steps=1000).levels[[400]].float()
+    seen = {}
+    classifier.network.forward = lambda x, c_noise: seen.update(x=x, c_noise=c_noise) or x.flatten(1)
+    classifier(y, lam)
+    torch.testing.assert_close(seen["x"], y * torch.rsqrt(1 + lam**2))
+    torch.testing.assert_close(seen["c_noise"], torch.tensor([400.0]))
+    with pytest.raises(ValueError, match="needs the process VP, got VE"):
+        NoisyClassifier(encoder(), preconditioning="vp")
+    twin = load_classifier(saved(NoisyClassifier(encoder(), VP(), preconditioning="vp"), tmp_path))
+    assert twin.preconditioning == "vp"
