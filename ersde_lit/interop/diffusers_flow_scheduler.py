@@ -19,7 +19,7 @@ from ersde_lit.interop.diffusers_steps import (
     register_to_config,
     the_one,
 )
-from ersde_lit.solvers import check_lams
+from ersde_lit.solvers import check_lams, grids
 
 __all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
 
@@ -116,6 +116,7 @@ class ERSDEFlowMatchScheduler(TableScheduler):
             t = as_levels(timesteps) / len(self)
         else:
             if sigmas is None:
+                grids.check_nfe(num_inference_steps or 0)
                 sigmas = torch.linspace(1, self._lowest, num_inference_steps or 0, dtype=torch.float64)
             t = shifted(as_levels(sigmas), shift)
             if c.shift_terminal:

@@ -152,7 +152,7 @@ class ERSDEScheduler(TableScheduler):
             told = (len(self) * levels[:-1]).float()
         else:
             lams = levels
-            position = np.interp(lams[:-1].log(), self._trained.log(), np.arange(len(self._trained)))
+            position = np.interp(lams[:-1].log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
             told = torch.from_numpy(position).round().long()
         self._set_levels(check_lams(lams), levels, told, device)
 

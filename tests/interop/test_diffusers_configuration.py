@@ -117,6 +117,10 @@ def test_refuses_wrong_calls_in_one_line() -> None:
     dynamic = ERSDEFlowMatchScheduler(use_dynamic_shifting=True)
     with pytest.raises(ValueError, match="needs mu"):
         dynamic.set_timesteps(5)
+    for kind in KINDS:
+        for n in (0, -1, 2.5):
+            with pytest.raises(ValueError, match="must be an integer of at least 1"):
+                kind().set_timesteps(n)
     steep = ERSDEScheduler(noise_scale="er_sde_4", beta_schedule="squaredcos_cap_v2")
     steep.set_timesteps(1000)
     with pytest.raises(ValueError, match="noise scale er_sde_4 is not valid from lam"):
