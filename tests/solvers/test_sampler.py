@@ -16,14 +16,18 @@ from ersde_lit.solvers import (
     ERSDE,
     IPNDM,
     Default,
+    DPMSolverPP,
     NFECounter,
     SDEDPMSolverPP,
     SeededNoise,
+    Solver,
     TableSampler,
+    UniPC,
     default,
     grids,
     sample,
 )
+from ersde_lit.solvers.oracles import Gaussian, w2_error
 from ersde_lit.solvers.sampler import fit
 
 
@@ -151,11 +155,19 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
 
 
 def test_default() -> None:
-    few, some, many = (
-        ERSDE(2, phi, nodes=s, relative=True) for phi, s in (("er_sde_5", 0.8), ("er_sde_3", 1.4), ("er_sde_3", 2.0))
-    )
-    assert [default(nfe).solver for nfe in (1, 5, 6, 14, 15, 50)] == [few, few, some, some, many, many]
+    few = ERSDE(2, "er_sde_5", nodes=0.8, relative=True)
+    assert [default(nfe).solver for nfe in (1, 5)] == [few, few]
+    for nfe, nodes in ((6, 1.7), (11, 1.7), (15, 2.1), (30, 3.6)):
+        assert default(nfe).solver == ERSDE(2, "er_sde_3", nodes=nodes, relative=True)
     assert default(5).grid is grids.edm
+
+
+@pytest.mark.parametrize("rival", [DPMSolverPP(), SDEDPMSolverPP(), UniPC(), ERSDE(3, paper=True)], ids=str)
+def test_the_default_is_nearer_to_exact_data_than_its_usual_rivals(rival: Solver) -> None:
+    data = Gaussian.spectrum()
+    for nfe in (5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 25, 30):
+        lams = grids.edm(nfe)
+        assert w2_error(data, default(nfe).solver.tableau(lams)) < w2_error(data, rival.tableau(lams))
 
 
 @pytest.mark.parametrize("nfe", [4, 20])
@@ -168,12 +180,10 @@ def test_the_default_can_be_named_as_a_sampler(nfe: int) -> None:
 
 
 def test_the_documented_numbers_are_right() -> None:
-    from ersde_lit.solvers.oracles import Gaussian, w2_error
-
-    exact, _, _ = default.__doc__.partition("FID of that")  # type: ignore[union-attr]
-    rows = [line for line in exact.splitlines() if re.search(r" \.\d", line)]
+    rows = [line for line in default.__doc__.splitlines() if re.search(r" \.\d", line)]  # type: ignore[union-attr]
     documented = [[float(x) for x in re.findall(r"(?<= )\d*\.\d+(?:e-\d)?", row)][-5:] for row in rows]
-    solvers = [None, ERSDE(3, corrector=3), ERSDE(3, paper=True), DEIS(), SDEDPMSolverPP()]
+    exact = ERSDE(2, "er_sde_5", nodes=2.0, relative=True)
+    solvers = [None, exact, ERSDE(3, corrector=3), ERSDE(3, paper=True), DEIS(), UniPC(), SDEDPMSolverPP()]
     for solver, expected in zip(solvers, documented, strict=True):
         tables = [(solver or default(n).solver).tableau(grids.edm(n)) for n in (6, 8, 10, 20, 50)]
         assert [w2_error(Gaussian.spectrum(), table) for table in tables] == pytest.approx(expected, rel=0.06)
