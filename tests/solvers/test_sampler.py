@@ -157,7 +157,7 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
 def test_default() -> None:
     few = ERSDE(2, "er_sde_5", nodes=0.8, relative=True)
     assert [default(nfe).solver for nfe in (1, 5)] == [few, few]
-    for nfe, nodes in ((6, 1.7), (11, 1.7), (15, 2.1), (30, 3.6)):
+    for nfe, nodes in ((6, 1.7), (10, 1.7), (15, 2.1), (30, 3.6)):
         assert default(nfe).solver == ERSDE(2, "er_sde_3", nodes=nodes, relative=True)
     assert default(5).grid is grids.edm
 
