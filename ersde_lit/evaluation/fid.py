@@ -48,7 +48,7 @@ class Moments(Metric):
         """Adds features [n, num_features]."""
         f = features.double()
         self.total += f.sum(0)
-        self.outer += f.T @ f
+        self.outer.addmm_(f.T, f)
         self.count += len(f)
 
     def compute(self) -> Statistics:
@@ -65,22 +65,25 @@ class Moments(Metric):
 class FrechetDistance:
     """|m - m_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2)) to a reference (Heusel et al., 2017), any number of times.
 
-    With R = C_r^(1/2), found once, (R C R)^(1/2) has that trace too and a symmetric argument, whose eigenvalues take a
-    third of the time; to rounding (1e-8 of the value where covariances are singular) it is what is published.
+    With any R R^T = C_r, found once, R^T C R is symmetric and has the eigenvalues of C C_r, in a quarter of the time.
+    To rounding (1e-8 of the traces where covariances are singular) the distance is what is published.
     """
 
     def __init__(self, reference: Statistics) -> None:
         self.reference = reference
 
     @cached_property
-    def root(self) -> Tensor:
-        values, vectors = torch.linalg.eigh(self.reference.cov)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    def factor(self) -> Tensor:
+        """R [d, d]."""
+        lower, failed = torch.linalg.cholesky_ex(self.reference.cov)
+        if not failed:
+            return lower
+        values, vectors = torch.linalg.eigh(self.reference.cov)  # of a singular one, to rounding
+        return vectors * values.clamp(min=0).sqrt()
 
     def __call__(self, statistics: Statistics) -> float:
-        mean, cov = statistics.mean, statistics.cov
-        root = self.root.to(mean.device)
-        product = root @ cov @ root
+        mean, cov, factor = statistics.mean, statistics.cov, self.factor.to(statistics.mean.device)
+        product = factor.T @ cov @ factor
         cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
         shift = (mean - self.reference.mean.to(mean.device)).square().sum()
         return (shift + cov.trace() + self.reference.cov.trace().to(mean.device) - 2 * cross).item()

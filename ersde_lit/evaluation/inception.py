@@ -17,6 +17,7 @@ from ersde_lit.evaluation.features import Features
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+SAME = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid calls it
 SHA256 = "6726825d"  # its beginning
 
 
@@ -27,8 +28,8 @@ class Inception(Features):
     network; grey ones are repeated to three channels.
 
     Args:
-        weights: the file; None: the first found of `FILE` in the cache folder and in torch.hub's, or else downloaded
-            to the cache folder.
+        weights: the file; None: the first found of `FILE` in the cache folder and of that or `SAME` in torch.hub's, or
+            else downloaded to the cache folder.
         cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
@@ -72,7 +73,7 @@ def find_weights(cache: str | Path | None = None) -> Path:
     """
     folder = cache_folder(cache)
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    for path in (folder / FILE, hub / FILE):
+    for path in (folder / FILE, hub / FILE, hub / SAME):
         if path.is_file():
             return path
     try:

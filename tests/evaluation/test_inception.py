@@ -10,7 +10,7 @@ from inception_weights import random_weights
 from torch.utils.data import Dataset
 
 from ersde_lit.evaluation import METRICS, Inception, Scores, features_for
-from ersde_lit.evaluation.inception import FILE
+from ersde_lit.evaluation.inception import FILE, SAME
 from ersde_lit.evaluation.reference import _measure
 
 
@@ -124,10 +124,10 @@ def test_fingerprint_is_of_the_weights_not_of_the_file(inception, weights, tmp_p
     assert "not the published ones" in inception.description
 
 
-@pytest.mark.parametrize("folder", ["cache/ersde_lit", "hub/checkpoints"])
-def test_finds_the_file_in_the_caches(tmp_path, weights, inception, folder):
-    (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / folder / FILE).symlink_to(weights)
+@pytest.mark.parametrize("place", [f"cache/ersde_lit/{FILE}", f"hub/checkpoints/{FILE}", f"hub/checkpoints/{SAME}"])
+def test_finds_the_file_in_the_caches(tmp_path, weights, inception, place):
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).symlink_to(weights)
     state = torch.get_rng_state()
     assert features_for("inception").fingerprint == inception.fingerprint
     assert torch.equal(torch.get_rng_state(), state)
