@@ -90,13 +90,14 @@ def features_for(
 
 @torch.no_grad()
 def extract(features: Features, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features and logits of checked images, where `features` is.
+    """Features and logits of checked images, where `features` is, in its own precision whatever autocast is on.
 
     Raises:
         ValueError: the images are not uint8 [n, C, H, W], or the features not [n, num_features].
     """
     check_images(images)
-    found, logits = features.features_and_logits(images)
+    with torch.autocast(images.device.type, enabled=False):
+        found, logits = features.features_and_logits(images)
     if found.shape != (len(images), features.num_features):
         raise ValueError(
             f"{type(features).__name__} gave features {list(found.shape)}, not {[len(images), features.num_features]}"

@@ -13,9 +13,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 def image_keys(images: Tensor) -> Tensor:
     """int64 [n] for uint8 images [n, C, H, W]: a hash of the bytes alone, which copies share and hardly others do."""
-    weights = _weights(images[0].numel() if len(images) else 0).to(images.device)
-    keys = [(image.flatten().long() * weights).sum() for image in images]  # one at a time: eight times the bytes
-    return torch.stack(keys) if keys else torch.empty(0, dtype=torch.long, device=images.device)
+    flat = images.flatten(1).long()
+    return (flat * _weights(flat.shape[1]).to(flat.device)).sum(1)  # wraps around
 
 
 @lru_cache(4)

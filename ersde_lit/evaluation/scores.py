@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ersde_lit.evaluation.features import Features, extract
+from ersde_lit.evaluation.features import Features, check_images, extract
 from ersde_lit.evaluation.fid import FrechetDistance, Moments
 from ersde_lit.evaluation.manifold import NEIGHBOURS, precision_recall
 from ersde_lit.evaluation.reference import Reference
@@ -76,7 +76,8 @@ class Scores:
 
     def update(self, images: Tensor) -> None:
         """Adds uint8 images [n, C, H, W], n >= 0. Raises ValueError for anything else."""
-        for batch in images.split(self.features.batch_size):
+        check_images(images)
+        for batch in images.split(self.features.batch_size) if len(images) else ():
             batch = batch.to(self.moments.device)
             features, logits = extract(self.features, batch)
             self.moments.update(features)

@@ -126,6 +126,18 @@ def test_the_sample_is_no_part_of_the_images_that_looks_alike():
     assert 70 < kept < 130
 
 
+def test_no_images_at_a_time_are_no_images():
+    result = measured()
+    result.update(FAKE[:0])
+    assert result.compute() == measured().compute()
+
+
+def test_autocast_does_not_reach_the_features():
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = measured().compute()
+    assert rounded == measured().compute()
+
+
 def test_reset_forgets_the_images_and_keeps_the_reference():
     result = measured()
     first = result.compute()
