@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
     "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
     "reference": ("reference", "statistics of real images for FID: reference FOLDER --out stats.npz"),
+    "analyze": ("analyze", "where solvers lose: analyze --solvers er_sde,dpm++2m --nfe 10 --out FOLDER"),
     "ema": ("ema", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
     "import": ("import_weights", "others' weights to a checkpoint: import edm.pkl --out model.ckpt"),
     "export": ("export", "a checkpoint to the form to publish: export model.ckpt --out model.safetensors"),

@@ -1,0 +1,261 @@
+"""analyze: what solvers do step by step, and where on the noise axis they lose. Reads its arguments before torch."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from ersde_lit.cli import fail
+from ersde_lit.cli.choose_sampler import OF_GRID, OF_SOLVER, GridName, SamplerOptions
+from ersde_lit.cli.inline import options_of, read_inline, split
+from ersde_lit.sampling.output import check_out, disk_errors
+from ersde_lit.sampling.seeds import parse_seeds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ersde_lit.evaluation.analysis_output import Analysis
+    from ersde_lit.evaluation.analysis_paths import PathErrors
+    from ersde_lit.solvers import Solver
+
+MOST_SUBSTEPS = 2**15 - 1  # of a path, by `solvers.noise`
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What is analysed.
+
+    Args:
+        out: a folder, or a file that ends in .png; a .csv and a .md with the numbers go beside the picture.
+        solvers: those of `sample` but heun, with options of theirs, as in er_sde:order=1,er_sde,dpm++2m,unipc2.
+        noise_scales: whose coefficients are shown, and with which er_sde runs where it names none of its own.
+        nfe: network calls an image, at least 2.
+        grid: noise levels; uniform_t, equal steps in the time of the model's process, needs a checkpoint.
+        rho: of the grid: larger moves steps to small noise levels.
+        lam_min: of the grid: its last noise level above 0.
+        lam_max: of the grid: the noise level it starts at.
+        ckpt_path: checkpoint that `fit` wrote, to measure errors on its averaged weights; a mixture if not given.
+        seeds: which images to measure on, as in 0-63.
+        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes as in 3 or 0,1,5-7.
+        substeps: of the reference, on each step.
+        batch_size: images at a time.
+        accelerator: auto, cpu, gpu or cuda.
+        trust: import network classes from outside ersde_lit that the checkpoint names.
+    """
+
+    out: str
+    solvers: str | list[str] = "er_sde,dpm++2m"
+    noise_scales: str | list[str] = "ode,er_sde_5,sde"
+    nfe: PositiveInt = 10
+    grid: GridName = "edm"
+    rho: PositiveFloat | None = None
+    lam_min: PositiveFloat | None = None
+    lam_max: PositiveFloat | None = None
+    ckpt_path: str | None = None
+    seeds: str = "0-63"
+    labels: str | None = None
+    substeps: PositiveInt = 16
+    batch_size: PositiveInt = 64
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    trust: bool = False
+
+
+class Parser(ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise SystemExit(fail(f"analyze: {message}"))
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog=f"python -m ersde_lit {command}",
+        description="What solvers do step by step, and where on the noise axis they lose.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    parser.add_class_arguments(AnalysisOptions, skip={"trust"})
+    parser.add_argument("--trust", action="store_true", help="import network classes from outside ersde_lit")
+    given = parser.parse_args(list(arguments)).as_dict()
+    options = AnalysisOptions(**{field.name: given[field.name] for field in fields(AnalysisOptions)})
+    analyze(options, shlex.join(["python", "-m", "ersde_lit", command, *arguments]))
+
+
+def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyze") -> "Analysis":
+    """Analyses and writes; raises ValueError, in one line, where that cannot be. `made_by` is kept with the numbers."""
+    if options.nfe < 2:
+        raise ValueError("--nfe 1 is one step to 0, of which there is nothing to see: take 2 or more")
+    if options.grid == "uniform_t" and options.ckpt_path is None:
+        raise ValueError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
+    if options.labels is not None and options.ckpt_path is None:
+        raise ValueError("--labels are for a checkpoint: give its --ckpt_path")
+    if options.nfe * options.substeps > MOST_SUBSTEPS:
+        most = MOST_SUBSTEPS // options.nfe
+        raise ValueError(f"--substeps {options.substeps}: take at most {most} on each of {options.nfe} steps")
+    seeds = parse_seeds(options.seeds)
+    check_out(options.out)
+
+    from ersde_lit.evaluation.analysis_output import MADE_BY, Analysis, Output
+    from ersde_lit.evaluation.analysis_plot import save
+
+    output = Output(options.out)
+    denoiser, problem = _denoiser(options, seeds)
+    solvers, lams = choose_solvers(options, denoiser)
+    title = f"Step by step: {options.grid} grid, λ {lams[0]:.4g} to {lams[lams > 0][-1]:.4g}, NFE {options.nfe}"
+    analysis = Analysis(lams, title, problem)
+    _exactly(analysis, solvers, split(options.noise_scales))
+    _on_paths(analysis, _measure(options, denoiser, solvers, lams, seeds), solvers)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
+    analysis.notes += [*_notes(options, problem), f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."]
+    with disk_errors(options.out):
+        output.write(analysis, lambda path: save(analysis, path))
+    print("\n".join(analysis.summary()))
+    print(f"{output.png}, {output.csv.name} and {output.md.name}: {len(solvers)} solvers, NFE {options.nfe}")
+    return analysis
+
+
+def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, Solver]", "Tensor"]:
+    """Every solver named, er_sde once for each noise scale, and the grid they share, fitted to the denoiser.
+
+    Raises:
+        ValueError: an unknown name or option, what is no table, a noise scale not valid on the grid; or no solver.
+    """
+    from ersde_lit.solvers import TableSampler, noise_scale
+
+    scales = split(options.noise_scales)
+    for scale in scales:
+        noise_scale(scale)
+    shared = {"nfe": options.nfe, "grid": options.grid}
+    shared |= {name: value for name in OF_GRID if (value := getattr(options, name)) is not None}
+    found: dict[str, Solver] = {}
+    for entry in split(options.solvers):
+        name, own = read_inline("solvers", entry)
+        if name == "heun":
+            raise ValueError("--solvers heun: it calls the network twice a step, so it is no table: leave it out")
+        if unknown := set(own) - set(OF_SOLVER):
+            raise ValueError(f"--solvers {entry}: no option {min(unknown)!r}; a solver's are {', '.join(OF_SOLVER)}")
+        several = name == "er_sde" and not own.keys() & {"noise_scale"}
+        for noise in [{"noise_scale": scale} for scale in scales] if several else [{}]:
+            choice = {"solver": name, **own, **shared, **noise}
+            try:
+                chosen: SamplerOptions = options_of("solvers", SamplerOptions, choice, {"preset"})
+                sampler, _ = chosen.sampler(denoiser)
+            except ValueError as error:
+                raise ValueError(f"--solvers {entry}: {str(error).removeprefix('--solvers: ')}") from None
+            assert isinstance(sampler, TableSampler)
+            found[" ".join([entry, *noise.values()])] = sampler.solver
+            lams = sampler.lams(denoiser, options.nfe)
+    if not found:
+        raise ValueError("there is nothing to analyse: name --solvers, and --noise_scales for er_sde")
+    return found, lams
+
+
+def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]:
+    """What errors of paths are measured on, on its device, and its name."""
+    if options.ckpt_path is None:
+        from ersde_lit.evaluation.analysis_paths import spread_mixture
+
+        return spread_mixture(), "mixture"
+    from ersde_lit.sampling.labels import choose_labels
+    from ersde_lit.sampling.ranks import fabric
+    from ersde_lit.training import load
+
+    model = load(options.ckpt_path, options.trust)
+    if not model.label_dropout and options.labels == "none":
+        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+    denoiser: Any = model.ema_denoiser
+    choose_labels(options.labels, seeds[:1], denoiser.num_classes)
+    return denoiser.to(fabric(options.accelerator).device), "checkpoint"
+
+
+def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
+    """Coefficients of the noise scales and tables; errors on Gaussian data."""
+    from ersde_lit.evaluation import analysis as exact
+    from ersde_lit.evaluation.analysis_output import Curve, phi_name
+    from ersde_lit.solvers import ERSDE, noise_scale
+    from ersde_lit.solvers.oracles import Gaussian
+
+    data, lams = Gaussian.spectrum(), analysis.lams
+    named = {name: solver.noise_scale for name, solver in solvers.items() if isinstance(solver, ERSDE)}
+    for phi in dict.fromkeys([*scales, *map(str, named.values())]):
+        table = ERSDE(1, phi).tableau(lams)
+        for quantity, values in {
+            "euler_coefficient": exact.euler_coefficients(noise_scale(phi), lams),
+            "b": table.b,
+            "b_relative": exact.injected_noise(table),
+            "kappa": noise_scale(phi).kappa(lams[:-1]),
+        }.items():
+            analysis.curves.append(Curve(quantity, phi_name(phi), values, phi))
+    for name, solver in solvers.items():
+        table = solver.tableau(lams)
+        phi_of = str(named[name]) if name in named else None
+        for quantity, values in {
+            **({"b": table.b, "b_relative": exact.injected_noise(table)} if phi_of is None else {}),
+            "error_left": exact.denoiser_error_left(data, table),
+            "one_step_w2": exact.one_step_w2(data, solver, lams),
+            "w2": exact.accumulated_w2(data, table),
+        }.items():
+            analysis.curves.append(Curve(quantity, name, values, phi_of))
+
+
+def _measure(
+    options: AnalysisOptions, denoiser: Any, solvers: "dict[str, Solver]", lams: "Tensor", seeds: Sequence[int]
+) -> "dict[str, PathErrors]":
+    from ersde_lit.evaluation.analysis_paths import calls_of, mixture_starts, network_starts, path_errors
+    from ersde_lit.sampling.labels import choose_labels
+
+    if options.ckpt_path is None:
+        starts = mixture_starts(denoiser, lams, seeds, options.batch_size)
+    else:
+        labels = choose_labels(options.labels, seeds, denoiser.num_classes)
+        starts = network_starts(denoiser, lams, seeds, labels, options.batch_size)
+    batches = -(-len(seeds) // options.batch_size)
+    calls = batches * calls_of(solvers, lams, options.substeps, getattr(denoiser, "levels", None))
+    with _progress(calls, shown=options.ckpt_path is not None) as advance:
+        return path_errors(denoiser, solvers, lams, starts, options.substeps, advance)
+
+
+def _on_paths(analysis: "Analysis", errors: "dict[str, PathErrors]", solvers: "dict[str, Solver]") -> None:
+    from ersde_lit.evaluation.analysis_output import Curve
+    from ersde_lit.solvers import ERSDE
+
+    for name, error in errors.items():
+        solver = solvers[name]
+        phi = str(solver.noise_scale) if isinstance(solver, ERSDE) else None
+        analysis.curves += [
+            Curve("one_step_rms", name, error.one_step, phi),
+            Curve("rms", name, error.accumulated, phi),
+        ]
+
+
+def _notes(options: AnalysisOptions, problem: str) -> list[str]:
+    where = {
+        "mixture": f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}",
+        "checkpoint": f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, "
+        f"labels {options.labels or 'random'}",
+    }
+    return [
+        "Gaussian data: 16 modes, std 1 to 0.01; 2-Wasserstein distances (W2) are exact, without Monte Carlo. One step "
+        "alone begins with exact states and history. What is left of a denoiser's error is for an error of 1 in every "
+        "coordinate, made in the call at that level.",
+        f"RMS, a coordinate or pixel, is measured on {where[problem]}, against {options.substeps} substeps of the same "
+        "ODE, or of the same SDE along the same Brownian path. A path is more than a law: with noise this error counts "
+        "what no solver of one call a step can know, so W2 is what tells solvers of one noise scale apart. The step "
+        "into 0 is left out.",
+    ]
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar of the reference's calls where standard error is a terminal; calls advance it."""
+    from rich.progress import Progress
+
+    from ersde_lit.sampling.progress import console
+
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("reference", total=total)
+        yield lambda: bar.update(task, advance=1)
