@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -310,6 +311,33 @@ class TestGoingOn:
         }
         assert os.listdir("killed/images") == []
         assert sorted(os.listdir("killed")) == sorted(os.listdir("whole"))
+
+    @pytest.mark.slow
+    def test_killed_for_good_it_goes_on_and_ends_with_the_same_rows(self, inside) -> None:
+        flags = ("--nfe=20", "--seeds=0-1999", "--batch_size=10")
+        command = ["evaluate", f"--ckpt_path={LAST}", "--features=classifier", DATA, *flags]
+        assert main([*command, "--out=calm"]) == 0
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([sys.executable, "-m", "ersde_lit", *command, "--out=shot"], env=environment)
+        while len(list(Path("shot/images").glob(".*.parts/*.zip"))) < 5:
+            time.sleep(0.05)
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+        assert set(records("shot")) == {("real, held out", None, None)}
+        assert main([*command, "--out=shot"]) == 0
+        calm, shot = records("calm"), records("shot")
+        assert {key: r["scores"] for key, r in shot.items()} == {key: r["scores"] for key, r in calm.items()}
+
+    def test_images_that_are_not_finite_leave_nothing(self, inside, capsys) -> None:
+        module = DiffusionModule(network(image_shape=(1, 8, 8), num_classes=10))
+        next(module.ema_denoiser.parameters()).data.fill_(float("nan"))
+        torch.save({"state_dict": module.state_dict(), SPEC_KEY: module.spec}, "diverged.ckpt")
+        assert evaluate("--nfe=2", "--seeds=0-9", "--out=diverged", ckpt_path="diverged.ckpt") == 2
+        error = capsys.readouterr().err.splitlines()[-1]  # after the line of the held-out images
+        assert error.startswith("ersde_lit: evaluate: the denoiser's output is not finite at step 0")
+        assert set(records("diverged")) == {("real, held out", None, None)}
+        assert os.listdir("diverged/images") == []
 
     def test_images_that_sample_made_are_used_and_stay(self, inside, monkeypatch) -> None:
         flags = ("--nfe=3", "--seeds=0-29", "--batch_size=10")
