@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from PIL import Image
 from tiny import network
 
 from ersde_lit.cli import main
+from ersde_lit.cli.choose_sweep import SweepOptions
 from ersde_lit.data import Digits
+from ersde_lit.denoisers import VE
 from ersde_lit.evaluation import Features, Scores, reference_of, write_reference
 from ersde_lit.evaluation.classifier import classifier
 from ersde_lit.sampling.generate import generate
@@ -495,3 +498,26 @@ def test_help_lists_the_options(capsys) -> None:
     said = capsys.readouterr().out
     for option in ("--solvers", "--nfe", "--seeds", "--grids", "--features", "--reference", "--images", "--best"):
         assert option in said
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["lightning"] = sys.modules["matplotlib"] = None
+from ersde_lit.cli import main
+assert main(["evaluate", "--help"]) == 0
+assert main(["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a", "--seeds=9-0"]) == 2
+assert main(["evaluate", "--solvers=ddim"]) == 2
+"""
+
+
+def test_arguments_are_read_before_torch_is_imported(tmp_path) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "runs downwards" in done.stderr
+
+
+def test_the_samplers_of_the_table_exist() -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "fashion_mnist.py"))
+    choices = SweepOptions([10, 20], samplers=tool["SAMPLERS"]).choices(VE())
+    assert {choice.label for choice in choices} == set(tool["SAMPLERS"]) > set(tool["LEADING"])
+    assert {choice.nfe for choice in choices if choice.label == "EDM Heun"} == {9, 19}
