@@ -264,9 +264,9 @@ def caption(device: str, batch_size: int, size: int, turns: int, features: int, 
         f"without workers, {clocked}, median of {turns} turns. Features of ours and torch-fidelity differ by "
         f"{apart:.1e} of the largest; clean-fid resizes as it recommends (bicubic, PIL), so its are others. "
         f"Statistics: {features} vectors of 2048 features for each of two sets (seeds 0 and 1); the three FIDs agree "
-        f"to {worst:.1e}. Of ours, `further sets` take what is left when the reference is known. Memory: beyond that of "
-        f"the process before the first batch; `ours` and `features kept`, as the other two go about it, with features "
-        f"that cost nothing. {where}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}, "
+        f"to {worst:.1e}. Of ours, `further sets` take what is left when the reference is known. Memory: beyond that "
+        f"of the process before the first batch; `ours` and `features kept`, as the other two do it, with features that "
+        f"cost nothing. {where}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}, {versions}.\n"
     )
 

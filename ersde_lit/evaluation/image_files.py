@@ -162,7 +162,6 @@ class _Npz(ImageFiles):
                 at = part.stop
                 array = np.frombuffer(bytearray(data), np.uint8).reshape(-1, height, width, channels)
                 yield np.ascontiguousarray(rearrange(array, "n h w c -> n c h w"))
-            member.read(1)  # the checksum is looked at where a whole array has been read
 
     @contextmanager
     def _array(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:

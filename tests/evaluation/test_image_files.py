@@ -122,6 +122,16 @@ def flipped(path, position):
     return path
 
 
+def wrong_sum(folder):
+    """Compressed, with a checksum that is another's: known only when all has been read."""
+    np.savez_compressed(folder / "set.npz", arr_0=NHWC)
+    with zipfile.ZipFile(folder / "set.npz") as archive:
+        checksum = archive.getinfo("arr_0.npy").CRC.to_bytes(4, "little")
+    content = (folder / "set.npz").read_bytes()
+    (folder / "set.npz").write_bytes(content.replace(checksum, bytes(4)))
+    return folder / "set.npz"
+
+
 def folder_of(**files):
     names = {name.replace("_", "."): content for name, content in files.items()}
     return lambda folder: write_folder(folder / "set", names)
@@ -162,6 +172,7 @@ BAD = {
     ),
     "corrupt npz": (lambda folder: cut(array(NHWC)(folder), -60), "{} cannot be used: "),
     "damaged npz": (lambda folder: flipped(array(NHWC)(folder), 600), "{} cannot be used: Bad CRC-32"),
+    "wrong checksum": (wrong_sum, "{} cannot be used: Bad CRC-32"),
     "no npz at all": (lambda folder: write_folder(folder, {"set.npz": b"text"}) / "set.npz", "{} cannot be used: "),
     "npz of something else": (lambda folder: npz(folder / "set.npz", x=NHWC), "{} has no array arr_0"),
     "floats": (array(NHWC / 255), "{}: arr_0 is float64, not uint8: images are whole numbers 0 .. 255"),
