@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.solvers import exponential
+from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
 
 # Adams-Bashforth weights for equal steps, newest first.
@@ -39,8 +40,8 @@ class IPNDM:
     order: int = 4
 
     def __post_init__(self) -> None:
-        if self.order not in _ADAMS_BASHFORTH:
-            raise ValueError(f"order of IPNDM must be 1 to 4, not {self.order}")
+        if not is_integer(self.order, 1, 4):
+            raise ValueError(f"order of IPNDM must be 1 to 4, not {self.order!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending; its history is d."""
@@ -68,8 +69,8 @@ class DEIS:
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.order <= 4:
-            raise ValueError(f"order of DEIS must be 1 to 4, not {self.order}")
+        if not is_integer(self.order, 1, 4):
+            raise ValueError(f"order of DEIS must be 1 to 4, not {self.order!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending; its history is d."""

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ersde_lit.solvers import exponential
+from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
 
 SolverType = Literal["midpoint", "heun"]
@@ -37,8 +38,8 @@ class DPMSolverPP:
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:
-        if self.order not in (2, 3):
-            raise ValueError(f"order of DPMSolverPP must be 2 or 3, not {self.order}")
+        if not is_integer(self.order, 2, 3):
+            raise ValueError(f"order of DPMSolverPP must be 2 or 3, not {self.order!r}")
         _check_solver_type(self.solver_type)
 
     def tableau(self, lams: Tensor) -> Tableau:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ersde_lit.solvers.checks import is_integer, is_positive
 from ersde_lit.solvers.noise_scale import NoiseScale, noise_scale
 from ersde_lit.solvers.paper import paper_tableau
 from ersde_lit.solvers.quadrature import lagrange_integrals
@@ -48,7 +48,8 @@ class ERSDE:
         paper: the published algorithm, orders 1 to 3; ignores corrector, nodes and relative.
 
     Raises:
-        ValueError: an option out of range, on construction; or in `tableau`, lams at which phi is not valid.
+        ValueError: an option out of range, on construction; or in `tableau`, lams at which phi is not valid or between
+            which its kappa does not fit it.
     """
 
     order: int = 3
@@ -60,13 +61,13 @@ class ERSDE:
 
     def __post_init__(self) -> None:
         noise_scale(self.noise_scale)
-        if not _is_count(self.order):
+        if not is_integer(self.order, 1):
             raise ValueError(f"order must be an integer of at least 1, not {self.order!r}")
-        if self.corrector is not None and not _is_count(self.corrector):
+        if self.corrector is not None and not is_integer(self.corrector, 1):
             raise ValueError(f"corrector must be None or an integer of at least 1, not {self.corrector!r}")
         if self.paper and self.order > 3:
             raise ValueError(f"the published algorithm has orders 1 to 3, not {self.order}; set paper=False")
-        if self.nodes not in ("lam", "log") and not _is_positive(self.nodes):
+        if self.nodes not in ("lam", "log") and not is_positive(self.nodes):
             raise ValueError(f"nodes must be lam, log or a positive number, not {self.nodes!r}")
         if self.relative and self.nodes in ("lam", "log"):
             raise ValueError(f"relative nodes need a number, the s of asinh(lam / s), not {self.nodes!r}")
@@ -91,10 +92,13 @@ class ERSDE:
         c = torch.zeros(n, self.order, dtype=torch.float64)
         c[full:, 0] = 1
         self._interpolate(c[:full], lams, newest=0)
+        _check_rows(phi, lams, r, c[:full])
         if self.corrector is None:
             return Tableau(lams, r, c, b)
         corrector = torch.zeros(n, self.corrector, dtype=torch.float64)
-        self._interpolate(corrector[: min(full, n - 1)], lams, newest=1)  # where a step's end is evaluated
+        evaluated = corrector[: min(full, n - 1)]  # where a step's end is
+        self._interpolate(evaluated, lams, newest=1)
+        _check_rows(phi, lams, r, evaluated)
         return Tableau(lams, r, c, b, corrector)
 
     def _interpolate(self, rows: Tensor, lams: Tensor, newest: int) -> None:
@@ -118,9 +122,13 @@ class ERSDE:
         return lambda lam: torch.asinh(lam / s)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _check_rows(phi: NoiseScale, lams: Tensor, r: Tensor, rows: Tensor) -> None:
+    """Raises ValueError unless a constant x0 is kept: kappa is not that of phi, or too rough for the quadrature."""
+    missed = (r[: len(rows)] + rows.sum(1) - 1).abs()
+    wrong = ~(missed <= 1e-9)
+    if wrong.any():
+        i = int(wrong.int().argmax())
+        raise ValueError(
+            f"noise scale {phi} gives no table: from lam {lams[i]:.6g} to {lams[i + 1]:.6g} a constant x0 is missed by "
+            f"{missed[i]:.1g}; its kappa must be d ln phi / d ln lam, and smooth"
+        )

@@ -4,7 +4,8 @@ A grid with ``zero=True`` has n levels from lam_max to lam_min and then 0; with 
 lam_max to lam_min, so that the last step keeps its order and the result keeps noise of level lam_min. A grid of one
 call is lam_max and its end. Which steps suit depends on the solver and the number of calls; EDM's are the usual ones.
 
-All raise ValueError where n is not an integer of at least 1 or levels are out of order.
+All raise ValueError where n is not an integer of at least 1, a parameter is no positive number, or levels are out of
+order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ersde_lit.solvers.checks import is_integer, is_positive
 from ersde_lit.solvers.tableau import check_lams
 
 Grid = Callable[[int], Tensor]
@@ -24,6 +26,7 @@ Grid = Callable[[int], Tensor]
 def edm(n: int, lam_min: float = 0.002, lam_max: float = 80.0, rho: float = 7.0, zero: bool = True) -> Tensor:
     """``lam^(1/rho)`` in equal steps (Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5): the usual choice
     for models of EDM's kind, and for others. rho = 7 is theirs; larger rho moves steps to small lam."""
+    _check_positive(lam_min=lam_min, lam_max=lam_max, rho=rho)
     return _grid(lam_max * (1 + _ramp(n, zero) * ((lam_min / lam_max) ** (1 / rho) - 1)) ** rho, zero)
 
 
@@ -37,6 +40,7 @@ def poly_exponential(
     n: int, lam_min: float = 0.002, lam_max: float = 80.0, rho: float = 1.0, zero: bool = True
 ) -> Tensor:
     """``ln lam`` linear in (1 - i/(n-1))^rho: "polyexponential" of k-diffusion; rho > 1 moves steps to small lam."""
+    _check_positive(lam_min=lam_min, lam_max=lam_max, rho=rho)
     return _grid(lam_max * (lam_min / lam_max) ** (1 - (1 - _ramp(n, zero)) ** rho), zero)
 
 
@@ -51,6 +55,7 @@ def vp_linear(
     n: int, t_min: float = 1e-3, t_max: float = 1.0, beta_min: float = 0.1, beta_max: float = 20.0, zero: bool = True
 ) -> Tensor:
     """Equal steps in t of the continuous VP process with linear beta (Song et al. 2021), t_min = 1e-3 as there."""
+    _check_positive(t_min=t_min, t_max=t_max, beta_min=beta_min, beta_max=beta_max)
 
     def lam_of_t(t: Tensor) -> Tensor:
         return (beta_min * t + (beta_max - beta_min) * t**2 / 2).expm1().sqrt()
@@ -60,8 +65,10 @@ def vp_linear(
 
 def vp_cosine(n: int, t_min: float = 1e-3, t_max: float = 0.9946, s: float = 0.008, zero: bool = True) -> Tensor:
     """Equal steps in t of the VP process with cosine alpha (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672);
-    t_max = 0.9946, lam 118, is where DPM-Solver starts it."""
-
+    t_max = 0.9946, lam 118, is where DPM-Solver starts it; below 1, where lam is infinite."""
+    _check_positive(t_min=t_min, t_max=t_max, s=s)
+    if t_max >= 1:
+        raise ValueError(f"t_max of vp_cosine must be below 1, where lam is infinite, not {t_max}")
     return uniform_t(n, lambda t: _cosine_lam(t, s), t_min, t_max, zero)
 
 
@@ -114,8 +121,14 @@ def _cosine_lam(t: Tensor, s: float) -> Tensor:
 
 
 def check_nfe(n: int) -> None:
-    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
+    if not is_integer(n, 1):
         raise ValueError(f"the number of calls must be an integer of at least 1, not {n!r}")
+
+
+def _check_positive(**parameters: float) -> None:
+    for name, value in parameters.items():
+        if not is_positive(value):
+            raise ValueError(f"{name} of a grid must be a positive number, not {value!r}")
 
 
 def _ramp(n: int, zero: bool) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ersde_lit.solvers import grids
+from ersde_lit.solvers.checks import is_interval, is_number
 from ersde_lit.solvers.grids import Grid, check_nfe
-from ersde_lit.solvers.loop import Callback, Denoise, raise_if_not_finite
+from ersde_lit.solvers.loop import Callback, Denoise, check_shape, raise_if_not_finite
 from ersde_lit.solvers.sampler import Noise, fit
 
 
@@ -40,8 +41,11 @@ class Heun:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.churn < math.inf:
-            raise ValueError(f"churn of Heun must be finite and at least 0, not {self.churn}")
+        for name in ("churn", "s_noise"):
+            if not is_number(value := getattr(self, name), 0):
+                raise ValueError(f"{name} of Heun must be finite and at least 0, not {value!r}")
+        if not is_interval((self.s_min, self.s_max)):
+            raise ValueError(f"Heun needs 0 <= s_min <= s_max, not {self.s_min!r} and {self.s_max!r}")
 
     def calls(self, nfe: int) -> int:
         """The calls made when asked for `nfe`: the largest odd number up to it."""
@@ -60,7 +64,8 @@ class Heun:
         """x0 [B, ...] in ``calls(nfe)`` calls; `callback` as in `sample`, but i counts calls.
 
         Raises:
-            ValueError: grid and denoiser do not fit together, or the grid does not end in 0.
+            ValueError: grid and denoiser do not fit together, the grid does not end in 0, or x0 or noise have not the
+                shape of y.
             FloatingPointError: an x0 was not finite; names the first such step and its lam.
         """
         with torch.device("cpu"):
@@ -74,7 +79,7 @@ class Heun:
         totals: list[Tensor] = []
 
         def slope(y: Tensor, lam: Tensor, call: int) -> Tensor:
-            x0 = denoiser(y, lam, **condition)
+            x0 = check_shape("x0", denoiser(y, lam, **condition), y)
             if callback is not None:
                 callback(call, lam, y, x0)
             d = (y - x0.to(y.dtype)) / lam
@@ -85,7 +90,7 @@ class Heun:
         for i, (old, high, new) in enumerate(levels.tolist()):
             _, at_high, at_new = levels[i].to(y.dtype)
             if high > old:
-                y = y.add(noise.step(i), alpha=self.s_noise * math.sqrt(high**2 - old**2))
+                y = y.add(check_shape("noise", noise.step(i), y), alpha=self.s_noise * math.sqrt(high**2 - old**2))
             d = slope(y, at_high, 2 * i)
             if new > 0:
                 d = (d + slope(y.add(d, alpha=new - high), at_new, 2 * i + 1)) / 2

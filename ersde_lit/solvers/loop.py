@@ -50,6 +50,7 @@ def sample(
             (before its correction, if the table has one).
 
     Raises:
+        ValueError: an x0 or a step's noise has not the shape of y.
         FloatingPointError: an x0 was not finite; names the first such step and its lam.
     """
     y = y.to(torch.promote_types(y.dtype, torch.float32))
@@ -62,7 +63,7 @@ def sample(
 
     base = y
     for i, lam in enumerate(lams[: len(r)]):
-        x0 = denoiser(y, lam, **condition)
+        x0 = check_shape("x0", denoiser(y, lam, **condition), y)
         if callback is not None:
             callback(i, lam, y, x0)
         # A copy: the denoiser may reuse its output's memory, as a CUDA graph does.
@@ -73,11 +74,19 @@ def sample(
             y = _weighted_sum(base, corrector[i - 1], history)
         base = y * r[i]
         if b[i]:
-            base.add_(torch.randn_like(y) if noise is None else noise.step(i), alpha=b[i])
+            z = torch.randn_like(y) if noise is None else check_shape("noise", noise.step(i), y)
+            base.add_(z, alpha=b[i])
         y = _weighted_sum(base, c[i], history)
 
     raise_if_not_finite(totals, lams)
     return y
+
+
+def check_shape(what: str, value: Tensor, y: Tensor) -> Tensor:
+    """`value`; ValueError unless it is shaped as y, where broadcasting would mix images silently."""
+    if value.shape != y.shape:
+        raise ValueError(f"{what} must have the shape of y, {[*y.shape]}, not {[*value.shape]}")
+    return value
 
 
 def raise_if_not_finite(totals: Sequence[Tensor], lams: Sequence[Tensor] | Tensor, calls_a_step: int = 1) -> None:

@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ersde_lit.solvers.checks import is_number, is_positive
+
 Curve = Callable[[Tensor], Tensor]
+
+STEEPEST = 32.0  # the growth of ln phi over a panel up to which 32 points have 1e-13
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class NoiseScale:
         name: for messages.
         log_g: lam -> ln(phi / lam).
         kappa: lam -> d ln phi / d ln lam.
-        panel: the stretch of ln lam over which kappa is smooth enough for 32 Gauss-Legendre points.
+        panel: the stretch of ln lam over which phi is smooth enough for 32 Gauss-Legendre points.
     """
 
     name: str
@@ -61,18 +65,23 @@ class NoiseScale:
 
 def power(p: float) -> NoiseScale:
     """phi = lam^p, p >= 1. A step of it is the exponential integrator of every ODE (p = 1) or SDE (p = 2) solver."""
-    if not 1 <= p < math.inf:
-        raise ValueError(f"power p must be at least 1, not {p}")
-    return NoiseScale(f"power({p})", lambda lam: (p - 1) * lam.log(), lambda lam: torch.full_like(lam, p))
+    if not is_number(p, 1):
+        raise ValueError(f"power p must be a number of at least 1, not {p!r}")
+    return NoiseScale(
+        f"power({p})", lambda lam: (p - 1) * lam.log(), lambda lam: torch.full_like(lam, p), min(2.0, STEEPEST / p)
+    )
 
 
 def eta(base: str | NoiseScale, s: float) -> NoiseScale:
     """phi = lam^(1-s) base^s, s >= 0: from the ODE (0) through `base` (1) to more noise than it adds."""
     base = noise_scale(base)
-    if not 0 <= s < math.inf:
-        raise ValueError(f"eta s must be at least 0, not {s}")
+    if not is_number(s, 0):
+        raise ValueError(f"eta s must be a number of at least 0, not {s!r}")
     return NoiseScale(
-        f"eta({base.name}, {s})", lambda lam: s * base.log_g(lam), lambda lam: 1 + s * (base.kappa(lam) - 1), base.panel
+        f"eta({base.name}, {s})",
+        lambda lam: s * base.log_g(lam),
+        lambda lam: 1 + s * (base.kappa(lam) - 1),
+        base.panel / max(1, s),
     )
 
 
@@ -86,7 +95,8 @@ def window(strength: float, low: float, high: float, width: float = 0.25) -> Noi
         low, high: the window's edges, 0 < low < high.
         width: of the edges in ln lam, at least 0.1.
     """
-    if not (strength >= 0 and 0 < low < high < math.inf and width >= 0.1):
+    edges_valid = is_positive(low) and is_positive(high) and low < high
+    if not (is_number(strength, 0) and edges_valid and is_number(width, 0.1)):
         raise ValueError(
             f"window needs strength >= 0, 0 < low < high and width >= 0.1, not {strength}, {low}, {high}, {width}"
         )
@@ -102,14 +112,23 @@ def window(strength: float, low: float, high: float, width: float = 0.25) -> Noi
         rise, fall = edges(lam)
         return 1 + strength * (rise.sigmoid() - fall.sigmoid())
 
-    return NoiseScale(f"window({strength}, {low}, {high}, {width})", log_g, kappa, min(2.0, 2 * width))
+    panel = min(2.0, 2 * width, STEEPEST / (1 + strength))
+    return NoiseScale(f"window({strength}, {low}, {high}, {width})", log_g, kappa, panel)
 
 
 def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> NoiseScale:
     """phi = fn(lam), positive, elementwise on float64 tensors; kappa by autograd unless given.
 
-    Above order 1 fn should be smooth over stretches of 2 in ln lam, as all named ones are.
+    fn must be smooth over stretches of 2 in ln lam, as all named ones are: a table in which a jump, or a kappa that is
+    not fn's, shows is refused, whatever its order.
+
+    Raises:
+        ValueError: fn or kappa cannot be called; later, fn is not made of what autograd follows and kappa is not given.
     """
+    for function in (fn, kappa):
+        if function is not None and not callable(function):
+            raise ValueError(f"custom takes functions of lam, not {function!r}")
+    label = name or f"custom({getattr(fn, '__name__', fn)})"
 
     def log_g(lam: Tensor) -> Tensor:
         return (fn(lam) / lam).log()
@@ -117,10 +136,13 @@ def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> No
     def derivative(lam: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             log_lam = lam.detach().log().requires_grad_()
-            (gradient,) = torch.autograd.grad(fn(log_lam.exp()).log().sum(), log_lam)
+            try:
+                (gradient,) = torch.autograd.grad(fn(log_lam.exp()).log().sum(), log_lam)
+            except RuntimeError as error:
+                raise ValueError(f"autograd cannot follow {label}, pass kappa=, its d ln phi / d ln lam") from error
         return gradient
 
-    return NoiseScale(name or f"custom({getattr(fn, '__name__', fn)})", log_g, kappa or derivative)
+    return NoiseScale(label, log_g, kappa or derivative)
 
 
 def _er_sde_1() -> NoiseScale:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ersde_lit.solvers.noise_scale import NoiseScale
 
+MOST_PANELS = 1000  # what is steeper, memory would not hold
 _POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(32))
 
 
@@ -28,10 +29,10 @@ def lagrange_integrals(
         u: of (n, ...) lams, elementwise and monotonic; may differ from row to row.
 
     Returns:
-        (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r``.
+        (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r`` where kappa is that of phi and smooth.
     """
     h = (start / end).log()
-    panels = max(1, math.ceil(float(h.max()) / noise_scale.panel))
+    panels = min(MOST_PANELS, max(1, math.ceil(float(h.max()) / noise_scale.panel)))
     unit = (torch.arange(panels).unsqueeze(1) + (_POINTS + 1) / 2).flatten() / panels
     weights = (_WEIGHTS / 2).repeat(panels) / panels
     x = h.unsqueeze(1) * unit  # ln(l / l_t)

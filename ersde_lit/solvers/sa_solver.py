@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ersde_lit.solvers import exponential
+from ersde_lit.solvers.checks import is_integer, is_interval, is_number
 from ersde_lit.solvers.tableau import Tableau, check_lams
 
 
@@ -36,14 +36,14 @@ class SASolver:
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.predictor_order <= 4:
-            raise ValueError(f"predictor_order of SASolver must be 1 to 4, not {self.predictor_order}")
-        if not 0 <= self.corrector_order <= 4:
-            raise ValueError(f"corrector_order of SASolver must be 0 to 4, not {self.corrector_order}")
-        if not 0 <= self.tau < math.inf:
-            raise ValueError(f"tau of SASolver must be finite and at least 0, not {self.tau}")
-        if not self.window[0] <= self.window[1]:
-            raise ValueError(f"window of SASolver must be (low, high), not {self.window}")
+        if not is_integer(self.predictor_order, 1, 4):
+            raise ValueError(f"predictor_order of SASolver must be 1 to 4, not {self.predictor_order!r}")
+        if not is_integer(self.corrector_order, 0, 4):
+            raise ValueError(f"corrector_order of SASolver must be 0 to 4, not {self.corrector_order!r}")
+        if not is_number(self.tau, 0):
+            raise ValueError(f"tau of SASolver must be finite and at least 0, not {self.tau!r}")
+        if not is_interval(self.window):
+            raise ValueError(f"window of SASolver must be (low, high), not {self.window!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending, with its corrector."""

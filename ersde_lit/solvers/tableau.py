@@ -51,7 +51,7 @@ class Solver(Protocol):
 
 def check_lams(lams: Tensor) -> Tensor:
     """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
-    lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu")
+    lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu").detach()
     if lams.ndim != 1 or len(lams) < 2:
         raise ValueError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
     valid = lams.isfinite() & (lams > 0)

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ersde_lit.solvers import exponential
+from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
 
 
@@ -31,8 +32,8 @@ class UniPC:
     lower_order_final: bool = True
 
     def __post_init__(self) -> None:
-        if self.order < 1:
-            raise ValueError(f"order of UniPC must be at least 1, not {self.order}")
+        if not is_integer(self.order, 1):
+            raise ValueError(f"order of UniPC must be an integer of at least 1, not {self.order!r}")
         if self.variant not in ("bh1", "bh2"):
             raise ValueError(f'variant of UniPC must be "bh1" or "bh2", not {self.variant!r}')
 

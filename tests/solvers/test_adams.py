@@ -90,8 +90,9 @@ def test_order_1_is_ddim(edm_lams, rivals) -> None:
         torch.testing.assert_close(rivals.ours(solver, lams), expected, rtol=0, atol=1e-12)
 
 
-def test_rejects_bad_orders() -> None:
+@pytest.mark.parametrize("bad", [0, 5, 2.5, 2.0, True, "3", None])
+def test_rejects_bad_orders(bad) -> None:
     with pytest.raises(ValueError, match="order of IPNDM"):
-        IPNDM(5)
+        IPNDM(bad)
     with pytest.raises(ValueError, match="order of DEIS"):
-        DEIS(0)
+        DEIS(bad)

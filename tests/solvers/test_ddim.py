@@ -70,7 +70,7 @@ def test_orders(local_order, weak_order) -> None:
     assert weak_order(DDIM(0.5)) == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), "x", None, True])
 def test_rejects_other_etas(eta) -> None:
     with pytest.raises(ValueError, match="eta of DDIM"):
         DDIM(eta)

@@ -88,6 +88,8 @@ def test_3m_differs_from_order_3_by_half_a_second_derivative(edm_lams) -> None:
 def test_rejects_unknown_options() -> None:
     with pytest.raises(ValueError, match="order of DPMSolverPP must be 2 or 3, not 4"):
         DPMSolverPP(4)
+    with pytest.raises(ValueError, match=r"order of DPMSolverPP must be 2 or 3, not 2\.0"):
+        DPMSolverPP(2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="solver_type"):
         DPMSolverPP(2, "euler")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="solver_type"):

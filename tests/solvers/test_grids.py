@@ -141,9 +141,34 @@ def test_check_keeps_what_is_right() -> None:
     assert torch.equal(check_lams(torch.tensor([2.0, 1.0])), torch.tensor([2.0, 1.0]).double())
 
 
-@pytest.mark.parametrize(
-    "make", [partial(grids.edm, 5, 80.0, 0.002), partial(grids.edm, 5, 0.0), partial(grids.log_uniform, 5, -1.0)]
-)
+def test_levels_may_be_part_of_a_graph() -> None:
+    lams = torch.tensor([2.0, 1.0], requires_grad=True)
+    assert torch.equal(check_lams(lams), torch.tensor([2.0, 1.0]).double())
+
+
+@pytest.mark.parametrize("make", [partial(grids.edm, 5, 80.0, 0.002), partial(grids.vp_linear, 5, 1.0, 1e-3)])
 def test_refuses_ranges_upside_down(make) -> None:
     with pytest.raises(ValueError, match="lams must"):
         make()
+
+
+@pytest.mark.parametrize("bad", [0, -7, math.nan, math.inf, "7", None, True])
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [
+        *((grids.edm, name) for name in ("lam_min", "lam_max", "rho")),
+        *((grids.log_uniform, name) for name in ("lam_min", "lam_max")),
+        (grids.poly_exponential, "rho"),
+        *((grids.vp_linear, name) for name in ("t_min", "t_max", "beta_min", "beta_max")),
+        *((grids.vp_cosine, name) for name in ("t_min", "t_max", "s")),
+    ],
+)
+def test_parameters_are_positive_numbers(grid, name: str, bad) -> None:
+    with pytest.raises(ValueError, match=f"{name} of a grid must be a positive number"):
+        grid(5, **{name: bad})
+
+
+@pytest.mark.parametrize("t_max", [1, 1.5])
+def test_cosine_time_ends_before_1(t_max: float) -> None:
+    with pytest.raises(ValueError, match="t_max of vp_cosine must be below 1"):
+        grids.vp_cosine(5, t_max=t_max)

@@ -154,9 +154,29 @@ def test_float32_state_and_half_precision_denoiser(rivals) -> None:
     torch.testing.assert_close(y.double(), Heun()(rivals.denoiser, rivals.noise, 19), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("bad", [-1, math.inf, math.nan, "a", None, True])
+@pytest.mark.parametrize("name", ["churn", "s_noise"])
+def test_strengths_are_finite(name: str, bad) -> None:
+    with pytest.raises(ValueError, match=f"{name} of Heun"):
+        Heun(**{name: bad})
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (2, 1), (0, math.nan), (math.nan, 1), ("0", 1)])
+def test_churn_is_in_an_interval(low, high) -> None:
+    with pytest.raises(ValueError, match="0 <= s_min <= s_max"):
+        Heun(s_min=low, s_max=high)
+
+
+def test_refuses_what_it_would_broadcast(rivals) -> None:
+    with pytest.raises(ValueError, match=r"x0 must have the shape of y, \[8, 4\], not \[8, 1\]"):
+        Heun()(lambda y, lam: y[:, :1], rivals.noise, 5)
+    noise = _Start(rivals.noise.initial())
+    noise.step = lambda i: torch.ones(1, 4)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"noise must have the shape of y, \[8, 4\], not \[1, 4\]"):
+        Heun(churn=10)(lambda y, lam: y / 2, noise, 5)
+
+
 def test_refuses_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="churn of Heun"):
-        Heun(churn=-1)
     with pytest.raises(ValueError, match="end in 0"):
         Heun(partial(grids.edm, zero=False))(lambda y, lam: y, _Start(torch.ones(1, 1)), 5)
     with pytest.raises(ValueError, match="number of calls"):

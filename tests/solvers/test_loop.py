@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -198,6 +199,24 @@ def test_names_the_step_that_is_not_finite(bad: float, at: int) -> None:
     lams = grids.edm(6)
     with pytest.raises(FloatingPointError, match=rf"step {at} \(lam = {lams[at]:.6g}\)"):
         sample(denoiser, DDIM().tableau(lams), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("history", ["x0", "d"])
+@pytest.mark.parametrize(("shape", "of_y"), [((2, 1), (2, 3)), ((5, 3), (1, 3)), ((3,), (2, 3)), ((), (2, 3))])
+def test_an_x0_that_would_be_broadcast_is_refused(history: str, shape, of_y) -> None:
+    solver = DDIM() if history == "x0" else IPNDM()
+    with pytest.raises(ValueError, match=re.escape(f"x0 must have the shape of y, {[*of_y]}, not {[*shape]}")):
+        sample(lambda y, lam: torch.zeros(shape), solver.tableau(grids.edm(3)), torch.ones(of_y))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 1)])
+def test_noise_that_would_be_broadcast_is_refused(shape) -> None:
+    class Shared:
+        def step(self, i: int) -> Tensor:
+            return torch.ones(shape)
+
+    with pytest.raises(ValueError, match=re.escape(f"noise must have the shape of y, [2, 3], not {[*shape]}")):
+        sample(shrink, DDIM(1).tableau(grids.edm(3)), torch.ones(2, 3), noise=Shared())
 
 
 def test_half_precision_sums_do_not_overflow() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -87,6 +88,50 @@ def test_custom_differentiates_what_it_is_given(inference: bool) -> None:
         torch.testing.assert_close(getattr(given, name), getattr(named, name), rtol=0, atol=1e-12)
 
 
+def jump(x: Tensor) -> Tensor:
+    return torch.where(x > 1, 2 * x, x)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("corrector", [None, 2])
+@pytest.mark.parametrize(
+    ("scale", "step"),
+    [
+        (custom(torch.square, lambda lam: torch.full_like(lam, 3)), "80 to 10"),
+        (custom(torch.square, lambda lam: torch.full_like(lam, math.nan)), "80 to 10"),
+        (custom(jump), "10 to 0.1"),
+        (power(1e9), "80 to 10"),
+    ],
+    ids=str,
+)
+def test_a_table_that_would_be_wrong_is_refused(scale: NoiseScale, step: str, order: int, corrector) -> None:
+    message = re.escape(f"noise scale {scale} gives no table: from lam {step} ")
+    with pytest.raises(ValueError, match=message):
+        ERSDE(order, scale, corrector).tableau(double([80.0, 10.0, 0.1, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [power(150.0), power(400.0), power(1e4), eta("sde", 300), eta(power(100), 50), window(1e3, 0.1, 10)],
+    ids=str,
+)
+def test_steep_scales_are_integrated_exactly(scale: NoiseScale) -> None:
+    tableau = ERSDE(3, scale, 3).tableau(double([80.0, 10.0, 2.0, 0.1, 0.09, 0.0]))
+    for rows in (tableau.c[:4], tableau.corrector[:4]):
+        torch.testing.assert_close(rows.sum(1), 1 - tableau.r[:4], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda x: x.detach() ** 2, lambda x: torch.from_numpy(x.numpy() ** 2)], ids=["detached", "numpy"]
+)
+def test_what_autograd_cannot_follow_needs_its_kappa(fn) -> None:
+    lams = double([80.0, 10.0, 0.1, 0.0])
+    with pytest.raises(ValueError, match=r"autograd cannot follow custom\(squared\), pass kappa="):
+        ERSDE(2, custom(fn, name="custom(squared)")).tableau(lams)
+    given = ERSDE(2, custom(fn, lambda lam: torch.full_like(lam, 2))).tableau(lams)
+    torch.testing.assert_close(given.c, ERSDE(2, "sde").tableau(lams).c, rtol=0, atol=1e-12)
+
+
 def test_refuses_a_step_that_would_remove_noise() -> None:
     grid = double([2000.0, 1022.5, 1.0, 0.0])
     with pytest.raises(ValueError, match=r"er_sde_4 is not valid from lam 2000 to 1022.5"):
@@ -120,6 +165,14 @@ def test_refuses_unknown_names(name, hint: str) -> None:
     [
         lambda: power(0.9),
         lambda: power(math.nan),
+        lambda: power("2"),
+        lambda: power(True),
+        lambda: custom(3),
+        lambda: custom(torch.square, 2),
+        lambda: eta("sde", "1"),
+        lambda: window(math.inf, 0.1, 1),
+        lambda: window("1", 0.1, 1),
+        lambda: window(1, "0.1", 1),
         lambda: eta("sde", -0.1),
         lambda: eta("nothing", 1),
         lambda: window(-1, 0.1, 1),

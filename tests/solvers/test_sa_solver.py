@@ -61,7 +61,15 @@ def test_orders(local_order, weak_order) -> None:
     assert weak_order(stochastic) == pytest.approx(2, abs=0.15)
 
 
-def test_rejects_bad_options() -> None:
-    for bad in ({"predictor_order": 5}, {"corrector_order": -1}, {"tau": -1.0}, {"window": (1.0, 0.05)}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            SASolver(**bad)
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *(("predictor_order", bad) for bad in (0, 5, 2.5, True, "2")),
+        *(("corrector_order", bad) for bad in (-1, 5, 2.5, True, "2")),
+        *(("tau", bad) for bad in (-1.0, math.inf, math.nan, "1")),
+        *(("window", bad) for bad in ((1.0, 0.05), (3,), (1, 2, 3), 3, None, "12", (math.nan, 1), (-1, 1), ("a", "b"))),
+    ],
+)
+def test_rejects_bad_options(name: str, bad) -> None:
+    with pytest.raises(ValueError, match=f"{name} of SASolver"):
+        SASolver(**{name: bad})

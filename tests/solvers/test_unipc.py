@@ -60,7 +60,8 @@ def test_one_call_a_step(rivals, edm_lams) -> None:
 
 
 def test_rejects_unknown_options() -> None:
-    with pytest.raises(ValueError, match="order of UniPC"):
-        UniPC(0)
+    for order in (0, 2.5, True, "2"):
+        with pytest.raises(ValueError, match="order of UniPC"):
+            UniPC(order)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="variant"):
         UniPC(2, "bh3")  # type: ignore[arg-type]
