@@ -1,6 +1,5 @@
 """A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ersde_lit.networks import Network
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
-from ersde_lit.training.spec import Spec, build
+from ersde_lit.training.spec import Spec, build, completed
 
 Weights = Mapping[str, Tensor]
 _BEGINNING = {  # of a training, which has no state of an optimiser yet
@@ -182,10 +181,7 @@ def build_on_meta(spec: Spec, most_tensors: int) -> Network:
         raise ValueError(f"its description makes no network: {message}") from None
     if not isinstance(network, Network):
         raise ValueError("its description is not one of a network")
-    # with all defaults, as the command line describes a network that is to be trained further
-    bound = inspect.signature(type(network)).bind(**network.spec["init_args"])
-    bound.apply_defaults()
-    network.spec = {**network.spec, "init_args": dict(bound.arguments)}
+    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
     return network
 
 

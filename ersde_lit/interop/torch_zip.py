@@ -1,6 +1,7 @@
 """State dicts of `torch.save`, by `weights_only` and within the memory of their file."""
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,21 @@ def read_zip(path: str | Path) -> dict[str, Any]:
 
 
 def state_dict(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The content as weights by name; raises ValueError where it is something else, or a tensor is no dense view."""
+    """The content of a file as weights by name.
+
+    Raises:
+        ValueError: it is something else, a tensor is no dense view, or a storage claims more or less than is there.
+    """
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path} is no state dict: it has {str(name)[:40]!r}, a {type(value).__name__}")
         if value.layout != torch.strided or not is_dense(value.shape, value.stride()):
             raise ValueError(f"{path}: the weight {name[:80]!r} is no dense tensor")
+    claimed = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in content.values()}
+    with zipfile.ZipFile(path) as file:
+        there = [r.file_size for r in file.infolist() if re.fullmatch(r"[^/]+/data/\d+", r.filename)]
+    if sorted(filter(None, claimed.values())) != sorted(filter(None, there)):
+        raise ValueError(f"{path} refused: its storages are not as large as they claim")
     return content
 
 

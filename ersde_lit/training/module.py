@@ -178,7 +178,8 @@ class DiffusionModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where the checkpoint is of another model."""
         kept, own = dict(checkpoint[SPEC_KEY]), self.spec
-        kept["process"] = completed(kept["process"], self.denoiser.process)
+        for name, value in (("network", self.denoiser.network), ("process", self.denoiser.process)):
+            kept[name], own[name] = completed(kept[name], value), completed(own[name], value)
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
                 raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")

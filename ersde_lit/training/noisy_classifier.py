@@ -15,11 +15,11 @@ from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, check
 from ersde_lit.networks import Network
 from ersde_lit.solvers import SeededNoise
-from ersde_lit.training.checkpoint import read
+from ersde_lit.training.checkpoint import read, rebuild
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
-from ersde_lit.training.spec import build, describe
+from ersde_lit.training.spec import describe
 
 KIND = "noisy_classifier"  # the one entry under SPEC_KEY of its checkpoints, where a DiffusionModule's has its settings
 
@@ -156,14 +156,6 @@ def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:
     """
     checkpoint = read(path)
     kept = checkpoint[SPEC_KEY]
-    if not (isinstance(kept, dict) and isinstance(kept.get(KIND), dict)):
+    if not isinstance(kept.get(KIND), dict):
         raise ValueError(f"checkpoint {path} holds no noisy classifier: is it that of a denoiser?")
-    spec = {name: build(value, trust) for name, value in kept[KIND].items()}
-    try:
-        module = NoisyClassifier(**spec)
-        module.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(":")
-        raise ValueError(f"checkpoint {path} does not fit its own description: {first}") from None
-    module.on_load_checkpoint(checkpoint)
-    return module.eval()
+    return rebuild(NoisyClassifier, kept[KIND], checkpoint, path, trust)

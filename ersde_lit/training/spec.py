@@ -5,10 +5,14 @@ A checkpoint holds one, so that it rebuilds its model alone and can be read with
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ersde_lit.networks import Network
 
@@ -37,16 +41,16 @@ def describe(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be kept in a checkpoint: use numbers, strings, lists and dataclasses of them")
 
 
-def completed(kept: Any, value: Any) -> Any:
-    """The description kept of a dataclass like `value`, with the defaults of fields that are younger than it."""
-    if not (isinstance(kept, dict) and isinstance(kept.get("init_args"), dict)):
-        return kept
-    defaults = {
-        f.name: describe(f.default)
-        for f in dataclasses.fields(value)
-        if f.init and f.default is not dataclasses.MISSING
-    }
-    return {**kept, "init_args": defaults | kept["init_args"]}
+def completed(spec: Any, value: Any) -> Any:
+    """The description of a network or dataclass like `value`, with the defaults of the arguments it does not name."""
+    if not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
+        return spec
+    whole = dict(spec["init_args"])
+    for parameter in inspect.signature(type(value)).parameters.values():
+        if parameter.name not in whole and parameter.default is not inspect.Parameter.empty:
+            with suppress(TypeError):  # what plain data cannot hold was never in a description
+                whole[parameter.name] = describe(parameter.default)
+    return {**spec, "init_args": whole}
 
 
 def build(spec: Any, trust: bool = False) -> Any:
@@ -62,14 +66,39 @@ def build(spec: Any, trust: bool = False) -> Any:
         return [build(item, trust) for item in spec]
     if not (isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}):
         return {key: build(item, trust) for key, item in spec.items()} if isinstance(spec, dict) else spec
-    path = str(spec["class_path"])
+    path, init_args = str(spec["class_path"]), spec["init_args"]
     cls = _find(path, trust)
+    if not isinstance(init_args, dict):
+        raise ValueError(f"{path} was saved with arguments that have no names")
+    arguments = {str(name): build(value, trust) for name, value in init_args.items()}
     try:
-        arguments = {name: build(value, trust) for name, value in spec["init_args"].items()}
-        inspect.signature(cls).bind(**arguments)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not take the arguments it was saved with: {error}") from None
-    return cls(**arguments)
+        return cls(**arguments)
+    except Exception as error:  # constructors have many ways to say that they cannot take what a file says
+        raise ValueError(f"{path} does not take the arguments it was saved with: {brief(error)}") from error
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(":")[:200] if lines else type(error).__name__
+
+
+@contextmanager
+def at_most(numbers: int) -> Iterator[None]:
+    """Stops the making of a network as soon as it outgrows so many weights: billions of layers may be one number."""
+    left = numbers
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise ValueError(f"it describes a larger network than its {numbers:,} weights")
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _find(path: str, trust: bool) -> type:

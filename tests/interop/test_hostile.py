@@ -56,7 +56,14 @@ def with_weight(value: object) -> bytes:
     return dumps(content)
 
 
-def storage(numel: int = 128, data: bytes | None = None, magic: int = 0x1950A86A20F9469CFC6C, system=None, key="0"):
+def storage(
+    numel: int = 128,
+    data: bytes | None = None,
+    magic: int = 0x1950A86A20F9469CFC6C,
+    system=None,
+    key="0",
+    length: int | None = None,
+) -> bytes:
     """The bytes of a storage as torch.save writes them, or nearly."""
 
     class Pickler(pickle.Pickler):
@@ -68,7 +75,7 @@ def storage(numel: int = 128, data: bytes | None = None, magic: int = 0x1950A86A
         pickle.dump(part, stream, 2)
     Pickler(stream, 2).dump(CANARY)
     pickle.dump([key], stream, 2)
-    stream.write(struct.pack("<q", numel) + (b"\0" * 512 if data is None else data))
+    stream.write(struct.pack("<q", numel if length is None else length) + (b"\0" * 512 if data is None else data))
     return stream.getvalue()
 
 
@@ -122,6 +129,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a storage of many": (lambda: view(content=storage(key="1")), "holds something else"),
     "a storage smaller than it claims": (lambda: view(content=storage(2**40)), "512 bytes that claims 1,099,511,627,7"),
     "a storage larger than it claims": (lambda: view(content=storage(127)), "of 512 bytes that claims 127 numbers"),
+    "a storage of two lengths": (lambda: view(content=storage(256, length=128)), "of 512 bytes that claims 256"),
     "a storage of negative size": (lambda: view(content=storage(-128)), "not as torch.save writes it"),
     "a storage that is cut": (lambda: view(content=storage()[:-1]), "of 511 bytes that claims 128 numbers"),
     "a storage that is a zip": (lambda: view(content=b"PK\x03\x04" + bytes(500)), "damaged or truncated pickle"),
@@ -206,8 +214,23 @@ def zipped(method: int, hostile: bool) -> None:
     Path("plain.pt").unlink()
 
 
+def claimed(numel: int, size: int) -> None:
+    """A state dict of 1024 numbers, followed by a million others, whose storage and size are said to be others."""
+    torch.save({"a": torch.zeros(2**10), "b": torch.zeros(2**20)}, "plain.pt")
+    with zipfile.ZipFile("plain.pt") as plain, zipfile.ZipFile("net.pt", "w") as made:
+        for name in plain.namelist():
+            content = plain.read(name)
+            for number in (numel, size) if name.endswith(".pkl") else ():
+                content = content.replace(b"M\x00\x04", b"\x8a\x08" + struct.pack("<q", number), 1)
+            made.writestr(name, content)
+    Path("plain.pt").unlink()
+
+
 TORCH: dict[str, tuple[Callable[[], object], str]] = {
     "code in a zip": (lambda: zipped(zipfile.ZIP_STORED, True), "holds more than weights"),
+    "storages larger than they are": (lambda: claimed(2**20, 2**20), "not as large as they claim"),
+    "storages of gigabytes": (lambda: claimed(2**34, 2**34), "is damaged, truncated or hostile"),
+    "a view beyond its storage": (lambda: claimed(2**10, 2**20), "is damaged, truncated or hostile"),
     "a zip bomb": (lambda: zipped(zipfile.ZIP_DEFLATED, False), "is compressed, which torch.save does not do"),
     "a number, a billion times": (
         lambda: torch.save({"a": torch.zeros(1).expand(2**30)}, "net.pt"), "the weight 'a' is no dense tensor"

@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["ersde_lit"]["network"]["init_args"]["width"] = 16
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="does not fit its own description"):
+    with pytest.raises(ValueError, match="cannot be rebuilt"):
         load(path)
 
 
@@ -198,10 +198,13 @@ def test_checkpoints_older_than_a_setting_are_read(tmp_path) -> None:
     torch.save(checkpoint, path)
     assert load(path).denoiser.process == VP()
 
-    def go_on(process: VP) -> None:
-        module = DiffusionModule(network(), process, "vp", "eps")
+    def go_on(process: VP, **changes) -> None:
+        module = DiffusionModule(network(**changes), process, "vp", "eps")
         trainer(tmp_path, max_epochs=1).fit(module, datamodule=Noise(), ckpt_path=path)
 
     go_on(VP())
+    go_on(VP(), dropout=0.0, augment_dim=0)  # the defaults, said or not
     with pytest.raises(ValueError, match="of another model: its process is"):
         go_on(VP(t_min=1e-5))
+    with pytest.raises(ValueError, match="of another model: its network is"):
+        go_on(VP(), dropout=0.1)
