@@ -14,7 +14,9 @@ def is_integer(value: object, low: int, high: float = math.inf) -> bool:
 
 def is_number(value: object, low: float, high: float = math.inf) -> bool:
     """A finite number from low to high, no bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return low <= float(value) <= high and math.isfinite(value)
 
 
 def is_positive(value: object) -> bool:
@@ -27,4 +29,4 @@ def is_interval(value: object) -> bool:
     if not isinstance(value, Sequence) or len(value) != 2:
         return False
     low, high = value
-    return isinstance(low, Real) and isinstance(high, Real) and 0 <= low <= high
+    return isinstance(low, Real) and isinstance(high, Real) and 0 <= float(low) <= float(high)
