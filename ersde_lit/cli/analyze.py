@@ -110,7 +110,8 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     _exactly(analysis, solvers, split(options.noise_scales))
     _on_paths(analysis, _measure(options, denoiser, solvers, lams, seeds), solvers)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
-    analysis.notes += [*_notes(options, problem), f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."]
+    made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
+    analysis.notes += [*_notes(options, problem), *_resolved(solvers), made]
     with disk_errors(options.out):
         output.write(analysis, lambda path: save(analysis, path))
     print("\n".join(analysis.summary()))
@@ -247,6 +248,11 @@ def _notes(options: AnalysisOptions, problem: str) -> list[str]:
         "what no solver of one call a step can know, so W2 is what tells solvers of one noise scale apart. The step "
         "into 0 is left out.",
     ]
+
+
+def _resolved(solvers: "dict[str, Solver]") -> list[str]:
+    """What "default" was: it may become another."""
+    return [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
 
 
 @contextmanager

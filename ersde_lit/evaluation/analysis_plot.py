@@ -41,7 +41,7 @@ def draw(analysis: Analysis) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel("λ at which the step starts", fontsize=11)
     order = sorted(handles, key=lambda name: styles[name]["marker"] != "")  # noise scales first
-    columns = min(6, len(order))
+    columns = max(1, min(len(order), 1700 // (60 + 8 * max(map(len, order)))))  # as many as fit, in pixels
     figure.legend([handles[name] for name in order], order, loc="outside lower center", ncols=columns, fontsize=11)
     return figure
 
