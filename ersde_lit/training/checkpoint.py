@@ -1,16 +1,19 @@
 """Checkpoints: written whole or not at all, read without running anybody's code."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
-from ersde_lit.training.module import SPEC_KEY, DiffusionModule
-from ersde_lit.training.spec import build
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.training.spec import at_most, brief, build
+
+Module = TypeVar("Module", bound=LightningModule)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,35 +47,70 @@ def load(path: str | Path, trust: bool = False) -> DiffusionModule:
         ValueError: the file is missing, damaged, not one of ours, or names classes that are not trusted.
     """
     checkpoint = read(path)
-    spec = {name: build(value, trust) for name, value in checkpoint[SPEC_KEY].items()}
+    return rebuild(DiffusionModule, checkpoint[SPEC_KEY], checkpoint, path, trust)
+
+
+def rebuild(kind: type[Module], settings: dict[str, Any], checkpoint: dict[str, Any], path: Any, trust: bool) -> Module:
+    """The module that `settings` describe with the checkpoint's weights, in eval mode on the CPU.
+
+    Raises:
+        ValueError: in one line, classes that are not trusted, and whatever else of the file is not as it should be.
+    """
     try:
-        module = DiffusionModule(**spec)
+        if not trust:  # what is not ours may need more than shapes to be made
+            _check_size(settings, checkpoint["state_dict"])
+        module = kind(**{str(name): build(value, trust) for name, value in settings.items()})
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(":")
-        raise ValueError(f"checkpoint {path} does not fit its own description: {first}") from None
+    except Exception as error:  # what a file says may be wrong in any way
+        raise ValueError(f"checkpoint {path} cannot be rebuilt: {brief(error)}") from error
     return module.eval()
+
+
+def _check_size(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Raises ValueError, before memory is taken, where a description asks for more than the weights it is of."""
+    numbers = sum(min(w.numel(), w.untyped_storage().nbytes() // w.itemsize) for w in weights.values())
+    with torch.device("meta"), at_most(2 * numbers):  # some weights are registered twice
+        for value in settings.values():
+            build(value)
 
 
 def is_whole(path: str | Path) -> bool:
     """Whether a checkpoint file is as it was written: every checksum in it is right. Reads it all and keeps nothing."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the index alone
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+        _load(path, mmap=True)
+        return True
     except Exception:  # torch and zipfile have many ways to say that a file is damaged
         return False
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's content as plain data and tensors; raises ValueError as `load` does."""
+    """The checkpoint's content as plain data and tensors, with every checksum right; raises ValueError as `load` does.
+
+    Under `SPEC_KEY` is a dict, under "state_dict" one of tensors by name, and "images_seen", if any, is a number.
+    """
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint at {path}: check the path (`fit` prints it at the end)")
+        raise ValueError(f"no checkpoint at {path or repr('')}: check the path (`fit` prints it at the end)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError):
+        checkpoint = _load(path)
+    except Exception:
         raise ValueError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
-    if not isinstance(checkpoint, dict) or SPEC_KEY not in checkpoint or "state_dict" not in checkpoint:
+    if not _is_ours(checkpoint):
         raise ValueError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")
     return checkpoint
+
+
+def _load(path: str | Path, **how: Any) -> Any:
+    with zipfile.ZipFile(path) as file:
+        if file.testzip() is not None:  # torch itself does not look
+            raise zipfile.BadZipFile
+    return torch.load(path, map_location="cpu", weights_only=True, **how)
+
+
+def _is_ours(checkpoint: Any) -> bool:
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get(SPEC_KEY), dict)):
+        return False
+    weights = checkpoint.get("state_dict")
+    if not (isinstance(weights, dict) and isinstance(checkpoint.get(IMAGES_KEY, 0), int)):
+        return False
+    return all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items())
