@@ -1,7 +1,6 @@
 """A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ import lightning
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ersde_lit.interop.published import published
 from ersde_lit.networks import Network
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
-from ersde_lit.training.spec import Spec, build, completed
+from ersde_lit.training.spec import Spec, at_most, build, completed
 
 Weights = Mapping[str, Tensor]
 _BEGINNING = {  # of a training, which has no state of an optimiser yet
@@ -162,45 +160,18 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
         for name, tensor in each.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ValueError(f"its weight {name[:80]!r} is not finite")
-    network = build_on_meta(spec, len(weights[0]))
+    numbers = sum(tensor.numel() for tensor in weights[0].values())
+    with torch.device("meta"), at_most(2 * numbers + 1000):  # some are registered twice
+        network = build(spec)
+    if not isinstance(network, Network):
+        raise ValueError("its description is not one of a network")
+    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
     for each in weights:
         compare(each, network)
     count, known = parameters(network), published(network)
     if known is not None and known.parameters != count:
         raise ValueError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
     return network
-
-
-def build_on_meta(spec: Spec, most_tensors: int) -> Network:
-    """The network without memory for its weights; raises ValueError where it has more than so many."""
-    try:
-        with torch.device("meta"), _at_most(most_tensors):
-            network = build(spec)
-    except (ValueError, TypeError, RuntimeError, OverflowError, ArithmeticError, LookupError, AttributeError) as error:
-        message = " ".join(str(error).split())[:120]
-        raise ValueError(f"its description makes no network: {message}") from None
-    if not isinstance(network, Network):
-        raise ValueError("its description is not one of a network")
-    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
-    return network
-
-
-@contextmanager
-def _at_most(tensors: int) -> Iterator[None]:
-    """Stops the making of a network that outgrows the file it is for, in which billions of layers are one number."""
-    count = 0
-
-    def hook(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal count
-        count += parameter is not None
-        if count > 2 * tensors + 100:  # some are registered twice
-            raise ValueError(f"it describes a larger network than its {tensors} tensors")
-
-    handle = register_module_parameter_registration_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def compare(weights: Weights, network: nn.Module) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from ersde_lit.data import Augment
 from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import Denoiser, NoiseDensity, Process
+from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.networks import Network
-from ersde_lit.solvers import Sampler, SeededNoise, Solver, TableSampler, default
+from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
@@ -207,36 +208,33 @@ class DiffusionModule(pl.LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One generated image for each image of the predict set: its class, its index as seed."""
         x0, labels = batch
-        return self.sample(self._indices(len(x0), batch_idx), labels)
+        return self.sample(self._indices(len(x0), batch_idx), self._known(labels))
 
     @torch.no_grad()
     def sample(
         self,
         seeds: Sequence[int],
-        labels: Tensor | None = None,
-        sampler: Sampler | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        sampler: Sampler | Solver | str | None = None,
         nfe: int = 20,
-        solver: Solver | None = None,
+        solver: Sampler | Solver | str | None = None,
     ) -> Tensor:
         """Images from seeds, in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
 
         Args:
-            labels: int64 [B], -1 for unconditional; None means unconditional.
-            sampler: `ersde_lit.solvers.default(nfe)` if None, or `solver` on the EDM grid if that is given.
+            labels: class indices [B], -1 for unconditional; None draws them from the seeds, as everywhere.
+            sampler: or else `solver`: a sampler, a solver (on the EDM grid) or the name of one in `solvers.registry`;
+                `ersde_lit.solvers.default(nfe)` if neither is given.
 
         Raises:
-            ValueError: labels that do not fit seeds or network, or none for one that was trained with labels only.
+            ValueError: labels that do not fit seeds or network, no such sampler, or two.
         """
-        if labels is None and self.num_classes and not self.label_dropout:
-            raise ValueError(f"this model was trained with labels only: pass labels in 0 .. {self.num_classes - 1}")
-        sampler = sampler or (TableSampler(solver) if solver else default(nfe))
+        if sampler is not None and solver is not None:
+            raise ValueError("sampler and solver both say how to sample: leave one of them out")
+        run = registry.as_sampler(solver if sampler is None else sampler)
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
-        known = None
-        if labels is not None and self.num_classes:
-            known = torch.as_tensor(labels, device=self.device)
-            if known.shape != (len(seeds),) or known.min() < -1 or known.max() >= self.num_classes:
-                raise ValueError(f"labels are one class an image, -1 .. {self.num_classes - 1}, for {len(seeds)} seeds")
-        return sampler(self.ema_denoiser, noise, nfe, labels=known)
+        chosen = labels_for(seeds, labels, self.num_classes)
+        return run(self.ema_denoiser, noise, nfe, labels=None if chosen is None else chosen.to(self.device))
 
     def _known(self, labels: Tensor) -> Tensor | None:
         return labels if self.num_classes else None

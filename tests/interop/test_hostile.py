@@ -312,7 +312,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ours(density=called("os.system", command="touch canary")), "not part of ersde_lit"
     ),
     "billions of blocks": (lambda: ours(changed(num_blocks=10**9)), "a larger network than its"),
-    "billions of channels": (lambda: ours(changed(model_channels=2**20)), "in its network"),
+    "billions of channels": (lambda: ours(changed(model_channels=2**20)), "a larger network than its"),
     "billions of steps": (lambda: ours(process=called("ersde_lit.denoisers.Cosine", steps=10**10)), "at most 100,000"),
     "a network that is a number": (lambda: ours(7), "not one of a network"),
     "a network that is a process": (lambda: ours(VE), "not one of a network"),
