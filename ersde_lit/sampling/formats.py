@@ -45,14 +45,18 @@ class Format(ABC):
 
     @abstractmethod
     def read_meta(self, path: Path) -> str:
-        """The description kept with the images; raises one of `UNREADABLE` where there is none."""
+        """The description kept with the images, as text; raises anything where there is none."""
+
+    def meta(self, path: Path) -> Meta | None:
+        """The description kept with the images; None where there is none that can be read."""
+        try:
+            return parse_meta(self.read_meta(path))
+        except Exception:  # zipfile, numpy and PIL have many ways to say that a file is not theirs
+            return None
 
     def holds(self, path: Path) -> bool:
-        """Whether what lies at `path` may be replaced by such images."""
-        return path.is_file()
-
-
-UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
+        """Whether what lies at `path` may be replaced by such images: it is a set of them itself."""
+        return self.meta(path) is not None
 
 
 class Pngs(Format):
@@ -105,8 +109,8 @@ class Folder(Pngs):
         return (path / f"{META}.json").read_text()
 
     def holds(self, path: Path) -> bool:
-        names = [entry.name for entry in path.rglob("*") if not entry.is_dir()] if path.is_dir() else []
-        return f"{META}.json" in names and all(name.endswith((".png", ".json")) for name in names)
+        others = (e for e in path.rglob("*") if not (e.is_dir() or e.name.endswith((".png", ".json"))))
+        return super().holds(path) and not any(others)
 
 
 @dataclass(frozen=True)
@@ -228,8 +232,8 @@ def read_meta(path: str | Path) -> Meta:
     """
     if not Path(path).exists():
         raise ValueError(f"there is nothing at {path}")
-    kept_as = format_of(path)
-    try:
-        return parse_meta(kept_as.read_meta(Path(path)))
-    except UNREADABLE:
-        raise ValueError(f"{path} is damaged, or holds no images that this version of `sample` made") from None
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise ValueError(f"{path} is no set of samples: those are a folder (no ending), .npz, .zip or .png")
+    if (meta := format_of(path).meta(Path(path))) is None:
+        raise ValueError(f"{path} is damaged, or holds no images that this version of `sample` made")
+    return meta

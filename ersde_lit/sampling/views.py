@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
+from ersde_lit.sampling.output import check_out, disk_errors
 
 MARK = {"made by": "ersde_lit sample"}
 
@@ -35,7 +36,8 @@ class Preview:
 
     def show(self, images: Tensor) -> None:
         """Draws images, uint8 [B, C, H, W]."""
-        save_png(image_grid(images[: self.images]), self.path, MARK)
+        with disk_errors(self.path, "preview"):
+            save_png(image_grid(images[: self.images]), self.path, MARK)
         self._due = time.monotonic() + self.seconds
 
 
@@ -51,20 +53,21 @@ class Trajectory:
     def save(self, path: str | Path) -> None:
         """Draws a sheet with a row an image and a column a step."""
         sheet = rearrange(self.steps, "steps n c h w -> (n steps) c h w")
-        save_png(image_grid(sheet, columns=len(self.steps)), Path(path), MARK)
+        with disk_errors(path, "trajectory"):
+            save_png(image_grid(sheet, columns=len(self.steps)), Path(path), MARK)
 
 
 def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> None:
     """Says at once whether such a picture can go to `path`.
 
     Raises:
-        ValueError: not a .png, no folder for it, a picture there that is not such a view, channels that a PNG lacks.
+        ValueError: not a .png, no folder for it or none to write to, a picture there that is not such a view, channels
+            that a PNG lacks.
     """
+    check_out(path, option)
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"--{option} {path}: it is a picture; give it a name that ends in .png")
-    if not target.resolve().parent.is_dir():
-        raise ValueError(f"--{option} {path}: there is no folder {target.resolve().parent}; make it first")
     if image_shape[0] not in (1, 3):
         raise ValueError(f"--{option} {path}: a PNG holds 1 or 3 channels, not {image_shape[0]}")
     if target.exists():

@@ -1,7 +1,9 @@
 import io
 import json
+import shutil
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,20 @@ class TestRoundTrip:
         assert np.array_equal(decode((tmp_path / "a.png").read_bytes())[1], image[0])
 
 
+def others(folder: Path) -> Iterator[Path]:
+    """Somebody's files: an array, arrays, an archive, a picture, a PNG cut short."""
+    with (folder / "array").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with (folder / "arrays").open("wb") as file:
+        np.savez(file, arr_0=np.zeros(3))
+    with zipfile.ZipFile(folder / "archive", "w") as archive:
+        archive.writestr("thesis.tex", "ten years")
+    Image.new("L", (8, 8)).save(folder / "picture", "png")
+    (folder / "cut").write_bytes((folder / "picture").read_bytes()[:20])
+    for name in ("array", "arrays", "archive", "picture", "cut"):
+        yield folder / name
+
+
 @pytest.mark.parametrize("out", OUTS)
 class TestEvery:
     def test_same_bytes_whatever_the_block_size(self, tmp_path, out) -> None:
@@ -120,6 +136,18 @@ class TestEvery:
         write(tmp_path / out, pixels(), meta=meta)
         with pytest.raises(ValueError, match=r"is damaged, or holds no images"):
             read_meta(tmp_path / out)
+
+    def test_only_sets_of_samples_are_held(self, tmp_path, out) -> None:
+        path, kept_as = tmp_path / out, format_of(out)
+        write(path, pixels())
+        assert kept_as.holds(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert not kept_as.holds(path)
+        for other in others(tmp_path):
+            other.replace(path)
+            assert not kept_as.holds(path)
+            with pytest.raises(ValueError, match="is damaged, or holds no images"):
+                read_meta(path)
 
     def test_nothing_there(self, tmp_path, out) -> None:
         with pytest.raises(ValueError, match="there is nothing at"):

@@ -1,9 +1,10 @@
 import errno
 import os
+import re
 import resource
 import stat
 import subprocess
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 from ersde_lit.sampling.description import differences
 from ersde_lit.sampling.formats import format_of
-from ersde_lit.sampling.output import check_out
+from ersde_lit.sampling.output import check_apart, check_out
+from ersde_lit.sampling.views import check_view
 from ersde_lit.sampling.work import Work
 
 SEEDS = [3, 4, 5, 1000, 17]
@@ -309,7 +311,7 @@ def fill(path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("out", ["missing/a.npz", "file/a.npz", "file/deep/a", "x" * 300])
+@pytest.mark.parametrize("out", ["missing/a.npz", "file/a.npz", "file/deep/a", "x" * 300, "", "/"])
 def test_bad_targets_are_one_line(tmp_path, monkeypatch, out) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
@@ -319,10 +321,28 @@ def test_bad_targets_are_one_line(tmp_path, monkeypatch, out) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "clash"),
+    [
+        ({"out": "a.png", "preview": "b.png"}, None),
+        ({"out": "a.png", "preview": "./sub/../a.png"}, "--preview ./sub/../a.png is also --out"),
+        ({"out": "a.png", "preview": "b.png", "trajectory": "b.png"}, "--trajectory b.png is also --preview"),
+        ({"out": "link.ckpt"}, "--out link.ckpt is also --ckpt_path"),
+    ],
+)
+def test_files_of_a_command_are_different_ones(tmp_path, monkeypatch, outputs, clash) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.ckpt").symlink_to("model.ckpt")
+    with nullcontext() if clash is None else pytest.raises(ValueError, match=re.escape(clash)):
+        check_apart(outputs, {"ckpt_path": "model.ckpt"})
+
+
 def test_unwritable_parent(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(ValueError, match="not writable"):
+    with pytest.raises(ValueError, match=r"--out .* is not writable"):
         check_out(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"--preview .* is not writable"):
+        check_view("preview", tmp_path / "a.png", (1, 8, 8))
 
 
 def test_differences_are_named_and_few() -> None:
