@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.sampling.labels import check_labels, labels_of_seeds
+from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.solvers import Sampler, SeededNoise
 from ersde_lit.solvers.loop import Callback
 
@@ -46,15 +46,12 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 image is sampled at a time")
-    if labels is None and denoiser.num_classes:
-        labels = labels_of_seeds(seeds, denoiser.num_classes)
-    if labels is not None:
-        labels = check_labels(labels, len(seeds), denoiser.num_classes)
+    chosen = labels_for(seeds, labels, denoiser.num_classes)
 
     def block(part: slice) -> Block:
         device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
         noise = SeededNoise(seeds[part], denoiser.image_shape, device=device)
-        given = None if labels is None else labels[part].to(device)
+        given = None if chosen is None else chosen[part].to(device)
         with _evaluation_mode(denoiser), torch.inference_mode():
             images = sampler(denoiser, noise, nfe, given, callback)
         return Block(seeds[part], images.clone(), given)  # cloned to leave inference mode: the caller may write to it

@@ -15,7 +15,7 @@ from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.heun import Heun
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Sampler, TableSampler
+from ersde_lit.solvers.sampler import Default, Sampler, TableSampler
 from ersde_lit.solvers.tableau import Solver
 from ersde_lit.solvers.unipc import UniPC
 
@@ -33,6 +33,8 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "ipndm": IPNDM,
     "deis": DEIS,
 }
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"default": Default, "heun": Heun}  # those that are no one table
 
 GRIDS: dict[str, Callable[..., Any]] = {
     "edm": grids.edm,
@@ -56,9 +58,22 @@ def grid(name: str, **options: Any) -> Grid:
 
 
 def sampler(name: str, grid: Grid = grids.edm, **options: Any) -> Sampler:
-    """The solver of that name on a grid, or "heun", whose two-call loop is no table."""
-    found = _with_options("sampler", SOLVERS | {"heun": Heun}, name, options)
-    return found(grid) if name == "heun" else TableSampler(found(), grid)
+    """The solver of that name on a grid, or "default", or "heun", whose two-call loop is no table."""
+    found = _with_options("sampler", {**SOLVERS, **SAMPLERS}, name, options)
+    return found(grid) if name in SAMPLERS else TableSampler(found(), grid)
+
+
+def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
+    """A sampler however it is given: itself, a solver (on the EDM grid), a name of `sampler`; None is `Default`.
+
+    Raises:
+        ValueError: an unknown name, or something else.
+    """
+    if choice is None or isinstance(choice, str):
+        return sampler("default" if choice is None else choice)
+    if isinstance(choice, type) or not (isinstance(choice, Solver) or callable(choice)):
+        raise ValueError(f"{choice!r} is no sampler, solver or name of one")
+    return TableSampler(choice) if isinstance(choice, Solver) else choice
 
 
 def _with_options(

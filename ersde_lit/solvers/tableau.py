@@ -6,7 +6,7 @@ and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Tableau(NamedTuple):
         return len(self.r)
 
 
+@runtime_checkable
 class Solver(Protocol):
     """What each family of samplers is: a frozen dataclass of its options with this one method."""
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ersde_lit.solvers import DDIM, ERSDE, Heun, NFECounter, SeededNoise, TableSampler, grids, registry
+from ersde_lit.solvers import DDIM, ERSDE, Default, Heun, NFECounter, SeededNoise, TableSampler, grids, registry
 
 
-@pytest.mark.parametrize("name", [*registry.SOLVERS, "heun"])
+@pytest.mark.parametrize("name", [*registry.SOLVERS, *registry.SAMPLERS])
 def test_every_sampler_runs(name: str) -> None:
     counter = NFECounter(lambda y, lam: y / (1 + lam**2))
     out = registry.sampler(name, registry.grid("edm", rho=5))(counter, SeededNoise([1], (2,)), 7)
@@ -32,6 +32,19 @@ def test_names_mean_what_they_say() -> None:
     assert registry.sampler("er_sde", corrector=3) == TableSampler(ERSDE(corrector=3))
     assert registry.sampler("heun", churn=4.0) == Heun(churn=4.0)
     assert torch.equal(registry.grid("edm", rho=5)(4), grids.edm(4, rho=5))
+
+
+def test_a_sampler_may_be_given_as_a_solver_or_a_name() -> None:
+    assert registry.as_sampler(ERSDE(2)) == TableSampler(ERSDE(2))
+    assert registry.as_sampler("ddim") == registry.as_sampler(DDIM()) == TableSampler(DDIM())
+    assert registry.as_sampler("heun") == registry.as_sampler(Heun()) == Heun()
+    assert registry.as_sampler("default") == registry.as_sampler(None) == Default()
+    for other in (3, ERSDE, Heun, [DDIM()]):
+        with pytest.raises(ValueError, match="is no sampler, solver or name of one"):
+            registry.as_sampler(other)
+    for name in ("euler", ""):
+        with pytest.raises(ValueError, match=f"unknown sampler '{name}', choose from er_sde"):
+            registry.as_sampler(name)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from ersde_lit.data import Augment
 from ersde_lit.denoisers import LogNormal
-from ersde_lit.solvers import ERSDE, TableSampler
+from ersde_lit.denoisers.labels import labels_of_seeds
+from ersde_lit.sampling.generate import generate
+from ersde_lit.solvers import DDIM, ERSDE, Heun, SeededNoise, TableSampler, default
 from ersde_lit.training import EMA, AdamW, DiffusionModule
 from ersde_lit.training.spec import build
 
@@ -115,8 +117,23 @@ def test_samples_depend_on_seed_and_label_alone(fitted) -> None:
     torch.testing.assert_close(module.sample([4], labels[4:5], nfe=6), together[4:5], rtol=1e-4, atol=1e-4)
     sampler = TableSampler(ERSDE(1, "ode"))
     assert not torch.allclose(module.sample(range(6), labels, sampler, nfe=6), together, atol=1e-3)
-    by_solver = module.sample(range(6), labels, solver=ERSDE(1, "ode"), nfe=6)
-    assert torch.equal(by_solver, module.sample(range(6), labels, sampler, nfe=6))
+    expected = module.sample(range(6), labels, sampler, nfe=6)
+    for same in (sampler, ERSDE(1, "ode"), DDIM(), "ddim"):
+        torch.testing.assert_close(module.sample(range(6), labels, solver=same, nfe=6), expected)
+
+
+@pytest.mark.parametrize("solver", [Heun(), "heun"])
+def test_samplers_that_are_no_table_are_solvers_too(fitted, solver) -> None:
+    module, _ = fitted
+    expected = Heun()(module.ema_denoiser, SeededNoise([4], (1, 4, 4)), 5, torch.tensor([1]))
+    assert torch.equal(module.sample([4], [1], nfe=5, solver=solver), expected)
+
+
+def test_two_ways_to_sample_are_refused(fitted) -> None:
+    with pytest.raises(ValueError, match="sampler and solver both say"):
+        fitted[0].sample([0], [0], sampler="ddim", solver=DDIM())
+    with pytest.raises(ValueError, match="unknown sampler 'euler', choose from"):
+        fitted[0].sample([0], [0], solver="euler")
 
 
 def test_prediction_gives_each_image_its_index_as_seed_and_its_own_label(fitted, tmp_path) -> None:
@@ -125,17 +142,31 @@ def test_prediction_gives_each_image_its_index_as_seed_and_its_own_label(fitted,
     torch.testing.assert_close(first, module.sample(range(8), torch.arange(8) % 3))
 
 
-def test_a_conditional_model_asks_for_labels(fitted) -> None:
-    with pytest.raises(ValueError, match=r"pass labels in 0 \.\. 2"):
-        fitted[0].sample([0])
-    assert DiffusionModule(network(), label_dropout=0.1).sample([0], nfe=2).shape == (1, 1, 4, 4)
+def test_labels_that_are_not_given_follow_from_the_seeds_as_everywhere(fitted) -> None:
+    module, _ = fitted
+    images = module.sample(range(6), nfe=4)
+    (block,) = generate(module.ema_denoiser, default(4), range(6), 4)
+    assert torch.equal(images, block.images)
+    assert torch.equal(images, module.sample(range(6), labels_of_seeds(range(6), 3), nfe=4))
+    assert not torch.allclose(images, module.sample(range(6), [-1] * 6, nfe=4))
     assert DiffusionModule(network(num_classes=0)).sample([0], nfe=2).shape == (1, 1, 4, 4)
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([0, 3]), torch.tensor([0, -2])])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_are_whole_numbers_of_any_kind(fitted, dtype) -> None:
+    labels = torch.tensor([0, 2])
+    assert torch.equal(fitted[0].sample([0, 1], labels.to(dtype), nfe=2), fitted[0].sample([0, 1], labels, nfe=2))
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 3], [0, -2], [0.0, 1.0], [True, False], [], [[0, 1]]])
 def test_labels_must_fit(fitted, labels) -> None:
-    with pytest.raises(ValueError, match="for 2 seeds"):
-        fitted[0].sample([0, 1], labels)
+    with pytest.raises(ValueError, match="labels"):
+        fitted[0].sample([0, 1], torch.tensor(labels))
+
+
+def test_an_unconditional_model_takes_no_labels() -> None:
+    with pytest.raises(ValueError, match="the model is unconditional"):
+        DiffusionModule(network(num_classes=0)).sample([0], [0])
 
 
 class Recorder:
@@ -314,7 +345,9 @@ def test_data_and_network_must_agree(tmp_path, changes: dict, message: str) -> N
 
 
 def test_an_unconditional_network_ignores_labels(tmp_path) -> None:
-    trainer(tmp_path).fit(DiffusionModule(network(num_classes=0)), datamodule=Noise())
+    module, runner = DiffusionModule(network(num_classes=0)), trainer(tmp_path)
+    runner.fit(module, datamodule=Noise())
+    assert runner.predict(module, DataLoader(Noise().loader().dataset, batch_size=8))[0].shape == (8, 1, 4, 4)
 
 
 def test_label_dropout_is_a_probability() -> None:

@@ -1,0 +1,55 @@
+"""Class labels of the images to sample; a function of the seed alone, so that an image never depends on its company."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def labels_for(seeds: Sequence[int], labels: Sequence[int] | Tensor | None, num_classes: int) -> Tensor | None:
+    """The labels to sample these seeds with, int64 [len(seeds)] on the CPU; None for an unconditional model.
+
+    Args:
+        labels: one an image, -1 = unconditional; None draws them from the seeds (`labels_of_seeds`).
+        num_classes: of the model; 0 where it is unconditional.
+
+    Raises:
+        ValueError: not one whole number in -1..num_classes-1 an image, or any labels for an unconditional model.
+    """
+    if labels is not None:
+        return check_labels(labels, len(seeds), num_classes)
+    return labels_of_seeds(seeds, num_classes) if num_classes else None
+
+
+def labels_of_seeds(seeds: Sequence[int], num_classes: int) -> Tensor:
+    """Random labels: int64 [len(seeds)], uniform over 0..num_classes-1; label k is a function of seed k alone.
+
+    The seed goes through SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) as its counter and the upper 32 bits are scaled
+    to the range (bias below num_classes / 2^32). The values are part of the file formats: never change them.
+    """
+    z = np.asarray(seeds, dtype=np.int64).astype(np.uint64)
+    z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    labels = (z >> np.uint64(32)) * np.uint64(num_classes) >> np.uint64(32)
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def check_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -> Tensor:
+    """`labels`, one an image, as int64 [count] on the CPU; -1 = unconditional.
+
+    Raises:
+        ValueError: not `count` whole numbers in -1..num_classes-1, or the model is unconditional.
+    """
+    if num_classes == 0:
+        raise ValueError("labels were given, but the model is unconditional")
+    given = torch.as_tensor(labels).cpu()
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.shape != (count,) or not whole:
+        raise ValueError(f"labels are whole numbers, one an image: [{count}], not {given.dtype} {[*given.shape]}")
+    checked = given.long()
+    if count and not (checked.min() >= -1 and checked.max() < num_classes):
+        raise ValueError(f"labels run from {checked.min()} to {checked.max()}; the model's are 0 to {num_classes - 1}")
+    return checked
