@@ -190,12 +190,31 @@ _NAMED: dict[str, NoiseScale] = {
 }
 
 
+_WRITTEN = "power:P", "eta:NAME:S", "window:STRENGTH:LOW:HIGH:WIDTH"
+
+
 def noise_scale(name: str | NoiseScale) -> NoiseScale:
-    """The published phi of that name: ode, sde, er_sde_1 .. er_sde_5; a NoiseScale is returned as it is."""
+    """The phi of that name: ode, sde, er_sde_1 .. er_sde_5, or one of these functions with its arguments, as in
+    "power:1.5", "eta:er_sde_5:0.5" or "window:1:0.05:2:0.25"; a NoiseScale is returned as it is."""
     if isinstance(name, NoiseScale):
         return name
-    if name not in _NAMED:
-        close = get_close_matches(str(name), _NAMED, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unknown noise scale {name!r}, choose from {', '.join(_NAMED)}{hint}")
-    return _NAMED[name]
+    if name in _NAMED:
+        return _NAMED[name]
+    kind, *words = str(name).split(":")
+    match kind, [*words[:-1]], words[-1:]:
+        case "power", [], [p]:
+            return power(_number(name, p))
+        case "eta", [_, *_] as base, [s]:
+            return eta(":".join(base), _number(name, s))
+        case "window", [_, _] | [_, _, _], _:
+            return window(*(_number(name, word) for word in words))
+    close = get_close_matches(str(name), _NAMED, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"unknown noise scale {name!r}, choose from {', '.join([*_NAMED, *_WRITTEN])}{hint}")
+
+
+def _number(name: str, word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"noise scale {name!r}: {word!r} is no number; write it as {' or '.join(_WRITTEN)}") from None

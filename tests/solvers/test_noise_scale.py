@@ -32,6 +32,41 @@ def assert_consistent(scale: NoiseScale) -> None:
     torch.testing.assert_close(scale.kappa(LAM), derived, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("power:1.5", power(1.5)),
+        ("eta:er_sde_5:0.5", eta("er_sde_5", 0.5)),
+        ("eta:power:3:.25", eta(power(3), 0.25)),
+        ("window:1:0.05:2:0.3", window(1, 0.05, 2, 0.3)),
+        ("window:1:5e-2:2", window(1, 0.05, 2)),
+    ],
+)
+def test_written_with_their_arguments(text: str, meant: NoiseScale) -> None:
+    assert torch.equal(noise_scale(text).phi(LAM), meant.phi(LAM))
+    assert ERSDE(noise_scale=text).noise_scale == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("power:x", "'x' is no number; write it as power:P or eta:NAME:S"),
+        ("power:0.5", "power p must be a number of at least 1"),
+        ("power:nan", "power p must be a number of at least 1"),
+        ("power", "unknown noise scale 'power', choose from ode"),
+        ("power:1:2", "unknown noise scale 'power:1:2'"),
+        ("eta:0.5", "unknown noise scale 'eta:0.5'"),
+        ("eta:er_sde_9:0.5", "unknown noise scale 'er_sde_9'"),
+        ("eta:er_sde_5:", "'' is no number"),
+        ("window:1:2", "window:STRENGTH:LOW:HIGH:WIDTH"),
+        ("window:1:2:0.05", "0 < low < high"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        noise_scale(text)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published(name: str) -> None:
     scale = noise_scale(name)
