@@ -3,9 +3,11 @@
     python -m ersde_lit fit --config configs/fashion_mnist.yaml        # about an hour on two CPU cores
     python tools/fashion_mnist.py --ckpt_path runs/fashion_mnist/checkpoints/last.ckpt
 
-Writes tools/results/fashion_mnist.{csv,md,png} and fashion_mnist_samples.png, ten images of each class by the default
-sampler at 20 NFE. Resumable, also in the middle of a cell: what is measured, and images under way, are in `out`. Images
-that `python -m ersde_lit sample` made with the same options (--batch_size 125) are used from `out`/images.
+    python tools/fashion_mnist.py --name fashion_mnist_grid --samples 2500 --sets 1 --nfes [5,10,20]  # half an hour
+
+Writes tools/results/NAME.{csv,md,png} and fashion_mnist_samples.png, ten images of each class by the default sampler at
+20 NFE. Resumable, also in the middle of a cell: what is measured, and images under way, are in runs. Images that
+`python -m ersde_lit sample` made with the same options (--batch_size 125) are used from runs/NAME_evaluation/images.
 """
 
 import shutil
@@ -56,7 +58,7 @@ def main(
     nfes: list[int] = [10, 20],  # noqa: B006
     samplers: list[str] = LEADING,
     root: str = "data",
-    out: Path = Path("runs/fashion_mnist_evaluation"),
+    name: str = "fashion_mnist",
     devices: int = 1,
 ) -> None:
     """Mean and spread of the FID over the sets of seeds, of every sampler at every NFE.
@@ -68,12 +70,13 @@ def main(
         nfes: network calls an image.
         samplers: some of SAMPLERS.
         root: where the data set is.
-        out: working folder.
+        name: of the results, and of the working folder, runs/NAME_evaluation.
         devices: processes that share the work.
     """
     if unknown := [name for name in samplers if name not in SAMPLERS]:
         raise ValueError(f"no sampler {unknown[0]!r}: choose from {', '.join(SAMPLERS)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path("runs") / f"{name}_evaluation"
+    out.parent.mkdir(exist_ok=True)
     report = evaluate(
         WhatOptions(str(ckpt_path), out=str(out)),
         [f"{k * samples}-{(k + 1) * samples - 1}" for k in range(sets)],
@@ -83,8 +86,8 @@ def main(
         MachineOptions(batch_size=125, accelerator="cpu", devices=devices),
     )
     if report is not None:
-        for name, target in {"results.csv": "csv", "results.md": "md", "fid.png": "png"}.items():
-            shutil.copy(out / name, RESULTS / f"fashion_mnist.{target}")
+        for file in ("results.csv", "results.md", "fid.png"):
+            shutil.copy(out / file, (RESULTS / name).with_suffix(Path(file).suffix))
         picture(ckpt_path)
 
 

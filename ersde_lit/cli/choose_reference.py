@@ -44,6 +44,12 @@ class ReferenceOptions:
         """Of the metrics."""
         return list(dict.fromkeys(split(self.metrics)))
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Those that were given, by the option that names them."""
+        given = {"reference": self.reference, "weights": self.weights}
+        return {option: path for option, path in given.items() if path is not None}
+
     def open_data(self) -> "ImageDataModule | None":
         """The DataModule; None without one. Raises ValueError where there is no such class, or file."""
         from ersde_lit.data import ImageDataModule

@@ -99,6 +99,7 @@ def evaluate(
     if what.ckpt_path is None or what.out is None:
         raise ValueError("give --ckpt_path and --out, or --images")
     sets = seed_sets(seeds)
+    _check_files(ckpt_path=what.ckpt_path, **reference.files, **guidance.checkpoints)
 
     from ersde_lit.evaluation.cells import Cells
     from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
@@ -118,8 +119,6 @@ def evaluate(
     if data is not None and tuple(data.image_shape) != tuple(denoiser.image_shape):
         raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {tuple(denoiser.image_shape)}")
     ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
-
-    ranks.launch()
     denoiser.to(ranks.device)
     machine.compile_networks(denoiser)
     first = ranks.global_rank == 0
@@ -175,11 +174,10 @@ def evaluate_images(
 
     if out is not None:
         check_out(out)
+    _check_files(**reference.files)
     sets = [image_files(path) for path in images]
     data, features = reference.open_data(), reference.open_features()
     ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
-
-    ranks.launch()
     scores = reference.scores(data, features, ranks)
     protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
     records = [record(path, measure_images(path, scores, ranks), protocol) for path in images]
@@ -216,6 +214,12 @@ def _cells(
             meta = describe(seeds, choice.named, denoiser.num_classes, what.labels, guidance, machine, paths, files)
             cells.append(Cell(choice.label, job, seeds, {**meta, MADE_HERE: "evaluate"}, choice.asked))
     return cells
+
+
+def _check_files(**files: str) -> None:
+    """Raises ValueError where some are not there; names them all, so that they can be got in one go."""
+    if absent := [f"--{option} {path}" for option, path in files.items() if not Path(path).expanduser().exists()]:
+        raise ValueError(f"there is nothing at {', '.join(absent)}")
 
 
 def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:

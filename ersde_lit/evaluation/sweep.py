@@ -46,7 +46,7 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric) -> Measured:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Measures cells that have not been measured yet. Methods are to be called by all ranks, after `ranks.launch()`.
+    """Measures cells that have not been measured yet. Methods are to be called by all ranks.
 
     Attributes:
         store: where they are kept.

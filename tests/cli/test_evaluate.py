@@ -400,7 +400,7 @@ def test_two_ranks_give_the_rows_of_one(inside) -> None:
 
 
 BAD = [
-    (["--ckpt_path=absent.ckpt"], "no checkpoint at absent.ckpt"),
+    (["--ckpt_path=absent.ckpt"], "there is nothing at --ckpt_path absent.ckpt"),
     (["--nfe=0"], "write numbers of network calls as in 5,10,20"),
     (["--nfe=few"], "write numbers of network calls"),
     (["--solvers=best"], "--solvers best: expected one of 'default', 'er_sde'"),
