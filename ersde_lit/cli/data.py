@@ -49,7 +49,7 @@ def convert_data(
         seed: which ones.
     """
     from ersde_lit.data.array import INFO, check_array
-    from ersde_lit.data.convert import convert, draw_held_out
+    from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
     from ersde_lit.data.sources import open_source
 
     if out is None:
@@ -58,9 +58,14 @@ def convert_data(
         info = check_array(source)
         print(f"{source} is whole: {info.images} images {info.image_shape}, {info.num_classes} classes")
         return
+    check_place(out, source)
     opened = open_source(source, size, channels, resize, unlabelled)
+    held_out = draw_held_out(len(opened.labels), val_size, seed)
+    if is_finished(opened, out, held_out):
+        print(f"{out} is finished: nothing to do")
+        return
     with _progress(len(opened.labels)) as advance:
-        info = convert(opened, out, draw_held_out(len(opened.labels), val_size, seed), advance)
+        info = convert(opened, out, held_out, advance)
     print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")
 
 

@@ -34,6 +34,27 @@ def draw_held_out(count: int, size: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:size])
 
 
+def check_place(out: str | Path, source: str | Path) -> None:
+    """Raises ValueError where `out` would lie inside the data set that it is made from, or inside a converted one."""
+    data = Path(source).expanduser().resolve()
+    for folder in Path(out).expanduser().resolve().parents:
+        if folder == data or all((folder / name).is_file() for name in (INFO, IMAGES)):
+            raise ValueError(f"{out} would lie inside the data set {folder}: choose a place outside it")
+
+
+def is_finished(source: Source, out: str | Path, held_out: np.ndarray) -> bool:
+    """Whether `out` is what `convert` would make; raises ValueError where it was, and is damaged."""
+    folder = Path(out).expanduser()
+    try:
+        info = ArrayInfo.read(folder)
+    except ValueError:
+        return False
+    if not info.sha256 or replace(info, sha256={}) != plan_of(source, held_out):
+        return False
+    read_array(folder)
+    return True
+
+
 def convert(
     source: Source, out: str | Path, held_out: np.ndarray, advance: Callable[[int], None] = lambda count: None
 ) -> ArrayInfo:

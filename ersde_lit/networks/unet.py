@@ -23,8 +23,9 @@ class UNet(Network):
         width: channels at the finest level.
         multipliers: channels of each level, finest first, in units of `width`; each level halves the resolution.
         blocks: residual blocks a level on the way down (one more on the way up).
-        attention: levels (0 = finest) whose blocks are followed by self-attention; the middle always has it.
-        head_width: channels an attention head.
+        attention: levels (0 = finest) whose blocks are followed by self-attention; the middle, which is as wide as the
+            coarsest level, always has it.
+        head_width: channels an attention head: divides the channels of the coarsest level and of those in `attention`.
         patch_size: pixels along the side of a patch that is folded into channels on entry (1 = none): a 4-fold
             cheaper network at patch_size 2.
         dropout: probability inside residual blocks.
@@ -150,7 +151,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_width: int) -> None:
         super().__init__()
         if channels % head_width:
-            raise ValueError(f"attention needs channels ({channels}) to be a multiple of head_width ({head_width})")
+            raise ValueError(
+                f"self-attention, which the middle of the network always has, needs channels ({channels}) to be a "
+                f"multiple of head_width ({head_width})"
+            )
         self.heads = channels // head_width
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

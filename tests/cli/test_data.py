@@ -233,6 +233,36 @@ def test_converts_says_so_and_is_quiet_without_a_terminal(tmp_path, capsys) -> N
     assert sorted(path.name for path in out.iterdir()) == ["images.npy", "info.json", "labels.npy"]
 
 
+@pytest.mark.parametrize("make", [zipped(files()), unzipped(files()), batch()], ids=["zip", "folder", "npz"])
+def test_a_finished_conversion_is_left_alone(tmp_path, capsys, make) -> None:
+    command = ["data", str(make(tmp_path)), f"--out={tmp_path / 'out'}", "--size=8", "--val_size=2"]
+    assert main(command) == 0
+    before, said = snapshot(tmp_path), capsys.readouterr().out
+    assert "images of" in said
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'} is finished: nothing to do\n"
+    for change in ("--val_size=3", "--seed=1", "--unlabelled"):
+        assert main([*command, change]) == 2
+        assert "out exists: choose another name" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+    (tmp_path / "out" / "images.npy").write_bytes(b"")
+    assert main(command) == 2
+    assert "out/images.npy is missing, cut short or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["set/out", "set/deep/out", "done/out", "half.partial/out"])
+def test_nothing_is_put_inside_a_data_set(tmp_path, capsys, inside: str) -> None:
+    source = write_folder(tmp_path / "set", files())
+    assert main(["data", str(source), f"--out={tmp_path / 'done'}", "--size=8"]) == 0
+    write_folder(tmp_path / "half.partial", {"info.json": b"", "images.npy": b""})
+    (source / "deep").mkdir()
+    before = snapshot(tmp_path)
+    assert main(["data", str(source), f"--out={tmp_path / inside}", "--size=8"]) == 2
+    assert f"{inside} would lie inside the data set {tmp_path / inside.split('/')[0]}: " in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+    assert main(["data", str(source), f"--out={tmp_path / 'beside'}", "--size=8"]) == 0
+
+
 def test_a_converted_folder_is_checked(tmp_path, capsys) -> None:
     source, out = write_zip(tmp_path / "set.zip", files()), tmp_path / "out"
     assert main(["data", str(source), f"--out={out}", "--size=8"]) == 0

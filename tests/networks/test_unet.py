@@ -74,6 +74,10 @@ def test_a_network_records_how_it_was_built() -> None:
         ({"image_shape": (1, 8, 8), "patch_size": 0}, "are positive"),
         ({"image_shape": (1, 8, 8), "attention": [5]}, r"levels 0 \.\. 2, got \[5\]"),
         ({"image_shape": (1, 8, 8), "width": 24, "head_width": 32}, "multiple of head_width"),
+        (
+            {"image_shape": (1, 8, 8), "width": 24, "attention": [], "head_width": 32},
+            "the middle of the network always has",
+        ),
     ],
 )
 def test_says_what_is_wrong(arguments: dict, message: str) -> None:
