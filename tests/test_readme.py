@@ -22,9 +22,15 @@ def test_the_solver_example_prints_what_it_says() -> None:
 
 
 def test_ci_runs_the_commands_shown() -> None:
-    script = (ROOT / ".ci" / "run").read_text().replace("\\\n    ", "")
-    for command in ("fit --config configs/digits.yaml", "--seeds 0-499 --nfe 20 --out", "tools/digits_accuracy.py"):
-        assert command in README
+    script, shown = ((ROOT / name).read_text().replace("\\\n    ", "") for name in (".ci/run", "README.md"))
+    for command in (
+        "fit --config configs/digits.yaml",
+        "--seeds 0-499 --nfe 20 --out",
+        "tools/digits_accuracy.py",
+        "last.ckpt --solvers default,dpm++2m,heun --nfe 5,10 --seeds 0-1796 1797-3593 --data ersde_lit.data.Digits",
+        "analyze --solvers er_sde,dpm++2m --noise_scales ode,er_sde_5,sde --nfe 10 --out",
+    ):
+        assert command in shown
         assert command in script
     assert 'pip install -e ".[dev]" && pytest' in README
 
