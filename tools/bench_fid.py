@@ -51,7 +51,7 @@ HEADER = ["part", "way", "images", "seconds", "images_a_second", "over_ours", "p
 
 
 def main(
-    images: int = 48,
+    images: int = 24,
     turns: int = 3,
     batch_size: int = 16,
     size: int = 32,
@@ -97,7 +97,7 @@ def main(
     worst = max(abs(value / values[OURS] - 1) for value in values.values())
     for count in memory:
         for way in (OURS, "ours, Inception", "features kept, np.cov"):
-            few = count // 20 if "Inception" in way else count
+            few = count // 40 if "Inception" in way else count
             rows.append(["memory", way, few, "", "", "", peak(way, few)])
             print(*rows[-1], sep="  ", flush=True)
     RESULTS.mkdir(exist_ok=True)
@@ -265,7 +265,7 @@ def caption(device: str, batch_size: int, size: int, turns: int, features: int, 
         f"{apart:.1e} of the largest; clean-fid resizes as it recommends (bicubic, PIL), so its are others. "
         f"Statistics: {features} vectors of 2048 features for each of two sets (seeds 0 and 1); the three FIDs agree "
         f"to {worst:.1e}. Of ours, `further sets` take what is left when the reference is known. Memory: beyond that "
-        f"of the process before the first batch; `ours` and `features kept`, as the other two do it, with features that "
+        f"of the process before the first batch; `ours` and `features kept`, as the others do it, with features that "
         f"cost nothing. {where}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}, {versions}.\n"
     )

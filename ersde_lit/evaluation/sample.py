@@ -55,11 +55,11 @@ class Sample(Metric):
 
     def update(self, keys: Tensor, rows: Tensor) -> None:
         """Adds images by their keys [n] and rows [n, width]."""
-        self.keys.append(keys)
+        self.keys = [torch.cat([*self.keys, keys])]  # one piece: many small ones keep the heap from being reused
         if self.width:
-            self.kept.append(keys)
+            self.kept = [torch.cat([*self.kept, keys])]
             self.rows.append(rows.float())
-            if sum(map(len, self.kept)) > 2 * self.limit:
+            if len(self.kept[0]) > 2 * self.limit:
                 kept, rows = self._lowest()
                 self.kept, self.rows = [kept], [rows]
 
