@@ -162,9 +162,7 @@ def test_published_models_need_no_flags(sizes, count, keys, size, process, dropo
     assert model.settings["process"] == process
     arguments = network.spec["init_args"]
     assert (arguments["attn_resolutions"], arguments["dropout"]) == ([32, 16, 8], dropout)
-    assert (arguments.get("num_heads"), arguments.get("channels_per_head")) == (
-        (4, None) if size == 128 else (None, 64)
-    )
+    assert (arguments["num_heads"], arguments["channels_per_head"]) == (4 if size == 128 else None, 64)
     assert sum(p.numel() for p in network.parameters()) == count - 3 * (9 * sizes[0] + 1)
     known = published(network)
     assert name == (known and known.name)
