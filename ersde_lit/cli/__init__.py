@@ -35,6 +35,23 @@ HELP = "\n".join(
 )
 
 
+# The parser's words, in this order, and ours.
+READABLE = {
+    r'Parser key "(\S+)":': r"--\1:",
+    r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ": "",
+    r" - Expected a <class 'NoneType'>": "",
+    r" Given value type: <class '[\w.]+'> Given value: ": ". Got value: ",
+    r"Expected a typing\.Literal\[(.*?)\]": r"expected one of \1",
+    r"Expected a <class 'int'>": "expected a whole number",
+    r"Expected a <class 'float'>": "expected a number",
+    r"Not of type \w+: does not conform to restriction v": "expected a number ",
+    r"Not of type \w*Int: invalid literal .*?: '.*?'": "expected a whole number",
+    r"Not of type \w*Float: could not convert .*?: '.*?'": "expected a number",
+    r" - expected ": " or ",
+    r"\. Got value: ": ", got ",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 2 after one line on standard error about what was wrong."""
     command, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -52,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_module(f"ersde_lit.cli.{COMMANDS[command][0]}").run(command, arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else fail(stop.code)
+    except UnicodeDecodeError as error:
+        return fail(f"{command}: a file that should be text, as YAML is, is none: {error}")
     except (ValueError, OSError, FloatingPointError) as error:
         if not (isinstance(error, OSError) or _is_ours(error)):
             raise
@@ -62,11 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fail(message: str) -> int:
     """Prints one line, in the command line's words rather than the parser's, and returns the exit code of bad input."""
     line = " ".join(message.split())
-    line = re.sub(r'Parser key "(\S+)":', r"--\1:", line)
-    line = re.sub(
-        r"Does not validate against any of the Union subtypes.*? - (.*?) - Expected a <class 'NoneType'>.*", r"\1", line
-    )
-    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", line)
+    for pattern, words in READABLE.items():
+        line = re.sub(pattern, words, line)
     print(f"ersde_lit: {line}", file=sys.stderr)
     return 2
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-_NUMBER = r"\s*([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]+)?)\s*"
+_NUMBER = r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*"
+_SIGNED = _NUMBER.replace("(", "([+-]?", 1)
 
 FILES = ("guide", "classifier")
 
@@ -32,12 +33,14 @@ class GuidanceOptions:
     classifier: str | None = None
     classifier_scale: float | None = None
     guidance_interval: str | None = None
-    eps_scale: str | None = None
+    eps_scale: str | int | float | None = None
 
     def __post_init__(self) -> None:
         for file, scale in (("guide", "guide_scale"), ("classifier", "classifier_scale")):
             if (getattr(self, file) is None) != (getattr(self, scale) is None):
                 raise ValueError(f"--{file} and --{scale} go together: give both or none")
+        if self.eps_scale is not None:  # of which YAML may have made a number
+            object.__setattr__(self, "eps_scale", str(self.eps_scale))
         _ = self.interval, self.scaling  # raise where they cannot be read
         if self.guidance_interval and not (self.cfg_scale is not None or self.guide or self.classifier):
             raise ValueError("--guidance_interval: there is no guidance; give --cfg_scale, --guide or --classifier")
@@ -55,7 +58,7 @@ class GuidanceOptions:
         """(scale, slope) or (scale,) of the predicted noise."""
         if self.eps_scale is None:
             return None
-        return _numbers("eps_scale", self.eps_scale, f"{_NUMBER}(?:,{_NUMBER})?", "1.005 or 1.005,0.001")
+        return _numbers("eps_scale", str(self.eps_scale), f"{_NUMBER}(?:,{_SIGNED})?", "1.005 or 1.005,0.001")
 
     @property
     def checkpoints(self) -> dict[str, str]:

@@ -40,6 +40,12 @@ class MachineOptions:
         return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
 
     @property
+    def views(self) -> dict[str, str]:
+        """The pictures for those who watch, by the option that names them."""
+        named = {"preview": self.preview, "trajectory": self.trajectory}
+        return {option: path for option, path in named.items() if path is not None}
+
+    @property
     def dtype(self) -> "torch.dtype":
         import torch
 

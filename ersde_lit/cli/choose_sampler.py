@@ -20,6 +20,9 @@ GridName = Literal[
 PRESETS = {"fast": 8, "balanced": 20, "best": 50}  # NFE, with the default sampler there
 OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn")
 OF_GRID = ("rho", "lam_min", "lam_max")
+NOT_OF_ER_SDE = {"eta": "ddim", "churn": "heun"}  # whose they are
+NOT_OF_PAPER = ("corrector", "nodes", "relative")
+MOST_CALLS = 2**15 - 1  # the steps that `solvers.noise` has noise for, written again as above
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SamplerOptions:
         nfe: network calls an image, 20 if nothing is said (heun makes an odd number: one less where this is even).
         solver: default is what suits the NFE best, or er_sde if one of its options is given.
         order: number of x0 values a step; of er_sde, ipndm, deis.
-        noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5.
+        noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5, power:P (lam^P), eta:NAME:S (lam^(1-S) NAME^S), or
+            window:STRENGTH:LOW:HIGH:WIDTH (noise between two noise levels alone).
         corrector: of er_sde: the order of its corrector; none if not given.
         nodes: of er_sde: the variable in which x0 is a polynomial: lam, log, or s for asinh(lam / s).
         relative: of er_sde: s counts from the noise level of each step.
@@ -64,6 +68,13 @@ class SamplerOptions:
         given = [field.name for field in fields(self)[1:] if getattr(self, field.name) != field.default]
         if self.preset and given:
             raise ValueError(f"--preset {self.preset} says all about how to sample: leave it or --{given[0]} out")
+        if self.nfe and self.nfe > MOST_CALLS:
+            raise ValueError(f"--nfe {self.nfe} is more than there is noise for: at most {MOST_CALLS}")
+        for name in given:
+            if self.solver == "default" and name in NOT_OF_ER_SDE:
+                raise ValueError(f"--{name} is of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
+            if self.paper and name in NOT_OF_PAPER:
+                raise ValueError(f"the published algorithm has no {name}: leave --{name} or --paper out")
 
     def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
         """What was chosen, for this denoiser, and the choice as these options and their values.
@@ -92,6 +103,18 @@ class SamplerOptions:
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
+
+
+# What an option takes the place of, where the rest of a choice is kept with samples that `--like` names.
+REPLACES = {
+    "preset": tuple(field.name for field in fields(SamplerOptions)),
+    "solver": OF_SOLVER,
+    "grid": OF_GRID,
+    "nodes": ("relative", "paper"),
+    "relative": ("paper",),
+    "corrector": ("paper",),
+    "paper": NOT_OF_PAPER,
+}
 
 
 def named_default(nfe: int) -> dict[str, Any]:

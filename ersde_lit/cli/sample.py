@@ -1,8 +1,7 @@
 """sample: images from a checkpoint. Its arguments are read before torch is imported."""
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,12 +9,12 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from ersde_lit.cli import fail
-from ersde_lit.cli.choose_guidance import GuidanceOptions
+from ersde_lit.cli.choose_guidance import FILES, GuidanceOptions
 from ersde_lit.cli.choose_machine import MachineOptions
-from ersde_lit.cli.choose_sampler import SamplerOptions
+from ersde_lit.cli.choose_sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.describe import describe, digests
 from ersde_lit.sampling.formats import format_of, read_meta
-from ersde_lit.sampling.output import check_out
+from ersde_lit.sampling.output import check_apart, check_out
 from ersde_lit.sampling.seeds import parse_seeds
 
 ON_SHEET = 8  # images of --trajectory
@@ -38,9 +37,9 @@ class ImageOptions:
     """
 
     ckpt_path: str
-    seeds: str
+    seeds: str | int
     out: str
-    labels: str | None = None
+    labels: str | int | None = None
     subdirs: bool = False
     columns: PositiveInt | None = None
     overwrite: bool = False
@@ -53,6 +52,10 @@ class ImageOptions:
 
 
 GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
+# What --like takes over of samples, and of the files they were made with.
+AGAIN = {field.name for group in (SamplerOptions, GuidanceOptions) for field in fields(group)} - {*FILES}
+AGAIN |= {"labels", "batch_size", "precision", "compile"}
+AGAIN_FILES = {"ckpt_path", *FILES}
 FLAGS = {
     "subdirs": "a thousand PNGs to a folder",
     "overwrite": "replace what lies at --out, or under way to it, if it is of another command",
@@ -72,32 +75,40 @@ class Parser(ArgumentParser):
 def run(command: str, arguments: Sequence[str]) -> None:
     parser = Parser(prog=f"python -m ersde_lit {command}", description="Images from a checkpoint.")
     parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_argument("--like", type=str | None, help="samples whose options to take, where others are not given")
+    parser.add_argument(
+        "--like", type=str | None, help="samples whose options to take, but for those given and what these replace"
+    )
     for group in GROUPS:
         parser.add_class_arguments(group, skip=set(FLAGS))
     for flag, text in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
-    options = parser.parse_args([*_options_of(arguments), *arguments]).as_dict()
+    needed = [f"--{field.name}=" for field in fields(ImageOptions) if field.default is MISSING]
+    given = parser.parse_args([*needed, *arguments], defaults=False).as_dict()
+    options = parser.parse_args([*_options_of(given), *arguments]).as_dict()
     image, sampling, guidance, machine = (
         group(**{field.name: options[field.name] for field in fields(group)}) for group in GROUPS
     )
     sample(image, sampling, guidance, machine, options["like"])
 
 
-def _options_of(arguments: Sequence[str]) -> list[str]:
-    """What the samples named by `--like` were made with, as arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--like")
-    try:
-        like = parser.parse_known_args(arguments)[0].like
-    except argparse.ArgumentError:  # of which the other parser will speak
+def _options_of(given: Mapping[str, Any]) -> list[str]:
+    """What the samples named by `--like` were made with, as arguments; without what the options given replace.
+
+    The file may be a stranger's: of what it says only what makes images is taken.
+    """
+    if given.get("like") is None:
         return []
-    if like is None:
-        return []
-    meta = read_meta(like)
-    options = {name: value for name, value in meta["options"].items() if name not in LAYOUT}
-    given = {**meta["paths"], **options}
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    meta = read_meta(given["like"])
+    kept = {name: value for name, value in meta["paths"].items() if name in AGAIN_FILES}
+    kept |= {name: value for name, value in meta["options"].items() if name in AGAIN}
+    replaced = {
+        name
+        for option, names in REPLACES.items()
+        if option in given and given[option] != kept.get(option, False)
+        for name in names
+    }
+    flags = [f"--{name}" for name in kept if name in FLAGS and name not in replaced and kept[name] is True]
+    return flags + [f"--{name}={kept[name]}" for name in kept if name not in replaced and name not in FLAGS]
 
 
 def sample(
@@ -108,9 +119,12 @@ def sample(
     like: str | None = None,
 ) -> None:
     """Makes images and puts them where they belong; raises ValueError, in one line, where that cannot be."""
-    seeds = parse_seeds(image.seeds)
-    format = format_of(image.out, **image.layout)
+    seeds = parse_seeds(str(image.seeds))
+    labels = None if image.labels is None else str(image.labels)
     check_out(image.out)
+    format = format_of(image.out, **image.layout)
+    paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
+    check_apart({"out": image.out, **machine.views}, paths)
 
     from ersde_lit.sampling.ranks import fabric, together
     from ersde_lit.sampling.run import Job, complete, trajectory
@@ -120,20 +134,17 @@ def sample(
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     model = load(image.ckpt_path, image.trust)
-    if not model.label_dropout and (guidance.cfg_scale is not None or image.labels == "none"):
+    if not model.label_dropout and (guidance.cfg_scale is not None or labels == "none"):
         raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = guidance.wrap(model.ema_denoiser, image.trust)
     sampler, named = sampling.sampler(denoiser)
-    job = Job(denoiser, sampler, named["nfe"], image.labels, machine.dtype)
+    job = Job(denoiser, sampler, named["nfe"], labels, machine.dtype)
     job.labels_of(seeds[:1])
     format.check(len(seeds), denoiser.image_shape)
-    for option in ("preview", "trajectory"):
-        if (path := getattr(machine, option)) is not None:
-            check_view(option, path, denoiser.image_shape)
-    paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
-    meta = describe(
-        seeds, named, denoiser.num_classes, image.labels, guidance, machine, paths, digests(paths), **image.layout
-    )
+    for option, path in machine.views.items():
+        check_view(option, path, denoiser.image_shape)
+    files = digests(paths)
+    meta = describe(seeds, named, denoiser.num_classes, labels, guidance, machine, paths, files, **image.layout)
     if like is not None:
         _check_checkpoints(like, meta)
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)

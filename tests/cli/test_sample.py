@@ -17,12 +17,22 @@ from PIL import Image
 from tiny import network
 
 from ersde_lit.cli import COMMANDS, main
-from ersde_lit.cli.choose_sampler import PRESETS, GridName, SamplerOptions, SolverName, named_default
+from ersde_lit.cli.choose_guidance import GuidanceOptions
+from ersde_lit.cli.choose_sampler import (
+    MOST_CALLS,
+    OF_GRID,
+    OF_SOLVER,
+    PRESETS,
+    GridName,
+    SamplerOptions,
+    SolverName,
+    named_default,
+)  # fmt: skip
 from ersde_lit.denoisers import VE
 from ersde_lit.networks import UNet
 from ersde_lit.networks.encoder import Encoder
 from ersde_lit.sampling.formats import read_meta
-from ersde_lit.solvers import TableSampler, default, registry
+from ersde_lit.solvers import SeededNoise, TableSampler, default, registry
 from ersde_lit.training import DiffusionModule
 from ersde_lit.training.module import SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND, NoisyClassifier
@@ -148,7 +158,7 @@ class TestChoices:
         assert torch.equal(again.grid(nfe), made.grid(nfe))
 
     def test_each_option_reaches_its_solver_or_grid(self) -> None:
-        options = {"order": 2, "noise_scale": "sde", "corrector": 2, "nodes": 0.3, "relative": True, "paper": True}
+        options = {"order": 2, "noise_scale": "sde", "corrector": 2, "nodes": 0.3, "relative": True}
         made, named = SamplerOptions(nfe=9, lam_min=0.01, lam_max=40.0, rho=5.0, **options).sampler(VE())
         assert made == TableSampler(registry.solver("er_sde", **options), made.grid)
         assert torch.equal(made.grid(9), registry.grid("edm", lam_min=0.01, lam_max=40.0, rho=5.0)(9))
@@ -161,6 +171,7 @@ class TestChoices:
             "lam_min": 0.01,
             "lam_max": 40,
         }
+        assert SamplerOptions(paper=True).sampler(VE())[0].solver == registry.solver("er_sde", paper=True)
         assert SamplerOptions(solver="ddim", eta=0.5).sampler(VE())[0].solver.eta == 0.5
         assert SamplerOptions(solver="heun", churn=40.0).sampler(VE())[0].churn == 40
 
@@ -168,6 +179,27 @@ class TestChoices:
     def test_presets_are_the_default_at_their_nfe(self, preset, nfe) -> None:
         assert SamplerOptions(preset=preset).sampler(VE())[1] == {"nfe": nfe, **named_default(nfe)}
         assert f"{nfe}" in (SamplerOptions.__doc__ or "")
+
+    def test_there_is_noise_for_as_many_calls_as_are_taken(self) -> None:
+        noise = SeededNoise([0], (1,))
+        noise.step(MOST_CALLS - 1)
+        with pytest.raises(ValueError, match="a step is a number from 0"):
+            noise.step(MOST_CALLS)
+
+    @pytest.mark.parametrize("scale", ["power:1.5", "eta:er_sde_5:0.5", "window:1:0.05:2:0.25"])
+    def test_noise_scales_with_arguments(self, inside, scale) -> None:
+        out = f"{scale.partition(':')[0]}.npz"
+        assert sample("--seeds=0-1", "--nfe=4", "--order=2", f"--noise_scale={scale}", f"--out={out}") == 0
+        assert read_meta(out)["options"]["noise_scale"] == scale
+        if scale == "power:1.5":
+            assert sample("--seeds=0-1", "--nfe=4", "--order=2", "--noise_scale=er_sde_2", "--out=named.npz") == 0
+            assert np.abs(images(out) - images("named.npz")).max() <= 1
+
+    def test_numbers_in_yaml_are_seeds_labels_and_scales(self, inside) -> None:
+        Path("numbers.yaml").write_text("seeds: 5\nlabels: 3\neps_scale: 1.01\nnfe: 2\n")
+        assert sample("--config=numbers.yaml", "--out=by_numbers.npz") == 0
+        assert sample("--seeds=5", "--labels=3", "--eps_scale=1.01", "--nfe=2", "--out=by_text.npz") == 0
+        assert Path("by_numbers.npz").read_bytes() == Path("by_text.npz").read_bytes()
 
     def test_options_from_yaml(self, inside) -> None:
         Path("how.yaml").write_text("nfe: 3\nsolver: er_sde\norder: 2\nnodes: 0.5\nrelative: true\nlabels: '3'\n")
@@ -222,6 +254,19 @@ class TestGuidance:
         files = {"ckpt_path", *({"guide", "classifier"} & given.keys())}
         assert read_meta("changed.npz")["checkpoints"].keys() == read_meta("changed.npz")["paths"].keys() == files
 
+    @pytest.mark.parametrize(
+        ("text", "numbers"),
+        [("1.005,-0.001", (1.005, -0.001)), (".99", (0.99,)), ("1,+1e-3", (1, 0.001)), (1.01, (1.01,)), ("2.", (2,))],
+    )
+    def test_how_epsilon_scaling_is_written(self, text, numbers) -> None:
+        assert GuidanceOptions(eps_scale=text).scaling == numbers
+
+    @pytest.mark.parametrize(
+        ("text", "numbers"), [(".2-3", (0.2, 3)), ("1e-2-3", (0.01, 3)), ("0.19 - 1.61", (0.19, 1.61))]
+    )
+    def test_how_intervals_are_written(self, text, numbers) -> None:
+        assert GuidanceOptions(cfg_scale=2.0, guidance_interval=text).interval == numbers
+
     def test_none_is_none(self, guided) -> None:
         none = self.made("none.npz", "--cfg_scale=1", "--guide=guide.ckpt", "--guide_scale=1", "--eps_scale=1")
         assert np.abs(self.made("plain.npz") - none).max() <= 1
@@ -258,6 +303,61 @@ class TestAgain:
         assert sample("--seeds=0-3", "--nfe=4", "--out=win.npz") == 0
         assert main(["sample", "--like=win.npz", "--seeds=0-3", "--nfe=5", "--out=five.npz"]) == 0
         assert read_meta("five.npz")["options"]["nfe"] == 5
+
+    @pytest.mark.parametrize(
+        ("options", "changed", "dropped"),
+        [
+            (["--preset=fast"], {"nfe": 8, **named_default(8)}, {"nfe", "solver", *OF_SOLVER, "grid", *OF_GRID}),
+            (["--solver=unipc2"], {"solver": "unipc2"}, {*OF_SOLVER}),
+            (["--solver=er_sde"], {}, set()),
+            (["--grid=log_uniform"], {"grid": "log_uniform"}, {*OF_GRID}),
+            (["--order=1"], {"order": 1}, set()),
+            (["--nodes=log", "--noise_scale=ode"], {"nodes": "log", "noise_scale": "ode"}, {"relative"}),
+            (["--paper"], {"paper": True}, {"corrector", "nodes", "relative"}),
+        ],
+    )
+    def test_options_given_replace_what_contradicts_them(self, inside, options, changed, dropped) -> None:
+        how = {"order": 2, "noise_scale": "sde", "corrector": 2, "nodes": 0.4, "rho": 5.0}
+        given = [f"--{name}={value}" for name, value in how.items()]
+        assert sample("--seeds=0", "--nfe=4", "--out=first.npz", "--overwrite", "--relative", *given) == 0
+        before = read_meta("first.npz")["options"]
+        assert main(["sample", "--like=first.npz", "--seeds=1", "--out=second.npz", "--overwrite", *options]) == 0
+        kept = {name: value for name, value in before.items() if name not in dropped}
+        assert read_meta("second.npz")["options"] == kept | changed
+        if "--paper" in options:
+            assert main(["sample", "--like=second.npz", "--seeds=1", "--out=3.npz", "--overwrite", "--nodes=lam"]) == 0
+            assert "paper" not in read_meta("3.npz")["options"]
+
+    def test_named_in_a_configuration(self, inside) -> None:
+        assert sample("--seeds=0-3", "--nfe=3", "--solver=heun", "--out=of_yaml.npz") == 0
+        Path("like.yaml").write_text("like: of_yaml.npz\nseeds: 2\n")
+        assert main(["sample", "--config=like.yaml", "--out=from_yaml.npz"]) == 0
+        assert read_meta("from_yaml.npz")["options"]["solver"] == "heun"
+        assert np.abs(images("from_yaml.npz") - images("of_yaml.npz")[2:3]).max() <= 1
+
+    def test_a_strangers_file_says_how_to_make_images_and_no_more(self, inside, monkeypatch) -> None:
+        monkeypatch.syspath_prepend(str(inside))
+        Path("stranger.py").write_text("from pathlib import Path\nPath('canary').touch()\n")
+        Path("stranger.yaml").write_text("nfe: 9\n")
+        theirs = {"class_path": "stranger.Net", "init_args": {}}
+        save(DiffusionModule(digits_network()), "theirs.ckpt", network=theirs)
+        assert sample("--seeds=0", "--nfe=2", "--out=taken.npz") == 0
+        kept, meta = Path("taken.npz").read_bytes(), read_meta("taken.npz")
+        hostile = {"trust": True, "overwrite": True, "out": "taken.npz", "config": "stranger.yaml", "seeds": "0-99"}
+        hostile |= {"preview": "p.png", "trajectory": "t.png", "devices": 2, "like": "taken.npz", "columns": 3}
+        Path("evil").mkdir(exist_ok=True)
+
+        def like(paths: dict[str, str], *options: str) -> int:
+            evil = {**meta, "options": {**meta["options"], **hostile}, "paths": {**paths, **hostile}}
+            Path("evil/meta.json").write_text(json.dumps(evil))
+            return main(["sample", "--like=evil", "--seeds=0", *options])
+
+        assert like({"ckpt_path": "theirs.ckpt"}, "--out=new.npz") == 2
+        assert like(meta["paths"], "--out=taken.npz", "--nfe=3") == 2
+        assert like(meta["paths"], "--out=mine.png", "--overwrite") == 0
+        assert read_meta("mine.png")["options"] == meta["options"]
+        assert Path("taken.npz").read_bytes() == kept
+        assert not [name for name in ("canary", "new.npz", "p.png", "t.png") if Path(name).exists()]
 
     def test_another_checkpoint_is_refused(self, inside, capsys) -> None:
         assert sample("--seeds=0-3", "--nfe=2", "--out=of_last.npz") == 0
@@ -360,6 +460,11 @@ class TestGoingOn:
         with tmpfs(tmp_path / "fixed", "ro"):
             assert sample("--seeds=0", "--nfe=1", f"--out={tmp_path / 'fixed' / 'a.npz'}") == 2
             assert "is not writable" in capsys.readouterr().err
+            for view in ("preview", "trajectory"):
+                picture = tmp_path / "fixed" / "a.png"
+                assert sample("--seeds=0", "--nfe=1", "--out=not_begun.npz", f"--{view}={picture}") == 2
+                assert f"--{view} {picture}: the folder" in capsys.readouterr().err
+                assert not Path("not_begun.npz").exists()
 
     def test_nothing_stays_of_a_run_that_never_began(self, inside, capsys) -> None:
         module = DiffusionModule(digits_network())
@@ -383,14 +488,32 @@ BAD = [
     (["--nfe=0"], "--nfe"),
     (["--nfe=abc"], "--nfe"),
     (["--nfe=2.5"], "--nfe"),
-    (["--order=3.5"], "--order: Not of type PositiveInt"),
+    (["--order=3.5"], "--order: expected a whole number, got 3.5"),
+    (["--nfe=40000"], "--nfe 40000 is more than there is noise for: at most 32767"),
+    (["--paper", "--nodes=0.3"], "the published algorithm has no nodes: leave --nodes or --paper out"),
+    (["--paper", "--corrector=2"], "leave --corrector or --paper out"),
+    (["--eta=0.5"], "--eta is of ddim: add --solver ddim"),
+    (["--churn=4"], "--churn is of heun: add --solver heun"),
+    (["--noise_scale=power:x"], "'x' is no number; write it as power:P or eta:NAME:S"),
+    (["--noise_scale=window:1:2:1"], "0 < low < high"),
+    (["--guide_scale=nan"], "--guide_scale: expected a number, got nan"),
+    (["--ckpt_path="], "no checkpoint at ''"),
+    (["--out=/"], "--out '/' is no name"),
+    (["--out="], "--out '' is no name"),
+    (["--out=same.png", "--preview=./same.png"], "--preview ./same.png is also --out"),
+    (["--trajectory=same.png", "--preview=same.png"], "--trajectory same.png is also --preview"),
+    (["--ckpt_path=there.npz", "--out=there.npz", "--overwrite"], "--out there.npz is also --ckpt_path"),
+    (["--guide=small.ckpt", "--guide_scale=2", "--preview=small.ckpt"], "--preview small.ckpt is also --guide"),
+    (["--out=there.npz", "--overwrite"], "there.npz exists and is not a set of samples, so it stays"),
+    (["--config=binary.yaml"], "a file that should be text, as YAML is, is none"),
+    (["--like=small.ckpt"], "small.ckpt is no set of samples"),
     (["--solver=best"], "expected one of 'default', 'er_sde'"),
     (["--grid=best"], "'edm', 'log_uniform'"),
     (["--noise_scale=er_sde_9"], "er_sde_5"),
     (["--solver=ddim", "--noise_scale=sde"], "has no option 'noise_scale'"),
     (["--order=4", "--solver=ddim"], "has no option 'order'"),
     (["--corrector=0"], "--corrector"),
-    (["--nodes=-1"], "--nodes"),
+    (["--nodes=-1"], "--nodes: expected one of 'lam', 'log' or a number >0, got -1"),
     (["--relative"], "relative nodes need a number"),
     (["--paper", "--order=4"], "the published algorithm has orders 1 to 3"),
     (["--noise_scale=er_sde_4", "--lam_max=5000"], "er_sde_4"),
@@ -398,7 +521,7 @@ BAD = [
     (["--grid=uniform_t", "--rho=5"], "--rho is not for --grid uniform_t"),
     (["--lam_min=90"], "descending"),
     (["--preset=fast"], "--preset fast says all about how to sample: leave it or --nfe out"),
-    (["--preset=slow"], "--preset"),
+    (["--preset=slow"], "--preset: expected one of 'fast', 'balanced', 'best', got slow"),
     (["--seeds=5-1"], "runs downwards"),
     (["--seeds=a"], "--seeds"),
     (["--seeds=1,1"], "given twice"),
@@ -406,7 +529,7 @@ BAD = [
     (["--labels=cat"], "--labels"),
     (["--labels=none"], "trained with labels only"),
     (["--cfg_scale=2"], "trained with labels only"),
-    (["--cfg_scale=much"], "--cfg_scale"),
+    (["--cfg_scale=much"], "--cfg_scale: expected a number, got much"),
     (["--guide=guide.ckpt"], "--guide and --guide_scale go together"),
     (["--classifier_scale=2"], "--classifier and --classifier_scale go together"),
     (["--guide=text.ckpt", "--guide_scale=2"], "text.ckpt is damaged"),
@@ -442,6 +565,7 @@ def bad_files(inside) -> Path:
     """What the bad inputs refer to."""
     Path("text.ckpt").write_text("no checkpoint")
     Path("there.npz").write_bytes(b"kept")
+    Path("binary.yaml").write_bytes(b"\xd4\x00")
     if not Path("same.ckpt").exists():
         Path("empty.ckpt").touch()
         Path("folder_of_mine").mkdir(exist_ok=True)
