@@ -145,5 +145,4 @@ def _classifier(
         "class_path": "ersde_lit.networks.DhariwalEncoder",
         "init_args": {**arguments, "label_dim": sizes.outputs},
     }
-    # y / sqrt(1 + lam^2) is the x of variance preserving noise, which its classifier was given
-    return ImportedClassifier("guided-diffusion's classifier", network, {**settings, "sigma_data": 1.0}, weights)
+    return ImportedClassifier("guided-diffusion's classifier", network, settings, weights)
