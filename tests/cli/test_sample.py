@@ -344,7 +344,7 @@ class TestAgain:
         assert sample("--seeds=0", "--nfe=2", "--out=taken.npz") == 0
         kept, meta = Path("taken.npz").read_bytes(), read_meta("taken.npz")
         hostile = {"trust": True, "overwrite": True, "out": "taken.npz", "config": "stranger.yaml", "seeds": "0-99"}
-        hostile |= {"preview": "p.png", "trajectory": "t.png", "devices": 2, "like": "taken.npz", "columns": 3}
+        hostile |= {"preview": "p.png", "trajectory": "t.png", "like": "taken.npz", "columns": 3}
         Path("evil").mkdir(exist_ok=True)
 
         def like(paths: dict[str, str], *options: str) -> int:
