@@ -262,11 +262,13 @@ def caption(device: str, batch_size: int, size: int, turns: int, features: int, 
     return (
         f"Random weights of Inception (seed 0), {size}x{size} PNGs (seed 0), batches of {batch_size}, one process "
         f"without workers, {clocked}, images by the median of {turns} turns, statistics once. "
-        f"Features of ours and torch-fidelity differ by {apart:.1e} of the largest; clean-fid resizes as it recommends (bicubic, PIL), so its are others. "
+        f"Features of ours and torch-fidelity differ by {apart:.1e} of the largest; "
+        f"clean-fid resizes as it recommends (bicubic, PIL), so its are others. "
         f"Statistics: {features} vectors of 2048 features for each of two sets (seeds 0 and 1); the three FIDs agree "
         f"to {worst:.1e}. Of ours, `further sets` is one set against a known reference; the others' times are of both "
         f"sets. Memory: beyond that of the process before the first batch; `ours` and `features kept`, as the "
-        f"others do it, with features that cost nothing. {where}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}, "
+        f"others do it, with features that cost nothing. "
+        f"{where}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}, {versions}.\n"
     )
 
