@@ -16,7 +16,7 @@ import torch
 import yaml
 from einops import rearrange
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -32,8 +32,10 @@ from ersde_lit.training.checkpoint import is_whole
 # What may change when a run is resumed: the steps it takes stay the same.
 MEANS = {
     "config", "ckpt_path", "run", "checkpoint", "compile", "channels_last", "device_batch_size",
-    "trainer.accelerator", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy",
+    "trainer.accelerator", "trainer.accumulate_grad_batches", "trainer.benchmark", "trainer.detect_anomaly",
+    "trainer.deterministic", "trainer.devices", "trainer.enable_model_summary", "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps", "trainer.logger", "trainer.max_time", "trainer.num_nodes",
+    "trainer.num_sanity_val_steps", "trainer.profiler", "trainer.strategy",
 }  # fmt: skip
 
 for harmless in (
@@ -56,6 +58,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
             parser_class=Parser,
             parser_kwargs={"prog": "python -m ersde_lit"},
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the model has a recipe
             args=[command, *arguments],
         )
     except MisconfigurationException as error:
@@ -104,7 +107,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        self.folder = Path(config.trainer.default_root_dir or Path("runs") / (config.run or _name(config)))
+        self.folder = Path(config.trainer.default_root_dir or Path("runs") / _name(config))
         config.trainer.default_root_dir = str(self.folder)
         self.trial = bool(config.trainer.fast_dev_run)  # leaves nothing behind
         if self.subcommand == "fit":
@@ -192,8 +195,17 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trial or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
+        if not self.last.exists():
+            raise ValueError("fit ended before its first step: raise --trainer.max_epochs, max_steps or what limits it")
+        if self._time_is_up():
+            _say(f"Time is up: to go on with {self.folder}, the same command with a longer --trainer.max_time.")
+            return
         self.finished.touch()
         self._tell_what_next()
+
+    def _time_is_up(self) -> bool:
+        timers = [callback for callback in _listed(self.trainer.callbacks) if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        return any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
 
     def after_predict(self) -> None:
         if self.trainer.is_global_zero:
@@ -215,6 +227,11 @@ def _say(line: str) -> None:
 
 
 def _name(config: Any) -> str:
+    """Of a run."""
+    if config.run is not None:
+        if config.run in ("", ".", "..") or Path(config.run).name != config.run:
+            raise ValueError(f"--run {config.run!r}: a run is a folder in runs/; give it a plain name")
+        return str(config.run)
     if not config.config:
         raise ValueError("a run needs a name: pass --config FILE or --run NAME")
     return Path(str(config.config[0])).stem

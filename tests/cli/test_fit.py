@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,41 @@ def test_a_run_that_died_goes_on_from_its_last_epoch(inside, capsys, monkeypatch
     assert (inside / "runs/half/finished").exists()
     assert [p.name for p in (inside / "runs/half/checkpoints").iterdir()] == ["last.ckpt"]
     assert load("runs/half/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
+
+
+def test_a_run_goes_on_whatever_shows_and_times_it(inside, capsys, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_epoch_start", die_in_epoch_1)
+        with pytest.raises(KeyError):
+            main(fit("--trainer.callbacks=null", "--run=shown"))
+    shown = ["enable_progress_bar=true", "enable_model_summary=true", "log_every_n_steps=3", "profiler=simple",
+             "logger=false", "max_time=00:01:00:00", "num_sanity_val_steps=0"]  # fmt: skip
+    assert main(fit("--trainer.callbacks=null", "--run=shown", *(f"--trainer.{option}" for option in shown))) == 0
+    assert "Resuming runs/shown" in capsys.readouterr().out
+    assert_same_weights(load("runs/shown/checkpoints/last.ckpt"), load("runs/half/checkpoints/last.ckpt"))
+
+
+def test_time_that_is_up_is_no_end(inside, capsys, monkeypatch) -> None:
+    command = fit("--trainer.callbacks=null", "--run=timed")
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_batch_end", lambda *args: time.sleep(0.2))
+        for _ in range(2):
+            assert main([*command, "--trainer.max_time=00:00:00:01"]) == 0
+            assert "Time is up: to go on with runs/timed" in capsys.readouterr().out
+    assert load("runs/timed/checkpoints/last.ckpt").images_seen < 2 * 12 * 128
+    assert main([*command, "--trainer.max_time=00:01:00:00"]) == 0
+    assert (inside / "runs/timed/finished").exists()
+    assert load("runs/timed/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
+
+
+@pytest.mark.parametrize("none", ["max_epochs=0", "max_steps=0", "limit_train_batches=0"])
+def test_a_run_without_a_step_is_not_finished(inside, capsys, none) -> None:
+    run = f"--run={none.partition('=')[0]}"
+    assert main(fit("--trainer.callbacks=null", run, f"--trainer.{none}")) == 2
+    captured = capsys.readouterr()
+    assert "fit ended before its first step" in captured.err
+    assert "checkpoint  " not in captured.out
+    assert main(fit("--trainer.callbacks=null", run, "--trainer.max_steps=1")) == 0
 
 
 def damaged(path: Path) -> None:
@@ -190,6 +226,11 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
         (["--data.class_path=ersde_lit.data.Nothing"], "Nothing"),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--trainer.devices=0"], "devices"),
+        (["--optimizer=torch.optim.SGD", "--optimizer.lr=100"], "--optimizer"),
+        (["--run=../../evil"], "--run '../../evil': a run is a folder in runs/; give it a plain name"),
+        (["--run=a/b"], "give it a plain name"),
+        (["--run=.."], "give it a plain name"),
+        (["--run="], "give it a plain name"),
         (
             ["--device_batch_size=48"],
             "are not 3 equal batches of at most --device_batch_size 48: choose a divisor of 128",

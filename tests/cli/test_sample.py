@@ -344,7 +344,7 @@ class TestAgain:
         assert sample("--seeds=0", "--nfe=2", "--out=taken.npz") == 0
         kept, meta = Path("taken.npz").read_bytes(), read_meta("taken.npz")
         hostile = {"trust": True, "overwrite": True, "out": "taken.npz", "config": "stranger.yaml", "seeds": "0-99"}
-        hostile |= {"preview": "p.png", "trajectory": "t.png", "like": "taken.npz", "columns": 3}
+        hostile |= {"preview": "p.png", "trajectory": "t.png", "like": "taken.npz"}
         Path("evil").mkdir(exist_ok=True)
 
         def like(paths: dict[str, str], *options: str) -> int:
@@ -353,11 +353,12 @@ class TestAgain:
             return main(["sample", "--like=evil", "--seeds=0", *options])
 
         assert like({"ckpt_path": "theirs.ckpt"}, "--out=new.npz") == 2
+        assert not Path("canary").exists()
         assert like(meta["paths"], "--out=taken.npz", "--nfe=3") == 2
         assert like(meta["paths"], "--out=mine.png", "--overwrite") == 0
         assert read_meta("mine.png")["options"] == meta["options"]
         assert Path("taken.npz").read_bytes() == kept
-        assert not [name for name in ("canary", "new.npz", "p.png", "t.png") if Path(name).exists()]
+        assert not [name for name in ("new.npz", "p.png", "t.png") if Path(name).exists()]
 
     def test_another_checkpoint_is_refused(self, inside, capsys) -> None:
         assert sample("--seeds=0-3", "--nfe=2", "--out=of_last.npz") == 0
