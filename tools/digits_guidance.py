@@ -28,7 +28,7 @@ from ersde_lit.denoisers import (
     Unconditional,
     smoothed,
 )
-from ersde_lit.evaluation import FID, Classifier, Recipe, classifier, statistics
+from ersde_lit.evaluation import Classifier, Recipe, Scores, classifier, reference_of
 from ersde_lit.networks import Encoder
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
@@ -119,7 +119,7 @@ def main(nfe: int = 20, seed_sets: int = 2) -> None:
         raise SystemExit("training failed")
     data = Digits()
     features = classifier(data)
-    reference = statistics(features, data.reference_images())
+    scores = Scores(features, reference_of(data, features))
     lines = ["| | read right by an SVM | FID of each seed set | distance within a class |", "|---|---:|---|---:|"]
     for title, denoiser in rows().items():
         fids, rights, distances = [], [], []
@@ -128,9 +128,9 @@ def main(nfe: int = 20, seed_sets: int = 2) -> None:
             blocks = list(generate(denoiser, default(nfe), seeds, nfe, batch_size=300))
             images = quantise(torch.cat([block.images for block in blocks]))
             labels = torch.cat([block.labels for block in blocks if block.labels is not None])
-            fid = FID(features, reference)
-            fid.update(images)
-            fids.append(fid.compute())
+            scores.reset()
+            scores.update(images)
+            fids.append(scores.compute()["fid"])
             rights.append(read_right(images.numpy(), labels.numpy()))
             distances.append(diversity(images, labels))
         cells = ", ".join(f"{value:.2f}" for value in fids)

@@ -16,7 +16,7 @@ from digits_accuracy import read_right
 from jsonargparse import auto_cli
 
 from ersde_lit.data import Digits
-from ersde_lit.evaluation import FID, classifier, statistics
+from ersde_lit.evaluation import Scores, classifier, reference_of
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, TableSampler
@@ -35,7 +35,7 @@ def main(runs: Path = Path("runs"), nfe: int = 20, seed_sets: int = 3) -> None:
         seed_sets: sets of 1,797 seeds a model.
     """
     features = classifier(Digits())
-    reference = statistics(features, Digits().reference_images())
+    scores = Scores(features, reference_of(Digits(), features))
     lines = ["| model | images trained on | FID of each seed set | read right by an SVM |", "|---|---:|---|---:|"]
     for title, name in MODELS.items():
         model = load(runs / name / "checkpoints" / "last.ckpt")
@@ -45,9 +45,9 @@ def main(runs: Path = Path("runs"), nfe: int = 20, seed_sets: int = 3) -> None:
             sampler = TableSampler(ERSDE(3, corrector=3))
             blocks = list(generate(model.ema_denoiser, sampler, seeds, nfe, batch_size=300))
             images = quantise(torch.cat([block.images for block in blocks]))
-            fid = FID(features, reference)
-            fid.update(images)
-            fids.append(fid.compute())
+            scores.reset()
+            scores.update(images)
+            fids.append(scores.compute()["fid"])
             rights.append(
                 read_right(images.numpy(), torch.cat([b.labels for b in blocks if b.labels is not None]).numpy())
             )

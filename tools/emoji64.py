@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ersde_lit.data import Emoji, ImageDataModule, Split
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.evaluation import FID, Recipe, classifier, nearest_distances, statistics
+from ersde_lit.evaluation import Recipe, Scores, classifier, nearest_distances, reference_of
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
@@ -66,15 +66,14 @@ def main(run: Path, samples: int = 1000, nfes: list[int] = [5, 10, 20], root: st
     """
     data, model = Emoji(root), load(run / "checkpoints" / "last.ckpt")
     features = classifier(Rotations(data), recipe=Recipe(max_images=40_000))
-    fid = FID(features, statistics(features, data.reference_images()))
+    scores = Scores(features, reference_of(data, features))
     denoiser = model.ema_denoiser.to(memory_format=torch.channels_last)  # faster on a CPU
     training = data.split("train").images
 
     def measure(images: Tensor) -> tuple[float, float]:
-        fid.reset()
-        for part in images.split(250):
-            fid.update(part)
-        return fid.compute(), nearest_distances(images[:200], training).mean().item()
+        scores.reset()
+        scores.update(images)
+        return scores.compute()["fid"], nearest_distances(images[:200], training).mean().item()
 
     rows = [("real, held out", 0, *measure(data.split("test").images))]
     for name, sampler in SAMPLERS.items():

@@ -6,7 +6,7 @@
 from ersde_lit.evaluation.callback import FIDCallback
 from ersde_lit.evaluation.classifier import Classifier, Recipe, classifier
 from ersde_lit.evaluation.features import Features, features_for
-from ersde_lit.evaluation.fid import FID, FrechetDistance, Statistics, statistics
+from ersde_lit.evaluation.fid import FrechetDistance, Statistics, statistics
 from ersde_lit.evaluation.image_files import ImageFiles, image_batches, image_files
 from ersde_lit.evaluation.inception import Inception
 from ersde_lit.evaluation.manifold import precision_recall
@@ -15,7 +15,6 @@ from ersde_lit.evaluation.reference import Reference, read_reference, reference_
 from ersde_lit.evaluation.scores import METRICS, MetricName, Scores, too_few
 
 __all__ = [
-    "FID",
     "METRICS",
     "Classifier",
     "FIDCallback",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,37 +100,3 @@ def statistics(features: Features, batches: Iterable[Tensor], device: torch.devi
         moments.update(extract(features, images.to(device))[0])
     mean, cov, count = moments.compute()
     return Statistics(mean.cpu(), cov.cpu(), count)
-
-
-class FID:
-    """FID of uint8 images to a reference.
-
-    Under torch.distributed every rank brings its own images and the same reference; `compute` is called on all ranks,
-    also on those without an image, and gives each the value over all images.
-
-    Args:
-        features: put in evaluation mode here.
-        reference: statistics in these features.
-        sync: whether `compute` adds up the ranks; False where only some of them call it.
-    """
-
-    def __init__(self, features: Features, reference: Statistics, sync: bool = True) -> None:
-        self.features, self.distance = features.eval(), FrechetDistance(reference)
-        self.moments = Moments(features.num_features, sync)
-
-    def to(self, device: torch.device | str) -> Self:
-        self.features.to(device)
-        self.moments.to(device)
-        return self
-
-    def update(self, images: Tensor) -> None:
-        """Adds uint8 images [n, C, H, W]. Raises ValueError for any other type: floats are for `quantise` to turn."""
-        for batch in images.split(self.features.batch_size):
-            self.moments.update(extract(self.features, batch.to(self.moments.device))[0])
-
-    def compute(self) -> float:
-        """Over all images since `reset`. Raises ValueError for fewer than two."""
-        return self.distance(self.moments.compute())
-
-    def reset(self) -> None:
-        self.moments.reset()

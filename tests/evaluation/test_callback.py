@@ -20,14 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ersde_lit.data import Digits
 from ersde_lit.evaluation import (
-    FID,
     Features,
     FIDCallback,
     Scores,
     classifier,
     nearest_distances,
     reference_of,
-    statistics,
     write_reference,
 )
 from ersde_lit.sampling.generate import generate
@@ -70,12 +68,12 @@ def test_logs_what_generating_and_measuring_by_hand_gives(tmp_path, remembers):
 
     data = Digits()
     features, train, held_out = classifier(data), data.split("train").images, data.split("val").images
-    fid = FID(features, statistics(features, data.reference_images()))
+    scores = Scores(features, reference_of(data, features))
     made = generate(remembers.ema_denoiser, heun, range(first, first + count), 5)
     for name, images in {"heun/nfe5": torch.cat([quantise(b.images) for b in made]), "real": held_out[:count]}.items():
-        fid.reset()
-        fid.update(images)
-        assert values[f"fid/{name}"] == pytest.approx(fid.compute(), rel=1e-5)
+        scores.reset()
+        scores.update(images)
+        assert values[f"fid/{name}"] == pytest.approx(scores.compute()["fid"], rel=1e-5)
         nearest = nearest_distances(images[:near], train).mean().item()
         assert nearest > 1
         assert values[f"nearest/{name}"] == pytest.approx(nearest, rel=1e-5)

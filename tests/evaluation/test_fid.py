@@ -6,17 +6,20 @@ import torch
 from projection import Projection, some_images
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ersde_lit.evaluation import FID, statistics
-
+from ersde_lit.evaluation import Reference, Scores, statistics
 
 REAL, FAKE = some_images(200, 0), some_images(150, 1, 30, 200)
 
 
+def scores_to(reference, features=None):
+    return Scores(features or Projection(), Reference(reference, "some images"))
+
+
 def fid_of(images, reference, batch_size=64):
-    fid = FID(Projection(), reference)
+    scores = scores_to(reference)
     for batch in images.split(batch_size):
-        fid.update(batch)
-    return fid.compute()
+        scores.update(batch)
+    return scores.compute()["fid"]
 
 
 def in_numpy(real, fake):
@@ -62,21 +65,20 @@ def test_does_not_depend_on_the_batch_size(batch_size):
 
 def test_reset_forgets_the_images_and_keeps_the_reference():
     reference = statistics(Projection(), [REAL])
-    fid = FID(Projection(), reference)
-    fid.update(FAKE)
-    first = fid.compute()
-    fid.reset()
-    fid.update(some_images(50, 3))
-    assert fid.compute() != first
-    fid.reset()
-    fid.update(FAKE)
-    assert fid.compute() == first
+    scores = scores_to(reference)
+    scores.update(FAKE)
+    first = scores.compute()
+    scores.reset()
+    scores.update(some_images(50, 3))
+    assert scores.compute() != first
+    scores.reset()
+    scores.update(FAKE)
+    assert scores.compute() == first
 
 
 def test_features_see_the_very_bytes_at_their_size_in_evaluation_mode():
     features = Projection().train()
-    fid = FID(features, statistics(Projection(), [REAL]))
-    fid.update(FAKE)
+    scores_to(statistics(Projection(), [REAL]), features).update(FAKE)
     assert not features.training
     assert all(given.dtype == torch.uint8 for given in features.given)
     assert torch.equal(torch.cat(features.given), FAKE)
@@ -91,8 +93,8 @@ def test_statistics_are_taken_in_evaluation_mode():
     "images", [torch.rand(4, 2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.full((4, 2, 4, 4), math.nan)]
 )
 def test_takes_bytes_only(images):
-    fid = FID(Projection(), statistics(Projection(), [REAL]))
-    for update in (fid.update, lambda x: statistics(Projection(), [x])):
+    scores = scores_to(statistics(Projection(), [REAL]))
+    for update in (scores.update, lambda x: statistics(Projection(), [x])):
         with pytest.raises(ValueError, match=r"metrics take uint8 images \[n, C, H, W\], not .*: quantise them"):
             update(images)
 
