@@ -2,6 +2,7 @@
 
 from ersde_lit.training.checkpoint import AtomicCheckpointIO, load
 from ersde_lit.training.ema import EMA
+from ersde_lit.training.fsdp import FSDP2
 from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.noisy_classifier import NoisyClassifier, load_classifier
 from ersde_lit.training.optimizer import AdamW
@@ -11,6 +12,7 @@ from ersde_lit.training.snapshots import PowerEMA
 
 __all__ = [
     "EMA",
+    "FSDP2",
     "AdamW",
     "AtomicCheckpointIO",
     "DiffusionModule",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ersde_lit.training.fsdp import whole
+
 
 @dataclass(frozen=True)
 class EMA:
@@ -32,6 +34,6 @@ class EMA:
     def update(self, average: nn.Module, current: nn.Module, images: int, images_seen: int) -> None:
         """average <- decay * average + (1 - decay) * current, in place; buffers are copied."""
         weight = 1 - self.decay(images, images_seen)
-        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), weight)
+        torch._foreach_lerp_(list(average.parameters()), [whole(new) for new in current.parameters()], weight)
         for kept, new in zip(average.buffers(), current.buffers(), strict=True):
             kept.copy_(new)

@@ -18,6 +18,7 @@ from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, Preconditionin
 from ersde_lit.networks import Network
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
 from ersde_lit.training.ema import EMA
+from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
 from ersde_lit.training.spec import completed, describe
@@ -109,9 +110,9 @@ class DiffusionModule(pl.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError where data and network disagree, or weights would be sharded."""
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ValueError("averaging and sampling need all weights on every device: use --trainer.strategy ddp")
+        """Raises ValueError where data and network disagree, or averaged weights would not be whole."""
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+            raise ValueError("averaged weights must be whole on every device: use --trainer.strategy ddp or fsdp2")
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
@@ -119,6 +120,12 @@ class DiffusionModule(pl.LightningModule):
             raise ValueError(f"the data's images are {theirs}, the network's {own}")
         if self.num_classes not in (0, data.num_classes):
             raise ValueError(f"the data has {data.num_classes} classes, the network {self.num_classes}")
+
+    def configure_model(self) -> None:
+        """Shards the weights that are trained, where the strategy is FSDP2."""
+        if self.device_mesh is not None and not is_sharded(self.denoiser):
+            self.load_state_dict(self.trainer.strategy.broadcast(self.state_dict()))  # ranks may have drawn others
+            shard(self.denoiser, self.device_mesh["data_parallel"])
 
     def train(self, mode: bool = True) -> "DiffusionModule":
         super().train(mode)
@@ -184,7 +191,7 @@ class DiffusionModule(pl.LightningModule):
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
                 raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
-        if any(weight.dtype == torch.float64 for weight in checkpoint["state_dict"].values()):
+        if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
             self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
 

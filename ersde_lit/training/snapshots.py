@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ersde_lit.training.fsdp import whole
 from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.power_ema import decay, gamma_of
 
@@ -154,4 +155,4 @@ def _checksum(before: int, tensor: Tensor) -> int:
 def _weights(pl_module: LightningModule) -> dict[str, Tensor]:
     """In float32, whatever is trained in."""
     weights = cast(DiffusionModule, pl_module).denoiser.named_parameters()
-    return {name: weight.detach().float() for name, weight in weights}
+    return {name: whole(weight.detach()).float() for name, weight in weights}

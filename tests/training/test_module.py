@@ -299,7 +299,7 @@ def test_some_losses_that_are_not_finite_do_not(tmp_path) -> None:
 def test_strategies_that_shard_weights_are_refused(tmp_path) -> None:
     module = DiffusionModule(network())
     module._trainer = type("Sharded", (), {"strategy": ModelParallelStrategy(), "datamodule": None})()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"all weights on every device: use --trainer\.strategy ddp"):
+    with pytest.raises(ValueError, match=r"whole on every device: use --trainer\.strategy ddp or fsdp2"):
         module.setup("fit")
 
 

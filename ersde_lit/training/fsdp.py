@@ -1,0 +1,44 @@
+"""Sharded training, as a strategy of Lightning: `--trainer.strategy fsdp2`."""
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+class FSDP2(ModelParallelStrategy):
+    """Shards the weights that are trained, their gradients and the optimiser's moments over all devices.
+
+    The averaged weights stay whole on each, so that validation, FID and samples are those of DDP, whatever each device
+    has to do; of the five copies of a model that training with Adam keeps, four are shared. Checkpoints are the same
+    single files, and a run may go on with other devices or another strategy. Precision is 32, bf16-mixed, or a "true"
+    one: Lightning's ModelParallelStrategy has no loss scaling.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description=FSDP2.__doc__ or "")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards the weights of `module` in place: each block of a list of blocks by itself, the rest together."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList | nn.ModuleDict)]
+    for block in [block for part in reversed(lists) for block in part.children()]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def whole(weights: Tensor) -> Tensor:
+    """All of a tensor of which this device may hold a shard; to be called by all ranks."""
+    return weights.full_tensor() if isinstance(weights, DTensor) else weights

@@ -1,0 +1,40 @@
+"""Trains for two epochs, the second resumed from the first's checkpoint, in a folder. Run by test_fsdp.py.
+
+Arguments: the folder, a strategy, the number of gloo ranks. Prints what the first rank holds and samples, as JSON.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch.distributed.tensor import DTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import Pictures, network, trainer
+
+from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint
+
+
+def train(folder: str, strategy: str, ranks: int) -> None:
+    pl.seed_everything(0, verbose=False)
+    for epochs in (1, 2):
+        torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # ranks draw other weights: the first's count
+        module = DiffusionModule(network(), optimizer=AdamW(lr=1e-3), ema=EMA(half_life=40, ramp_up=0))
+        runner = trainer(
+            folder, max_epochs=epochs, strategy=strategy, devices=ranks, gradient_clip_val=1.0, num_sanity_val_steps=0,
+            callbacks=[RollingCheckpoint(), PowerEMA(40)], plugins=[AtomicCheckpointIO()], enable_checkpointing=True,
+        )  # fmt: skip
+        resumed = f"{folder}/checkpoints/last.ckpt" if epochs == 2 else None
+        runner.fit(module, datamodule=Pictures(8), ckpt_path=resumed, weights_only=True)
+    held = [w.to_local() if isinstance(w, DTensor) else w for w in module.denoiser.parameters()]
+    images = module.sample(range(2 - runner.global_rank), nfe=3)  # not the same work on each rank
+    if runner.is_global_zero:
+        whole = sum(w.numel() for w in module.ema_denoiser.parameters())
+        print(json.dumps({"held": sum(w.numel() for w in held) / whole, "images": images.tolist()}))
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2], int(sys.argv[3]))
