@@ -406,7 +406,7 @@ BAD = [
     (["--solvers=best"], "--solvers best: expected one of 'default', 'er_sde'"),
     (
         ["--solvers=er_sde:order=0"],
-        "--solvers er_sde:order=0: order: Not of type PositiveInt: does not conform to restriction v>0, got 0",
+        "--solvers er_sde:order=0: order: expected a number >0, got 0",
     ),
     (["--solvers=er_sde:orders=2"], "orders"),
     (["--solvers=ddim:order=2"], "sampler ddim:order=2, NFE 5: sampler ddim has no option 'order'"),
