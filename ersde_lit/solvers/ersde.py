@@ -66,7 +66,9 @@ class ERSDE:
         if self.corrector is not None and not is_integer(self.corrector, 1):
             raise ValueError(f"corrector must be None or an integer of at least 1, not {self.corrector!r}")
         if self.paper and self.order > 3:
-            raise ValueError(f"the published algorithm has orders 1 to 3, not {self.order}: take one of these, or leave paper out")
+            raise ValueError(
+                f"the published algorithm has orders 1 to 3, not {self.order}: take one of these, or leave paper out"
+            )
         if self.nodes not in ("lam", "log") and not is_positive(self.nodes):
             raise ValueError(f"nodes must be lam, log or a positive number, not {self.nodes!r}")
         if self.relative and self.nodes in ("lam", "log"):
