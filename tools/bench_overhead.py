@@ -1,7 +1,7 @@
 """What a step costs beside the network: our loop against diffusers' schedulers and k-diffusion's samplers.
 
-    pip install --target /tmp/k-diffusion --no-deps k-diffusion        # optional; its sampling module alone is used
-    PYTHONPATH=/tmp/k-diffusion python tools/bench_overhead.py         # about 20 minutes on two CPU cores, else idle
+    pip install --no-deps k-diffusion && pip install torchsde torchdiffeq        # optional
+    python tools/bench_overhead.py                         # about 20 minutes on two CPU cores, else idle
 
 Writes tools/results/overhead.{csv,md}. On a GPU, with a network of 52 M parameters as CUDA graphs:
 
@@ -13,19 +13,14 @@ and serves any number of runs with the same noise levels; steps are the rest, wi
 """
 
 import csv
-import importlib
-import importlib.util
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import diffusers
 import torch
@@ -33,6 +28,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.interop.rivals import k_diffusion_module
 from ersde_lit.networks import UNet
 from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, Solver, grids, sample
 
@@ -83,7 +79,7 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.csv").open("w") as file:
         csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
-    (RESULTS / f"{name}.md").write_text(report(rows) + caption(network, compile))
+    (RESULTS / f"{name}.md").write_text(report(rows) + caption(network, compile, K_DIFFUSION in rivals))
 
 
 def samplers() -> dict[str, SetUp]:
@@ -96,10 +92,10 @@ def samplers() -> dict[str, SetUp]:
         "diffusers, SDE-DPM-Solver++(2M)": scheduler(dpm(**options, algorithm_type="sde-dpmsolver++")),
         "diffusers, UniPC-2": scheduler(diffusers.UniPCMultistepScheduler(**options)),
     }
-    if importlib.util.find_spec("k_diffusion"):
+    try:
         found[K_DIFFUSION] = k_diffusion()
-    else:
-        print("k-diffusion is not installed and left out; the first lines of this file say how to add it")
+    except ValueError as error:
+        print(f"left out: {error}")
     return found
 
 
@@ -130,13 +126,7 @@ def scheduler(theirs: Any) -> SetUp:
 
 
 def k_diffusion() -> SetUp:
-    """From its sampling module alone: the package imports training code too, and solvers that we do not need."""
-    spec = importlib.util.find_spec("k_diffusion")
-    sys.modules["k_diffusion"] = package = ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations or []) if spec else []
-    for unused in ("torchdiffeq", "torchsde"):
-        sys.modules.setdefault(unused, MagicMock())
-    sampling = importlib.import_module("k_diffusion.sampling")
+    sampling = k_diffusion_module("sampling")
 
     def set_up(nfe: int, y: Tensor, noise: SeededNoise) -> Run:
         sigmas = sampling.get_sigmas_karras(nfe, 0.002, 80.0, device=y.device)
@@ -227,11 +217,11 @@ def report(rows: list[list[Any]]) -> str:
     )
 
 
-def caption(denoiser: Denoiser, mode: str | None) -> str:
+def caption(denoiser: Denoiser, mode: str | None, k_diffusion: bool) -> str:
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
     on_gpu = next(denoiser.parameters()).is_cuda
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    names = ["ersde-lit", "torch", "diffusers"] + ["k-diffusion"] * ("k_diffusion" in sys.modules)
+    names = ["ersde-lit", "torch", "diffusers"] + ["k-diffusion"] * k_diffusion
     return (
         f"Medians of runs taken in turn in one process; set-up is counted in neither table, as one serves any number "
         f"of runs; noise in the second is a share of an ER-SDE step. The U-Net has {parameters:.2f} M parameters"
