@@ -35,7 +35,7 @@ OURS: dict[str, Solver] = {
     "ER-SDE 3": ERSDE(3),
     CORRECTED: ERSDE(3, corrector=3),
     "ER-SDE 2 + corrector, nodes 0.5": ERSDE(2, corrector=2, nodes=0.5),
-    "ER-SDE 2 + corrector, nodes 0.05": ERSDE(2, corrector=2, nodes=0.05),
+    "ER-SDE 2, nodes 2, relative": ERSDE(2, nodes=2.0, relative=True),
     "ER-SDE 2 + corrector 3": ERSDE(2, corrector=3),
     "ODE 3 + corrector": ERSDE(3, "ode", corrector=3),
 }
