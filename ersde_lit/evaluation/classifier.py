@@ -109,7 +109,7 @@ def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: R
 
 
 def _fresh(data: ImageDataModule, recipe: Recipe) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
 

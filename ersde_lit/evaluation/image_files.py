@@ -175,8 +175,6 @@ class _Npz(ImageFiles):
                 yield member, shape, dtype
         except KeyError:
             raise ValueError(f"{self.path} has no array arr_0, where images are: [n, H, W, C], uint8") from None
-        except GeneratorExit:
-            raise
         except Exception as error:
             raise ValueError(f"{self.path} cannot be used: {error}") from None
 

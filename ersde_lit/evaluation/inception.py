@@ -118,7 +118,7 @@ def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
     torch.save(state, file)
     file.seek(0)
     try:
-        with torch.random.fork_rng(devices=[]):  # layers are drawn before they are loaded
+        with torch.random.fork_rng():  # layers are drawn before they are loaded
             net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], file)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]

@@ -198,7 +198,7 @@ def _read(path: Path) -> Reference:
         raise ValueError(f"{path}: features {list(features.shape)} are not [n, {d}]")
     if not all(part.isfinite().all() for part in (mean, cov, features) if part is not None):
         raise ValueError(f"{path}: mu, sigma or features are not finite")
-    if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < 0:
+    if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < -1e-6 * cov.abs().max():
         raise ValueError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
     count = found.get("num_images")
     return Reference(

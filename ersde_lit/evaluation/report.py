@@ -91,11 +91,10 @@ class Report:
         return rows + [[name, *[f"{value:.4g}"] * len(self.nfes)] for name, value in others]
 
     def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
-        """What was measured when this NFE was asked for: Heun makes one call less where that is even."""
-        for calls in (nfe, nfe - 1):
-            if (calls == nfe or calls not in self.nfes) and (found := self.summary(metric, sampler, calls)):
-                return calls, found
-        return None
+        """What was measured when this NFE was asked for, and the calls it made: Heun's are odd."""
+        made = [r["nfe"] for r in self.records if (r["sampler"], r["asked"]) == (sampler, nfe)]
+        found = self.summary(metric, sampler, made[0]) if made else None
+        return (made[0], found) if found else None
 
     @property
     def header(self) -> list[str]:

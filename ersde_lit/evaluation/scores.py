@@ -165,7 +165,7 @@ def kid(generated: Tensor, real: Tensor) -> float:
     size = min(len(generated), len(real), SUBSET_SIZE)
     if size < 2:
         raise ValueError(f"KID needs two images of each kind, not {len(generated)} generated and {len(real)} real ones")
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
         metric = KernelInceptionDistance(nn.Identity(), SUBSETS, size, sync_on_compute=False)
         metric.update(real.double(), real=True)
@@ -178,7 +178,7 @@ def inception_score(logits: Tensor) -> float:
     """torchmetrics' Inception Score of logits [n, classes]; its splits are seeded."""
     if len(logits) < 2:
         raise ValueError(f"Inception Score needs at least two images, not {len(logits)}")
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", "Metric `InceptionScore` will save|std\\(\\)")  # which nobody asks for
         metric = InceptionScore(nn.Identity(), SPLITS, sync_on_compute=False)
         metric.update(logits.double())

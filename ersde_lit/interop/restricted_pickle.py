@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 MOST_STEPS = 1_000_000  # opcodes a pickle; those of the largest published network number about 100,000
-_MARK = object()
 
 
 class Refused(ValueError):
@@ -86,6 +85,7 @@ class _Machine:
     def __init__(self, names: Names) -> None:
         self.names = names
         self.stack: list[Any] = []
+        self.marks: list[int] = []  # how high the stack was at each
         self.memo: dict[int, Any] = {}  # a dict, in which a huge index does not make a huge list
 
     def execute(self, opcode: str, argument: Any) -> None:
@@ -101,20 +101,20 @@ class _Machine:
             raise Refused(f"it uses the opcode {opcode}, which files of weights do not need")
 
     def pop(self, kind: type = object) -> Any:
-        value = self.stack.pop()
-        if value is _MARK or not isinstance(value, kind):
-            raise TypeError(f"a {type(value).__name__} on the stack where it does not belong")
-        return value
+        self.top(kind)
+        return self.stack.pop()
 
     def top(self, kind: type) -> Any:
+        if self.marks and len(self.stack) <= self.marks[-1]:
+            raise TypeError("a mark on the stack where it does not belong")
         if not isinstance(self.stack[-1], kind):
             raise TypeError(f"a {type(self.stack[-1]).__name__} on the stack where it does not belong")
         return self.stack[-1]
 
     def after_mark(self) -> list[Any]:
         """The values above the last mark, taken off the stack together with it."""
-        mark = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
-        values = self.stack[mark + 1 :]
+        mark = self.marks.pop()
+        values = self.stack[mark:]
         del self.stack[mark:]
         return values
 
@@ -131,13 +131,13 @@ class _Machine:
         """After it, `genops` ends."""
 
     def op_mark(self) -> None:
-        self.stack.append(_MARK)
+        self.marks.append(len(self.stack))
 
     def op_memoize(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
+        self.memo[len(self.memo)] = self.top(object)
 
     def op_binput(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
+        self.memo[index] = self.top(object)
 
     def op_binget(self, index: int) -> None:
         self.stack.append(self.memo[index])
@@ -216,8 +216,8 @@ class _Machine:
 
 
 def _key(value: Any) -> Any:
-    """The value, if it can be hashed safely: the hash of a deeply nested tuple overflows the stack."""
-    if not isinstance(value, str | int):
+    """The value, if it can be hashed safely: a deeply nested tuple overflows the stack, huge numbers collide."""
+    if not isinstance(value, str | int) or (isinstance(value, int) and not -(2**60) < value < 2**60):
         raise TypeError(f"a {type(value).__name__} as a key")
     return value
 

@@ -127,6 +127,20 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a storage with another magic number": (lambda: view(content=storage(magic=1)), "not as torch.save writes it"),
     "a storage of another byte order": (lambda: view(content=storage(system={})), "big-endian"),
     "a storage of many": (lambda: view(content=storage(key="1")), "holds something else"),
+    "a storage read again and again": (
+        lambda: opcodes(
+            b"B" + struct.pack("<I", len(large := storage(2**18, data=bytes(2**20)))) + large + b"\x94",
+            b"ctorch.storage\n_load_from_bytes\n\x94" + b"h\x01h\x00\x85R" * 1000,
+        ),
+        "holds nothing as 'ema'",
+    ),
+    "words in a set again and again": (
+        lambda: opcodes(
+            b"](" + b"\x8c\x01a" * 1000 + b"e\x94", b"cbuiltins\nset\n\x94" + b"h\x01h\x00\x85R" * 1000
+        ),
+        "a set of something else than a few words",
+    ),
+    "a huge number as a key": (lambda: opcodes(b"}", b"\x8a\x08" + b"\xff" * 7 + b"\x1f", b"Ns"), "a int as a key"),
     "a storage smaller than it claims": (lambda: view(content=storage(2**40)), "512 bytes that claims 1,099,511,627,7"),
     "a storage larger than it claims": (lambda: view(content=storage(127)), "of 512 bytes that claims 127 numbers"),
     "a storage of two lengths": (lambda: view(content=storage(256, length=128)), "of 512 bytes that claims 256"),

@@ -21,10 +21,11 @@ def test_noise_is_no_pickle(content: bytes) -> None:
         read_pickle(io.BytesIO(b"\x80\x04" + content), NAMES)
 
 
+KEYS = st.text() | st.integers(1 - 2**60, 2**60 - 1)
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text() | st.binary()
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner) | st.tuples(inner, inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner, inner) | st.dictionaries(KEYS, inner),
     max_leaves=10,
 )
 
