@@ -14,6 +14,7 @@ from ersde_lit.cli.choose_machine import MachineOptions
 from ersde_lit.cli.choose_reference import ReferenceOptions
 from ersde_lit.cli.choose_sweep import SweepOptions, seed_sets
 from ersde_lit.cli.describe import describe, digests
+from ersde_lit.sampling.output import disk_errors
 
 if TYPE_CHECKING:
     from ersde_lit.evaluation.cells import Cell, Record
@@ -165,15 +166,14 @@ def evaluate_images(
         The report; None on all ranks but the first.
     """
     from ersde_lit.evaluation import image_files
-    from ersde_lit.evaluation.cells import REAL, record
+    from ersde_lit.evaluation.cells import REAL, Cells, record
     from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
     from ersde_lit.evaluation.report import ImagesReport
     from ersde_lit.evaluation.sweep import measure, measure_images
-    from ersde_lit.sampling.output import check_out
     from ersde_lit.sampling.ranks import fabric
 
-    if out is not None:
-        check_out(out)
+    if out is not None and Cells(out).path.exists():
+        raise ValueError(f"--out {out} holds an evaluation of a checkpoint; choose another name")
     _check_files(**reference.files)
     sets = [image_files(path) for path in images]
     data, features = reference.open_data(), reference.open_features()
@@ -250,9 +250,10 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
         console.print(table)
     console.print(caption, markup=False)
     if folder is not None:
-        folder.mkdir(exist_ok=True)
-        for name, text in {"results.csv": report.csv(), "results.md": report.markdown(caption)}.items():
-            temporary = folder / f"{name}.tmp"
-            temporary.write_text(text)
-            temporary.replace(folder / name)
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            for name, text in {"results.csv": report.csv(), "results.md": report.markdown(caption)}.items():
+                temporary = folder / f"{name}.tmp"
+                temporary.write_text(text)
+                temporary.replace(folder / name)
         console.print(f"tables  {folder / 'results.csv'}, {folder / 'results.md'}", markup=False)

@@ -468,6 +468,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(bad_files, inside, capsys, opti
         ([DATA], "give --ckpt_path and --out, or --images"),
         ([DATA, f"--ckpt_path={LAST}"], "give --ckpt_path and --out"),
         (["--images", "absent.zip", DATA, MEANS], "there is no file or folder absent.zip"),
+        (["--images", "mixed", DATA, MEANS, "--out=text.txt"], "--out text.txt is a file; name a folder"),
         (["--images", "text.npz", DATA, MEANS], "text.npz"),
         (["--images", "text.txt", DATA, MEANS], "text.txt"),
         (["--images", "empty", DATA, MEANS], "empty holds no image"),

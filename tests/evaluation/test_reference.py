@@ -76,6 +76,22 @@ def test_is_of_the_training_images_of_a_data_set(tmp_path):
     assert {tuple(row) for row in found.features.tolist()} == {tuple(row) for row in features.tolist()}
 
 
+class Constant(Projection):
+    """Whose first feature is the same for every image: its variance rounds to a little less than 0."""
+
+    def forward(self, images):
+        return super().forward(images).index_fill(1, torch.tensor([0]), 0.1)
+
+
+def test_a_feature_that_never_changes_is_no_fault(tmp_path, passes):
+    for _ in range(2):
+        reference = reference_of(Noise(), Constant(), cache=tmp_path)
+    assert passes == [1]
+    assert reference.statistics.cov[0, 0].abs() < 1e-15
+    write_reference(reference, tmp_path / "mine.npz")
+    assert read_reference(tmp_path / "mine.npz", Constant()).num_images == 120
+
+
 def test_is_computed_once(tmp_path, passes):
     first = reference_of(Noise(), Projection(), cache=tmp_path)
     second = reference_of(Noise(), Projection(), cache=tmp_path)

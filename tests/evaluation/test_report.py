@@ -70,6 +70,11 @@ def test_rows_have_the_best_of_a_column_in_bold_and_say_what_was_run():
     assert Report(RECORDS, ["fid"], best=True).rows("fid")[0] == ["a", "3", "1"]
 
 
+def test_a_sampler_of_somebody_may_make_any_number_of_calls():
+    report = Report([cell("three", 6, "0-19", asked=10, fid=2.0), cell("a", 10, "0-19", fid=3.0)], ["fid"])
+    assert report.rows("fid") == [["three", "**2 (6 calls)**"], ["a", "3"]]
+
+
 def test_markdown_and_terminal_show_the_same():
     report = Report(RECORDS, ["fid", "precision"])
     markdown = report.markdown(str(HOW))
