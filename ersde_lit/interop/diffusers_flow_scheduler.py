@@ -30,6 +30,9 @@ class ERSDEFlowMatchScheduler(TableScheduler):
     A state is x = (1 - t) x0 + t eps, `sigmas` are t, timesteps are ``num_train_timesteps * t``, and the model predicts
     eps - x0. A t of 1, pure noise, has no finite lam; it becomes 0.999, or nearer to 1 where others follow.
 
+    Pipelines of flow models call `step` without their generator, so the noise of the steps, and with it the image,
+    depends on the global random state: call `torch.manual_seed` first, or take noise_scale="ode", which adds none.
+
     Args:
         num_train_timesteps: what t = 1 is told as.
         shift: of t towards 1; dynamic with use_dynamic_shifting, where `set_timesteps` is given mu.

@@ -5,7 +5,7 @@
 `ERSDEScheduler` serves variance preserving models, with the conventions of DPMSolverMultistepScheduler;
 `ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
 All three take the options of `ersde_lit.solvers.ERSDE`, compute what `ersde_lit.solvers.sample` does with its table,
-and save and load their configuration. Needs diffusers.
+and save and load their configuration; `from_config` refuses another family's. Needs diffusers.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class ERSDEScheduler(TableScheduler):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """The schedule of the next run, by one of the three.
 
@@ -128,7 +129,10 @@ class ERSDEScheduler(TableScheduler):
             device: of `timesteps`.
             timesteps: (N,) of the process, descending.
             sigmas: (N+1,) descending, with the last, usually 0, as EulerDiscreteScheduler takes them.
+            mu: must be None: only ERSDEFlowMatchScheduler can shift by it.
         """
+        if mu is not None:
+            raise ValueError(f"ERSDEScheduler cannot be shifted by mu={mu}: use ERSDEFlowMatchScheduler, or flow_shift")
         only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if sigmas is not None:
             levels = as_levels(sigmas)

@@ -38,6 +38,14 @@ __all__ = [
 ]
 
 COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be taken over
+# Whose a configuration is, by the first of these options that is set in it. Several of diffusers' VP schedulers can
+# serve flow models: where they are shifted by mu, the flow scheduler takes over.
+_FAMILIES = {
+    "use_dynamic_shifting": "ERSDEFlowMatchScheduler",
+    "beta_schedule": "ERSDEScheduler",
+    "sigma_data": "ERSDEEDMScheduler",
+    "shift": "ERSDEFlowMatchScheduler",
+}
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -97,6 +105,16 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     num_inference_steps: int | None
     if TYPE_CHECKING:
         config: Any  # attributes as well as items
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of other models."""
+        config = {**config_dict, **kwargs}
+        option = next((option for option in _FAMILIES if config.get(option)), None)
+        if option is not None and _FAMILIES[option] not in [base.__name__ for base in cls.__mro__]:
+            given = f"{config.get('_class_name', 'a configuration')} with {option}={config[option]}"
+            raise ValueError(f"{given} is for {_FAMILIES[option]}, not {cls.__name__}")
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def _check_solver(self) -> None:
         if not isinstance(self.config.noise_scale, str):

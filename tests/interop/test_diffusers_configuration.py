@@ -89,6 +89,53 @@ def test_refuses_configurations_in_one_line(kind: Any, config: dict[str, Any], m
         kind(**config)
 
 
+DYNAMIC = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "right"),
+    [
+        (diffusers.DDPMScheduler(), ERSDEScheduler),
+        (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), ERSDEScheduler),
+        (diffusers.EDMEulerScheduler(), ERSDEEDMScheduler),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), ERSDEFlowMatchScheduler),
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), ERSDEFlowMatchScheduler),
+        (diffusers.UniPCMultistepScheduler(**DYNAMIC), ERSDEFlowMatchScheduler),
+        *((kind(), kind) for kind in KINDS),
+    ],
+)
+def test_refuses_configurations_of_other_families_by_the_name_of_theirs(
+    theirs: Any, right: Any, tmp_path: Path
+) -> None:
+    mine = right.from_config(theirs.config)
+    type("Derived", (right,), {}).from_config(theirs.config)
+    theirs.save_pretrained(tmp_path)
+    for kind in KINDS:
+        for config in (theirs.config, mine.config):
+            if kind is right:
+                kind.from_config(config)
+                continue
+            with pytest.raises(ValueError, match=rf"^[^\n]* is for {right.__name__}, not {kind.__name__}$"):
+                kind.from_config(config)
+        if kind is not right:
+            with pytest.raises(ValueError, match=rf"is for {right.__name__}, "):
+                kind.from_pretrained(tmp_path)
+
+
+def test_dynamic_shifting_is_not_dropped() -> None:
+    theirs = diffusers.UniPCMultistepScheduler(**DYNAMIC)
+    message = "^a configuration with use_dynamic_shifting=True is for ERSDEFlowMatchScheduler, not ERSDEScheduler$"
+    with pytest.raises(ValueError, match=message):
+        ERSDEScheduler.from_config(theirs.config)
+    with pytest.raises(ValueError, match="ERSDEFlowMatchScheduler"):
+        ERSDEScheduler.from_config(diffusers.DDPMScheduler().config, use_dynamic_shifting=True)
+    assert ERSDEFlowMatchScheduler.from_config(theirs.config).config.use_dynamic_shifting
+    scheduler = ERSDEScheduler()
+    scheduler.set_timesteps(5, mu=None)
+    with pytest.raises(ValueError, match=r"^ERSDEScheduler cannot be shifted by mu=1\.5: use ERSDEFlowMatchScheduler"):
+        scheduler.set_timesteps(5, mu=1.5)
+
+
 def test_refuses_wrong_calls_in_one_line() -> None:
     scheduler, x = ERSDEScheduler(), torch.zeros(1, 3, 2, 2)
     with pytest.raises(ValueError, match="set_timesteps must be called before step"):
