@@ -172,8 +172,8 @@ def evaluate_images(
     from ersde_lit.evaluation.sweep import measure, measure_images
     from ersde_lit.sampling.ranks import fabric
 
-    if out is not None and Cells(out).path.exists():
-        raise ValueError(f"--out {out} holds an evaluation of a checkpoint; choose another name")
+    if out is not None and (Cells(out).path.exists() or (Path(out) / "results.csv").exists()):
+        raise ValueError(f"--out {out} holds results of another evaluation; choose another name")
     _check_files(**reference.files)
     sets = [image_files(path) for path in images]
     data, features = reference.open_data(), reference.open_features()

@@ -1,6 +1,7 @@
 """export: a checkpoint to the form to publish. Its arguments are read before torch is imported."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -36,6 +37,8 @@ def export_weights(checkpoint: str, out: str, averaged_only: bool = False) -> No
         averaged_only: leave the raw weights out.
     """
     check_new(out)
+    if Path(out).suffix.lower() != ".safetensors":
+        raise ValueError(f"--out {out}: give it a name that ends in .safetensors, which is what it will be")
 
     from ersde_lit.interop.safetensors_file import export
 

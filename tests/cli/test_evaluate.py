@@ -162,6 +162,7 @@ class TestNumbers:
         capsys.readouterr()
         paths = (str(npz), "as_folder", "as.zip")
         assert main(["evaluate", "--images", *paths, DATA, MEANS, "--metrics=fid,kid", "--out=disk_table"]) == 0
+        assert main(["evaluate", "--images", *paths, DATA, MEANS, "--out=disk_table"]) == 2  # nothing is replaced
         with Path("disk_table/results.csv").open() as file:
             rows = {row["sampler"]: row for row in csv.DictReader(file)}
         assert set(rows) == {*paths, "real, held out"}
