@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from ersde_lit.cli import fail
 from ersde_lit.cli.choose_sampler import OF_GRID, OF_SOLVER, GridName, SamplerOptions
 from ersde_lit.cli.inline import options_of, read_inline, split
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.output import check_out, disk_errors
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -63,13 +62,6 @@ class AnalysisOptions:
     batch_size: PositiveInt = 64
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     trust: bool = False
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"analyze: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

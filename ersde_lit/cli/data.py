@@ -1,21 +1,12 @@
 """data: people's data sets to memory-mapped arrays. Its arguments are read before torch is imported."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ersde_lit.cli import fail
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"data: {message}"))
+from ersde_lit.cli.parser import Parser
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -51,6 +42,7 @@ def convert_data(
     from ersde_lit.data.array import INFO, check_array
     from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
     from ersde_lit.data.sources import open_source
+    from ersde_lit.sampling.progress import progress
 
     if out is None:
         if not (Path(source).expanduser() / INFO).is_file():
@@ -64,19 +56,7 @@ def convert_data(
     if is_finished(opened, out, held_out):
         print(f"{out} is finished: nothing to do")
         return
-    with _progress(len(opened.labels)) as advance:
-        info = convert(opened, out, held_out, advance)
+    done = [0]
+    with progress(lambda: sum(done), len(opened.labels)):
+        info = convert(opened, out, held_out, done.append)
     print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images/s and the time left, where standard error is a terminal; calls advance it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, rate=0.0)
-        yield lambda count: bar.update(task, advance=count, rate=bar.tasks[0].finished_speed or bar.tasks[0].speed or 0)

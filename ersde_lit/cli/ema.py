@@ -2,20 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ersde_lit.cli import fail
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.output import disk_errors
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"ema: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from ersde_lit.cli import fail
 from ersde_lit.cli.choose_guidance import GuidanceOptions
 from ersde_lit.cli.choose_machine import MachineOptions
 from ersde_lit.cli.choose_reference import ReferenceOptions
 from ersde_lit.cli.choose_sweep import SweepOptions, seed_sets
 from ersde_lit.cli.describe import describe, digests
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.output import disk_errors
 
 if TYPE_CHECKING:
@@ -49,13 +47,6 @@ FLAGS = {
     "trust": "import network classes from outside ersde_lit that the checkpoint names",
 }
 OF_SAMPLE = {"preview", "trajectory"}  # options of the machine that are not for here
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"evaluate: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

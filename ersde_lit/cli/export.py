@@ -2,20 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ArgumentParser
-
-from ersde_lit.cli import fail
 from ersde_lit.cli.import_weights import check_new
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.output import disk_errors
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"export: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

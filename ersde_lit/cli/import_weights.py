@@ -3,20 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ArgumentParser
-
-from ersde_lit.cli import fail
+from ersde_lit.cli.parser import Parser
 from ersde_lit.interop.guided_flags import GuidedFlags
 from ersde_lit.sampling.output import check_out, disk_errors
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"import: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
 
-from ersde_lit.cli import fail
 from ersde_lit.cli.choose_reference import ReferenceOptions
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.output import check_out, disk_errors
 
 if TYPE_CHECKING:
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
     from ersde_lit.evaluation import ImageFiles
 
 INFO = "info.json"  # of a folder that `data` made
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"reference: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

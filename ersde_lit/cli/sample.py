@@ -3,16 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from ersde_lit.cli import fail
 from ersde_lit.cli.choose_guidance import FILES, GuidanceOptions
 from ersde_lit.cli.choose_machine import MachineOptions
 from ersde_lit.cli.choose_sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.describe import describe, digests
+from ersde_lit.cli.parser import Parser
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.output import check_apart, check_out
 from ersde_lit.sampling.seeds import parse_seeds
@@ -63,13 +62,6 @@ FLAGS = {
     "relative": "of er_sde: the s of --nodes counts from the noise level of each step",
     "paper": "of er_sde: the published algorithm, to reproduce published numbers",
 }
-
-
-class Parser(ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"sample: {message}"))
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
