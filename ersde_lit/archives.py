@@ -35,6 +35,11 @@ def open_zip(path: str | Path, largest: int = 64 * MIB) -> zipfile.ZipFile:
     return archive
 
 
+def open_stored(path: str | Path) -> zipfile.ZipFile:
+    """As `open_zip`, of a file whose entries are not compressed, and so none larger than the file."""
+    return open_zip(path, Path(path).stat().st_size)
+
+
 def _check(archive: zipfile.ZipFile, path: str | Path, largest: int) -> None:
     for entry in archive.infolist():
         parts = PurePosixPath(entry.filename.replace("\\", "/")).parts

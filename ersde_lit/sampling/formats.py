@@ -18,9 +18,11 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from ersde_lit.archives import open_stored
 from ersde_lit.sampling.description import Meta, parse_meta
 
 Encoded = Mapping[str, bytes]  # a block's images by name, as the format keeps them
+BLOCK = "images.npy"
 META = "meta"  # the description of the images: the file meta.json, the array or the text of this name
 LARGEST_PICTURE = 2**26  # pixels; what is much larger, image viewers and PIL refuse
 
@@ -32,6 +34,10 @@ class Format(ABC):
         """Raises ValueError where `count` images of this shape, (C, H, W), cannot be kept so."""
         if image_shape[0] not in (1, 3):
             raise ValueError(f"a PNG holds 1 or 3 channels, not {image_shape[0]}; use --out NAME.npz")
+
+    @abstractmethod
+    def names(self, seeds: Sequence[int]) -> list[str]:
+        """What `encode` calls the files of a block of these seeds."""
 
     @abstractmethod
     def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
@@ -67,8 +73,11 @@ class Pngs(Format):
     @abstractmethod
     def name(self, seed: int) -> str: ...
 
+    def names(self, seeds: Sequence[int]) -> list[str]:
+        return [self.name(seed) for seed in seeds]
+
     def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
-        return {self.name(seed): self._png(image) for image, seed in zip(images, seeds, strict=True)}
+        return {name: self._png(image) for name, image in zip(self.names(seeds), images, strict=True)}
 
     def _png(self, image: np.ndarray) -> bytes:
         file = io.BytesIO()
@@ -82,7 +91,7 @@ class Pngs(Format):
         """All files, by name."""
         for block in blocks:
             yield from block.items()
-        pairs = None if labels is None else [*zip(map(self.name, seeds), labels, strict=True)]
+        pairs = None if labels is None else [*zip(self.names(seeds), labels, strict=True)]
         yield "dataset.json", json.dumps({"labels": pairs}).encode()
         yield f"{META}.json", meta.encode()
 
@@ -130,21 +139,24 @@ class Zip(Pngs):
                 file.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: no date gets into the bytes
 
     def read_meta(self, path: Path) -> str:
-        with zipfile.ZipFile(path) as file:
+        with open_stored(path) as file:
             return file.read(f"{META}.json").decode()
 
 
 class Arrays(Format):
     """A block is one array, uint8 [n, H, W, C]."""
 
+    def names(self, seeds: Sequence[int]) -> list[str]:
+        return [BLOCK]
+
     def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
         file = io.BytesIO()
         npy.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
-        return {"images.npy": file.getvalue()}
+        return {BLOCK: file.getvalue()}
 
     @staticmethod
     def decode(block: Encoded) -> np.ndarray:
-        return npy.read_array(io.BytesIO(block["images.npy"]), allow_pickle=False)
+        return npy.read_array(io.BytesIO(block[BLOCK]), allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -171,8 +183,8 @@ class Npz(Arrays):
                     npy.write_array(member, array, allow_pickle=False)
 
     def read_meta(self, path: Path) -> str:
-        with np.load(path, allow_pickle=False) as file:
-            return str(file[META])
+        with open_stored(path) as file:
+            return str(npy.read_array(io.BytesIO(file.read(f"{META}.npy")), allow_pickle=False))
 
 
 @dataclass(frozen=True)

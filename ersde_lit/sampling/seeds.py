@@ -16,14 +16,14 @@ def parse_ranges(text: str, option: str, like: str) -> list[range]:
     """
     ranges = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,999})\s*(?:-\s*([0-9]{1,999})\s*)?", part)
         if match is None:
             raise ValueError(f"{option} {text!r}: {part!r} is no number or range; write {like}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"{option} {text!r}: the range {part.strip()} runs downwards; write {last}-{first}")
         if last > MAX_SEED:
-            raise ValueError(f"{option} {text!r}: {last} is above the largest, {MAX_SEED}")
+            raise ValueError(f"{option} {text!r}: {last} is above the largest, 2^48 - 1 = {MAX_SEED}")
         ranges.append(range(first, last + 1))
     return ranges
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ersde_lit.archives import open_stored
 from ersde_lit.sampling.description import Meta, differences, parse_meta
 from ersde_lit.sampling.formats import Encoded, Format, read_meta
 from ersde_lit.sampling.output import check_out, disk_errors
@@ -215,11 +216,12 @@ class Work:
         for number in range(self.count):
             path = self.folder / f"{number:06d}.zip"
             try:
-                with zipfile.ZipFile(path) as file:
-                    yield {name: file.read(name) for name in file.namelist()}
-            except (zipfile.BadZipFile, EOFError, KeyError) as error:
+                with open_stored(path) as file:
+                    block = {name: file.read(name) for name in self.format.names(self.block(number))}
+            except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
                 path.unlink(missing_ok=True)
                 raise ValueError(f"{path} is damaged and was removed: run the same command again") from error
+            yield block
 
 
 def _flush(path: Path) -> None:

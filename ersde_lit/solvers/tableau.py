@@ -6,7 +6,7 @@ and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,9 +43,13 @@ class Tableau(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What each family of samplers is: a frozen dataclass of its options with this one method."""
+    """What each family of samplers is: a frozen dataclass of its options with this one method.
 
-    def tableau(self, lams: Tensor) -> Tableau:
+    Its types are Tensor and Tableau. They are not written as annotations because jsonargparse would then ask every
+    solver that YAML names for the very same ones.
+    """
+
+    def tableau(self, lams: Any, /) -> Any:
         """The table for the noise levels `lams`, (N+1,), descending; computed once, on the host, in float64."""
         ...
 

@@ -4,10 +4,12 @@ import shutil
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 from PIL import Image
 
 from ersde_lit.sampling.formats import LARGEST_PICTURE, Folder, Npz, Picture, Zip, format_of, read_meta
@@ -173,6 +175,18 @@ def test_pickles_are_not_read(tmp_path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         read_meta(tmp_path / "a.npz")
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(("out", "entry"), [("a.zip", "meta.json"), ("a.npz", "meta.npy")])
+def test_a_description_that_unpacks_to_more_than_its_file_is_not_read(tmp_path, out, entry) -> None:
+    file = io.BytesIO()
+    npy.write_array(file, np.array(json.dumps(META) + " " * 10**6))
+    text = file.getvalue() if out == "a.npz" else (json.dumps(META) + " " * 10**6).encode()
+    for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / out, "w", how) as archive:
+            archive.writestr(entry, text)
+        with pytest.raises(ValueError, match="is damaged") if how else nullcontext():
+            assert read_meta(tmp_path / out) == META
 
 
 def test_the_ending_decides() -> None:

@@ -27,7 +27,7 @@ def test_reads_lists_and_ranges_in_order(text, seeds):
 
 WRONG = ["", " ", ",", "a", "3-", "-3", "5-3", "1,,2", "1,", "1.5", "1e3", "0x10", "1-2-3", "0..5", "1 2", "+1", "１"]
 DOUBLE = ["0-5,3", "3,3", "1-4,4-6"]
-BIG = [f"{MAX_SEED + 1}", "9" * 30]
+BIG = [f"{MAX_SEED + 1}", "9" * 30, f"{2**64}"]
 
 
 @pytest.mark.parametrize("text", WRONG + DOUBLE + BIG)
@@ -35,6 +35,12 @@ def test_refuses_anything_else_in_one_line(text):
     with pytest.raises(ValueError, match=r"^--seeds ") as error:
         parse_seeds(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [*BIG, f"0-{2**64}", f"5,{2**63}"])
+def test_names_the_largest_seed_where_one_is_above(text):
+    with pytest.raises(ValueError, match=f"above the largest.*{MAX_SEED}"):
+        parse_seeds(text)
 
 
 def test_names_the_seed_that_is_given_twice():

@@ -4,6 +4,7 @@ import re
 import resource
 import stat
 import subprocess
+import zipfile
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -122,6 +123,39 @@ class TestCourse:
         work.lock.release()
         assert not out.exists()
         assert work_of(out).begin() == [1]
+
+    @pytest.mark.parametrize("planted", ["../../../EVIL.png", "/tmp/EVIL.png", "000099.png", "a/../../EVIL.png"])
+    def test_a_planted_block_writes_nothing_of_its_own(self, out, planted) -> None:
+        work = work_of(out)
+        make(work, *work.begin())
+        with zipfile.ZipFile(work.folder / "000001.zip", "w") as file:
+            file.writestr(planted, b"evil")
+        before = {*out.parents[1].rglob("*")}
+        with pytest.raises(ValueError, match=r"000001.zip is damaged and was removed"):
+            work.publish([0, 1, 2, 3, 4])
+        work.lock.release()
+        assert not out.exists()
+        assert {*out.parents[1].rglob("*")} == before - {work.folder / "000001.zip"}
+
+    def test_a_planted_name_beside_the_right_ones_is_refused(self, out) -> None:
+        work = work_of(out)
+        make(work, *work.begin())
+        with zipfile.ZipFile(work.folder / "000001.zip", "a") as file:
+            file.writestr("../EVIL.png", b"evil")
+        with pytest.raises(ValueError, match=r"000001.zip is damaged and was removed"):
+            work.publish([0, 1, 2, 3, 4])
+        work.lock.release()
+
+    def test_a_planted_bomb_is_not_unpacked(self, out) -> None:
+        work = work_of(out)
+        make(work, *work.begin())
+        names = work.format.names(work.block(1))
+        with zipfile.ZipFile(work.folder / "000001.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            for name in names:
+                file.writestr(name, bytes(10**6))
+        with pytest.raises(ValueError, match=r"000001.zip is damaged and was removed"):
+            work.publish([0, 1, 2, 3, 4])
+        work.lock.release()
 
     def test_two_at_once_are_refused(self, out) -> None:
         first, second = work_of(out), work_of(out)
