@@ -108,7 +108,7 @@ class ResidualUNet(Network):
         others: as in the published constructors.
     """
 
-    map_augment: nn.Module | None
+    map_augment: nn.Linear | None
 
     def __init__(
         self,
@@ -180,6 +180,8 @@ class ResidualUNet(Network):
         """
         if augment is not None and self.map_augment is None:
             raise ValueError(f"set the network's augment_dim to {augment.shape[1]}: it cannot be told of augmentation")
+        if augment is None and self.map_augment is not None:  # zeros: DDP takes no weights without a gradient
+            augment = x.new_zeros(len(x), self.map_augment.in_features)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would blur neighbouring noise levels
             dtype = torch.promote_types(x.dtype, torch.float32)
             embedding = self.embed(c_noise.to(dtype), labels, None if augment is None else augment.to(dtype))

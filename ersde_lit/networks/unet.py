@@ -112,7 +112,9 @@ class UNet(Network):
         if self.embed_label is not None and labels is not None:
             # one_hot of label + 1 without its first column: label -1 becomes a row of zeros
             embedding = embedding + self.embed_label(F.one_hot(labels + 1, self.num_classes + 1)[:, 1:].to(x.dtype))
-        if self.embed_augment is not None and augment is not None:
+        if self.embed_augment is not None:
+            if augment is None:  # zeros, rather than weights without a gradient, which DDP does not take
+                augment = x.new_zeros(len(x), self.embed_augment.in_features)
             embedding = embedding + self.embed_augment(augment.to(x.dtype))
         embedding = F.silu(embedding)
 
@@ -200,6 +202,7 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 def positional(c_noise: Tensor, width: int) -> Tensor:
     """Sinusoids of c_noise [B] at `width` / 2 frequencies from 1 down to 1e-4 (Vaswani et al. 2017) -> [B, width]."""
-    frequencies = torch.exp(torch.arange(width // 2, device=c_noise.device) * (-math.log(1e4) / (width // 2)))
+    k = torch.arange(width // 2, dtype=torch.float32, device=c_noise.device)
+    frequencies = torch.exp(k * (-math.log(1e4) / (width // 2)))
     angles = c_noise.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,11 +1,13 @@
 """Exponential moving average of weights, with its half-life in images and a ramp-up (Karras et al. 2022, app. F.2)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ersde_lit.training.fsdp import whole
+from ersde_lit.training.fsdp import whole_weights
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,27 @@ class EMA:
     @torch.no_grad()
     def update(self, average: nn.Module, current: nn.Module, images: int, images_seen: int) -> None:
         """average <- decay * average + (1 - decay) * current, in place; buffers are copied."""
-        weight = 1 - self.decay(images, images_seen)
-        torch._foreach_lerp_(list(average.parameters()), [whole(new) for new in current.parameters()], weight)
+        averages = dict(average.named_parameters())
+        for weights in whole_weights(current):
+            follow(averages, weights, 1 - self.decay(images, images_seen))
         for kept, new in zip(average.buffers(), current.buffers(), strict=True):
             kept.copy_(new)
+
+
+def follow(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float) -> None:
+    """average <- (1 - share) * average + share * weight in place, for these weights, in the averages' precision."""
+    kept = [averages[name] for name in weights]
+    new = [weight.to(average.dtype) for weight, average in zip(weights.values(), kept, strict=True)]
+    torch._foreach_lerp_(kept, new, share)
+
+
+def not_in_half(average: nn.Module, cast: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`cast`, but the tensors of `average` come out in float32 at least: half precision loses a step's share."""
+    averages = {id(value) for value in chain(average.parameters(), average.buffers())}
+
+    def careful(value: Tensor) -> Tensor:
+        made = cast(value)
+        is_half = made.is_floating_point() and made.itemsize < 4
+        return value.to(made.device, torch.float32) if is_half and id(value) in averages else made
+
+    return careful

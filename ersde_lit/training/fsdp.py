@@ -1,5 +1,7 @@
 """Sharded training, as a strategy of Lightning: `--trainer.strategy fsdp2`."""
 
+from collections.abc import Iterator
+
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -37,6 +39,18 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for block in [block for part in reversed(lists) for block in part.children()]:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+def whole_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The weights of `module` by name; to be called by all ranks.
+
+    In one dict, or where they are sharded in one each, so that never more than one is whole in memory.
+    """
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    if is_sharded(module):
+        yield from ({name: whole(weight)} for name, weight in weights.items())
+    else:
+        yield weights
 
 
 def whole(weights: Tensor) -> Tensor:

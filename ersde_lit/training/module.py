@@ -1,10 +1,9 @@
 """Training: one LightningModule for every process, preconditioning, prediction and network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,23 +16,23 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.networks import Network
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
-from ersde_lit.training.ema import EMA
+from ersde_lit.training.ema import EMA, not_in_half
 from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
+from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
 from ersde_lit.training.spec import completed, describe
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
 VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k + 1/2) / 16 of the training density
-PATIENCE = 100  # steps in a row whose loss may fail to be finite
 
 
-class DiffusionModule(pl.LightningModule):
+class DiffusionModule(GuardedModule):
     """Trains a denoiser; validates and samples with the moving average of its weights.
 
     Both sets of weights are ordinary parts of the module (`denoiser`, `ema_denoiser`) and of its checkpoints: nothing
-    is ever swapped. Logs `train/loss`, the mean over all images of a step, and `val/loss` or `test/loss`, over fixed
-    noise levels and fixed noise.
+    is ever swapped. The averages stay in float32 or better, whatever the module is cast to. Logs `train/loss`, the mean
+    over all images of a step, and `val/loss` or `test/loss`, over fixed noise levels and fixed noise.
 
     What is random depends on the seed of `seed_everything` and each image's number in the run, not on the number of
     devices, accumulation or resuming; dropout masks alone also depend on how a step is shared. In gradients NaN counts
@@ -51,7 +50,7 @@ class DiffusionModule(pl.LightningModule):
 
     Raises:
         ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
-        FloatingPointError: at `fit`, the loss of 100 steps in a row was not finite.
+        FloatingPointError: at `fit`, the loss of 100 steps in a row was not finite, or what is to be saved is not.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class DiffusionModule(pl.LightningModule):
             raise ValueError(f"label_dropout is a probability, got {label_dropout}")
         self.denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data)
         self.ema_denoiser = deepcopy(self.denoiser).requires_grad_(False).eval()
+        self._apply(lambda value: value)  # the network may have been made in half precision
         self.density = density or PRECONDITIONINGS[preconditioning].density
         self.label_dropout = label_dropout
         self.recipe = optimizer
@@ -80,7 +80,6 @@ class DiffusionModule(pl.LightningModule):
         self.images_seen = 0
         self._images_at_step = 0
         self._loss_of_step = torch.zeros(())  # summed over this device's images
-        self._steps_not_finite = torch.zeros((), dtype=torch.int64)
         self._evaluation_batch = 0
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
@@ -127,6 +126,9 @@ class DiffusionModule(pl.LightningModule):
             self.load_state_dict(self.trainer.strategy.broadcast(self.state_dict()))  # ranks may have drawn others
             shard(self.denoiser, self.device_mesh["data_parallel"])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionModule":
+        return super()._apply(not_in_half(self.ema_denoiser, fn), recurse)  # what `to` and precision plugins do
+
     def train(self, mode: bool = True) -> "DiffusionModule":
         super().train(mode)
         self.ema_denoiser.eval()  # averaged weights are for evaluation only: no dropout in them
@@ -172,14 +174,10 @@ class DiffusionModule(pl.LightningModule):
         self.ema.update(self.ema_denoiser, self.denoiser, images, self.images_seen)
         loss, self._loss_of_step = self._loss_of_step * self.trainer.world_size / images, torch.zeros(())
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self._steps_not_finite = (self._steps_not_finite + 1) * ~loss.isfinite()
-        if self.global_step % PATIENCE == 0 and self._steps_not_finite >= PATIENCE:  # the only wait for the device
-            raise FloatingPointError(
-                f"the loss has not been finite for {PATIENCE} steps, up to step {self.global_step}: "
-                "lower the learning rate, clip gradients or use --trainer.precision 32"
-            )
+        self.watch_step(loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC_KEY] = self.spec
         checkpoint[IMAGES_KEY] = self.images_seen
 
@@ -205,11 +203,13 @@ class DiffusionModule(pl.LightningModule):
 
     def _log_fixed_loss(self, name: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x0, labels = batch
+        x0 = x0.to(next(self.ema_denoiser.parameters()).dtype)  # half precision would blur the noise levels
         index = self._indices(len(x0), batch_idx)
         u = ((torch.tensor(index, device=self.device) % VALIDATION_LEVELS).float() + 0.5) / VALIDATION_LEVELS
         lam = self.density.lam(u, self.denoiser.process)
         eps = SeededNoise(index, x0.shape[1:], device=x0.device, dtype=x0.dtype).initial()
         loss = self.ema_denoiser.loss(x0, lam, eps, self._known(labels)).mean()
+        self.watch_validation(loss, batch_idx)
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,6 +15,7 @@ from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, Preconditionin
 from ersde_lit.networks import Network
 from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.checkpoint import read, rebuild
+from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
@@ -24,7 +24,7 @@ from ersde_lit.training.spec import describe
 KIND = "noisy_classifier"  # the one entry under SPEC_KEY of its checkpoints, where a DiffusionModule's has its settings
 
 
-class NoisyClassifier(pl.LightningModule):
+class NoisyClassifier(GuardedModule):
     """Learns log p(k | y, lam) of y = x0 + lam eps from labelled images (Dhariwal & Nichol 2021).
 
     Called as ``classifier(y, lam)``, which is what `ClassifierGuidance` wants. Logs `train/loss`, the cross entropy,
@@ -114,6 +114,7 @@ class NoisyClassifier(pl.LightningModule):
         eps = SeededNoise(seeds, x0.shape[1:], x0.device, x0.dtype).initial()
         loss = F.nll_loss(self(x0 + lam.view(-1, 1, 1, 1) * eps, lam), labels)
         self.log("train/loss", loss, prog_bar=True)
+        self.watch_step(loss.detach())
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -122,8 +123,9 @@ class NoisyClassifier(pl.LightningModule):
         lam = self.density.lam((number % VALIDATION_LEVELS + 0.5) / VALIDATION_LEVELS, self.process)
         eps = SeededNoise(number + (batch_idx << 24), x0.shape[1:], x0.device, x0.dtype).initial()
         log_p = self(x0 + lam.view(-1, 1, 1, 1) * eps, lam)
-        accuracy = (log_p.argmax(1) == labels).float().mean()
-        for name, value in {"val/loss": F.nll_loss(log_p, labels), "val/accuracy": accuracy}.items():
+        loss, accuracy = F.nll_loss(log_p, labels), (log_p.argmax(1) == labels).float().mean()
+        self.watch_validation(loss, batch_idx)
+        for name, value in {"val/loss": loss, "val/accuracy": accuracy}.items():
             self.log(name, value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -137,6 +139,7 @@ class NoisyClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC_KEY] = {KIND: self.spec}
         checkpoint[IMAGES_KEY] = self.images_seen
 

@@ -8,10 +8,12 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from ersde_lit.training.guard import GuardedModule
 
 STEP_KEY = "step_of_epoch"
 TERMINATED = 128 + signal.SIGTERM  # exit code of a process that SIGTERM ended
@@ -25,7 +27,8 @@ class RollingCheckpoint(Checkpoint):
     share them have changed; with the same ones it ends with the same bits. What it had logged after the checkpoint is
     logged once more, with equal values.
 
-    On SIGTERM the run is saved after the step (or the validation) it is at, and ends with exit code 143.
+    On SIGTERM the run is saved after the step (or the validation) it is at, and ends with exit code 143. A run that
+    diverges is not saved (`GuardedModule`); in mid-run a step whose loss is not finite is not either, but a later one.
 
     Args:
         minutes: between two checkpoints.
@@ -35,6 +38,8 @@ class RollingCheckpoint(Checkpoint):
         ValueError: an interval that is not positive.
     """
 
+    dirpath: Path
+
     def __init__(self, minutes: float = 10.0, steps: int | None = None) -> None:
         if minutes <= 0 or (steps is not None and steps < 1):
             raise ValueError(f"minutes and steps between checkpoints must be positive, got {minutes} and {steps}")
@@ -43,6 +48,7 @@ class RollingCheckpoint(Checkpoint):
         self._saved_step, self._saved_at = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.dirpath = Path(trainer.default_root_dir) / "checkpoints"
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         # In the place of Lightning's handler, which ends the run without saving, and talks to other ranks in mid-step.
         if threading.current_thread() is threading.main_thread():
@@ -53,28 +59,31 @@ class RollingCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._between_steps(trainer)
+            self._between_steps(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._between_steps(trainer)
+        self._between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
         if trainer.is_global_zero:
-            self._path(trainer, "previous").unlink(missing_ok=True)
+            self._path("previous").unlink(missing_ok=True)
 
-    def _between_steps(self, trainer: Trainer) -> None:
+    def _between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if any rank finds that due, and ends the run if any was told to."""
         any_rank = partial(trainer.strategy.reduce_boolean_decision, all=False)
         if not any_rank(self._due(trainer)):
             return
+        terminated = any_rank(self._terminated)
+        if not terminated and any_rank(not cast(GuardedModule, pl_module).loss_is_sound):
+            return  # the next steps tell whether the training diverges
         self._save(trainer)
-        if any_rank(self._terminated):
+        if terminated:
             trainer.print(
-                f"SIGTERM: saved {self._path(trainer, 'last')} at step {trainer.global_step}; the same command resumes."
+                f"SIGTERM: saved {self._path('last')} at step {trainer.global_step}; the same command resumes."
             )
             # One process a node says so; the others end quietly, as Lightning kills the first when a child fails.
             raise SystemExit(TERMINATED if trainer.local_rank == 0 else 0)
@@ -87,17 +96,17 @@ class RollingCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run or trainer.global_step == self._saved_step:  # type: ignore[attr-defined]
             return
-        new, last = self._path(trainer, "new"), self._path(trainer, "last")
+        new, last = self._path("new"), self._path("last")
         trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:
             if last.exists():
-                os.replace(last, self._path(trainer, "previous"))
+                os.replace(last, self._path("previous"))
             os.replace(new, last)
         trainer.strategy.barrier("rolling checkpoint")
         self._validated, self._saved_step, self._saved_at = False, trainer.global_step, time.monotonic()
 
-    def _path(self, trainer: Trainer, name: str) -> Path:
-        return Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
+    def _path(self, name: str) -> Path:
+        return self.dirpath / f"{name}.ckpt"
 
     # --- where in the run a checkpoint is
 

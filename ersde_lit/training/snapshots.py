@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ersde_lit.training.fsdp import whole
+from ersde_lit.training.ema import follow
+from ersde_lit.training.fsdp import whole_weights
 from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.power_ema import decay, gamma_of
 
@@ -61,28 +62,31 @@ class PowerEMA(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        weights, images = _weights(pl_module), cast(DiffusionModule, pl_module).images_seen
-        if self.images > images:
+        module = cast(DiffusionModule, pl_module)
+        if self.images > module.images_seen:
             raise ValueError("this PowerEMA has followed another training: give each training a new one")
-        if not self.averages:  # no checkpoint brought them
-            self.images, self.averages = images, dict.fromkeys(self.gammas, weights)
-        self.averages = {
-            length: {name: average[name].to(weight.device, copy=True) for name, weight in weights.items()}
-            for length, average in self.averages.items()
-        }
+        kept, self.averages = self.averages, {length: {} for length in self.gammas}
+        if not kept:  # no checkpoint brought them
+            self.images = module.images_seen
+        for weights in whole_weights(module.denoiser):
+            for (name, weight), length in product(weights.items(), self.gammas):
+                start = kept[length][name] if kept else weight
+                self.averages[length][name] = start.to(weight.device, torch.float32, copy=True)
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
-        before, self.images = self.images, cast(DiffusionModule, pl_module).images_seen
-        weights = [*_weights(pl_module).values()]
-        for length, average in self.averages.items():
-            kept = decay(self.gammas[length], before, self.images)
-            torch._foreach_lerp_([*average.values()], weights, 1 - kept)
+        module = cast(DiffusionModule, pl_module)
+        before, self.images = self.images, module.images_seen
+        for weights in whole_weights(module.denoiser):
+            for length, average in self.averages.items():
+                follow(average, weights, 1 - decay(self.gammas[length], before, self.images))
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it from outside
         if self.images // self.every_n_images > before // self.every_n_images and not is_trial:
+            values = (value.to(self.dtype) for average in self.averages.values() for value in average.values())
+            module.check_finite({"power-function averages": values})
             self.snapshots.append(self.images)
             if trainer.is_global_zero:
                 write_snapshot(snapshot_path(trainer.default_root_dir, self.images), self.averages, self.dtype)
@@ -150,9 +154,3 @@ def _key(length: float, name: str) -> str:
 
 def _checksum(before: int, tensor: Tensor) -> int:
     return zlib.crc32(tensor.numpy().data, before)
-
-
-def _weights(pl_module: LightningModule) -> dict[str, Tensor]:
-    """In float32, whatever is trained in."""
-    weights = cast(DiffusionModule, pl_module).denoiser.named_parameters()
-    return {name: whole(weight.detach()).float() for name, weight in weights}

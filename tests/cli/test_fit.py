@@ -95,6 +95,34 @@ def test_time_that_is_up_is_no_end(inside, capsys, monkeypatch) -> None:
     assert load("runs/timed/checkpoints/last.ckpt").images_seen == 2 * 12 * 128
 
 
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(inside, capsys, monkeypatch) -> None:
+    def spoil(module: DiffusionModule, *args) -> None:
+        if module.global_step == 18:
+            for weight in module.denoiser.parameters():
+                weight.data.mul_(1e12)
+
+    command = fit("--trainer.callbacks=null", "--run=spoilt")
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_batch_end", spoil)
+        assert main(command) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ersde_lit:")]
+    assert "step 24" in line
+    assert line.endswith("the last good checkpoint is runs/spoilt/checkpoints/last.ckpt")
+    assert load("runs/spoilt/checkpoints/last.ckpt").images_seen == 12 * 128
+    assert not (inside / "runs/spoilt/finished").exists()
+    assert main(command) == 0
+    assert "Resuming runs/spoilt" in capsys.readouterr().out
+    assert_same_weights(load("runs/spoilt/checkpoints/last.ckpt"), load("runs/half/checkpoints/last.ckpt"))
+
+
+def test_a_run_that_diverged_at_once_is_not_finished(inside, capsys) -> None:
+    for _ in range(2):
+        assert main(fit("--trainer.callbacks=null", "--run=lost", "--model.optimizer.lr=1e9")) == 2
+        captured = capsys.readouterr()
+        assert "there is no good checkpoint" in captured.err
+        assert "finished" not in captured.out
+
+
 @pytest.mark.parametrize("none", ["max_epochs=0", "max_steps=0", "limit_train_batches=0"])
 def test_a_run_without_a_step_is_not_finished(inside, capsys, none) -> None:
     run = f"--run={none.partition('=')[0]}"

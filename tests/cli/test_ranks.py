@@ -31,11 +31,11 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*command: str) -> str:
+def run(*command: str, code: int = 0) -> str:
     """Runs a command to its end; returns what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
@@ -75,6 +75,13 @@ def test_two_ranks_and_accumulation_train_the_same_weights_as_one(folder) -> Non
     said = run("-m", "ersde_lit", *fit(*OPTIONS, "--run=two", "--device_batch_size=32", *TWO))
     assert said.count("A step is 128 images: 2 device(s) x 2 accumulated batch(es) x 32 images.") == 1
     assert_same_run("one", "two")
+
+
+def test_ranks_end_a_run_that_diverges_together_and_one_says_so(folder) -> None:
+    said = run("-m", "ersde_lit", *fit(*OPTIONS, "--run=lost", "--model.optimizer.lr=1e9", *TWO), code=2)
+    assert said.count("there is no good checkpoint") == 1
+    assert "Traceback" not in said
+    assert not (folder / "runs/lost/checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_two_ranks_make_what_one_makes(checkpoint, tmp_path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     ended = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("\n") == 1
+    assert ended.stdout.count(" images in ") == 1  # some gloos have lines of their own
     assert ended.stdout.endswith("GiB a rank\n")
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["one.npz", "small.ckpt", "two.npz"]

@@ -18,9 +18,8 @@ double = partial(torch.tensor, dtype=torch.float64)
 
 def monomial(p: float, start: float, end: float, m: int) -> float:
     """Integral of ``p (end / l)^p l^m`` over ln l from ln end to ln start, in closed form."""
-    if m == p:
-        return p * end**p * math.log(start / end)
-    return p * end**p * (start ** (m - p) - end ** (m - p)) / (m - p)
+    h = math.log(start / end)
+    return p * end**m * (math.expm1((m - p) * h) / (m - p) if m != p else h)  # exact where m is almost p, too
 
 
 @settings(deadline=None)

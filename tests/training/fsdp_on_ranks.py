@@ -1,11 +1,13 @@
 """Trains for two epochs, the second resumed from the first's checkpoint, in a folder. Run by test_fsdp.py.
 
-Arguments: the folder, a strategy, the number of gloo ranks. Prints what the first rank holds and samples, as JSON.
+Arguments: the folder, a strategy, the number of gloo ranks. Prints what the first rank holds, how many weights were
+whole at a time, and what it samples, as JSON.
 """
 
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,17 +17,33 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import Pictures, network, trainer
 
-from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint
+from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint, fsdp
+
+
+def count_whole() -> list[int]:
+    """Notes at every gathering of a weight how many that were gathered are still there, with it."""
+    gather, gathered, counts = fsdp.whole, weakref.WeakSet(), []
+
+    def whole(weight: torch.Tensor) -> torch.Tensor:
+        made = gather(weight)
+        gathered.add(made)
+        counts.append(len(gathered))
+        return made
+
+    fsdp.whole = whole
+    return counts
 
 
 def train(folder: str, strategy: str, ranks: int) -> None:
     pl.seed_everything(0, verbose=False)
+    counts = count_whole()
     for epochs in (1, 2):
         torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # ranks draw other weights: the first's count
         module = DiffusionModule(network(), optimizer=AdamW(lr=1e-3), ema=EMA(half_life=40, ramp_up=0))
         runner = trainer(
             folder, max_epochs=epochs, strategy=strategy, devices=ranks, gradient_clip_val=1.0, num_sanity_val_steps=0,
             callbacks=[RollingCheckpoint(), PowerEMA(40)], plugins=[AtomicCheckpointIO()], enable_checkpointing=True,
+            precision="64-true",
         )  # fmt: skip
         resumed = f"{folder}/checkpoints/last.ckpt" if epochs == 2 else None
         runner.fit(module, datamodule=Pictures(8), ckpt_path=resumed, weights_only=True)
@@ -33,7 +51,8 @@ def train(folder: str, strategy: str, ranks: int) -> None:
     images = module.sample(range(2 - runner.global_rank), nfe=3)  # not the same work on each rank
     if runner.is_global_zero:
         whole = sum(w.numel() for w in module.ema_denoiser.parameters())
-        print(json.dumps({"held": sum(w.numel() for w in held) / whole, "images": images.tolist()}))
+        share = sum(w.numel() for w in held) / whole
+        print(json.dumps({"held": share, "whole": max(counts, default=0), "images": images.tolist()}))
 
 
 if __name__ == "__main__":
