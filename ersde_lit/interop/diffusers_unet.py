@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ersde_lit.denoisers import VP, Cosine, Process, ScaledLinear
 from ersde_lit.interop.model import ImportedModel
 from ersde_lit.interop.safetensors_file import read_tensors
-from ersde_lit.interop.torch_zip import read_zip, state_dict
+from ersde_lit.interop.torch_files import read_zip, state_dict
 from ersde_lit.networks import Network
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

@@ -35,7 +35,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
 
         return read_safetensors(path)
     from ersde_lit.interop.guided_diffusion import import_guided
-    from ersde_lit.interop.torch_zip import read_zip, state_dict
+    from ersde_lit.interop.torch_files import read_zip, state_dict
     from ersde_lit.training.module import SPEC_KEY
 
     content = read_zip(path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ersde_lit.interop.pickled_tensors import is_dense
+from ersde_lit.pickled_tensors import is_dense
 
 
 def read_zip(path: str | Path) -> dict[str, Any]:
