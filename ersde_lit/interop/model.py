@@ -90,6 +90,7 @@ class ImportedClassifier:
     network: Spec
     settings: dict[str, Any]
     weights: Weights
+    notes: list[str] = field(default_factory=list)
 
     def module(self) -> NoisyClassifier:
         """As of `ImportedModel`."""
@@ -105,7 +106,7 @@ class ImportedClassifier:
         """As of `ImportedModel`."""
         low, high = module.process.lam_range()
         what = f"{module.preconditioning}, a classifier, process {_name(module.process)}"
-        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", [])
+        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", self.notes)
 
 
 def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
