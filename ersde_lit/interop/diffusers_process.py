@@ -97,10 +97,11 @@ def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained
 
 def _ve(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
     low, high = options["sigma_min"], options["sigma_max"]
+    process = VE(2 * low, 2 * high)
     assumed = [f"{option} {options[option]}" for option in ("sigma_min", "sigma_max") if option not in given]
     notes = [f"assumed, as {name} does: {', '.join(assumed)}"] if assumed else []
     notes.append(f"sigma {low:.5g} to {high:.5g} of its images, in [0, 1], is twice that in lam, of images in [-1, 1]")
-    return Trained(VE(2 * low, 2 * high), "ve", "score", notes)
+    return Trained(process, "ve", "score", notes)
 
 
 def _defaults(name: str) -> dict[str, Any]:
