@@ -12,7 +12,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`.
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
         flags: what guided-diffusion's weights do not say of themselves.
 
     Raises:
