@@ -21,7 +21,7 @@ class ReferenceOptions:
 
     Args:
         data: real images: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
-        reference: instead of the data's training images: an .npz of EDM's or ADM's, or a folder, zip or npz of images.
+        reference: instead of the data's training images: an .npz of EDM's or ADM's, EDM2's .pkl, or images.
         features: inception, as published FIDs are measured with; classifier, trained on the data's labels; or a class.
         weights: the file of Inception's weights; downloaded if not given.
         metrics: some of fid,kid,is,precision,recall.

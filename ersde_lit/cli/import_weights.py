@@ -16,7 +16,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "source",
         type=str,
-        help="EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`",
+        help="EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`",
     )
     parser.add_argument("--out", type=str, required=True, help="checkpoint to write")
     parser.add_argument("--config_out", type=str | None, help="also write the model as YAML for `fit --config`")
@@ -30,7 +30,7 @@ def import_weights(source: str, out: str, config_out: str | None, flags: GuidedF
     """Other people's weights to a checkpoint for sample, evaluate and fit; no code that they carry is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`.
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
         out: checkpoint to write.
         config_out: YAML file to write, with the model as `fit --config` takes it, to train it further.
         flags: what guided-diffusion's weights do not say of themselves.

@@ -195,10 +195,10 @@ class Unconditional(Wrapper):
 class EpsilonScaling(Wrapper):
     """Divides the predicted noise eps = (y - D) / lam by scale + slope t, against exposure bias.
 
-    Ning et al. 2024 (arXiv:2308.15321): the constant schedule b is `scale`; k t + b, the linear one, has k as `slope`
+    Ning et al. 2023 (arXiv:2308.15321): the constant schedule b is `scale`; k t + b, the linear one, has k as `slope`
     and for t the time of the denoiser's process: in [0, 1] for VP and flow, so that their k for a chain of N steps is
-    slope / (N - 1); lam itself for VE and EDM. Published b lie between 1.0006 (EDM, 35 calls) and 1.017 (ADM, 100
-    steps), both on CIFAR-10. Scale 1 and slope 0 are the plain denoiser.
+    slope / (N - 1); lam itself for VE and EDM. Their b lie between 0.9983 (EDM, 21 calls of Heun) and 1.017 (ADM, 20
+    to 100 steps), both on CIFAR-10. Scale 1 and slope 0 are the plain denoiser.
 
     Raises:
         ValueError: a scale that is not positive, or a slope that is not finite.

@@ -18,6 +18,7 @@ from ersde_lit.evaluation.cache import cache_folder, digest, replacing
 from ersde_lit.evaluation.features import Features, extract
 from ersde_lit.evaluation.fid import Moments, Statistics
 from ersde_lit.evaluation.image_files import ImageFiles, image_files
+from ersde_lit.evaluation.reference_pickle import read_statistics
 from ersde_lit.evaluation.sample import Sample, image_keys
 
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
@@ -131,17 +132,17 @@ def read_reference(
     cache: str | Path | None = None,
     keep_features: int = KEEP,
 ) -> Reference:
-    """From a file or folder: statistics of ours or in EDM's format, ADM's reference batch, or images of any form.
+    """From a file or folder: statistics of ours, EDM's or EDM2's, ADM's reference batch, or images of any form.
 
     An `.npz` with `mu` and `sigma` is read as it is, by EDM's and by ADM's conventions: sigma is the unbiased
     covariance. Where it also has images, `arr_0`, features for KID, precision and recall are computed from them.
-    Anything else is images, as for `image_files`.
+    EDM2's `.pkl` is read for what it has of Inception's features. Anything else is images, as for `image_files`.
 
     Raises:
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
     """
     path = Path(path).expanduser()
-    names = _names(path) if path.suffix == ".npz" else ["arr_0"]
+    names = _names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise ValueError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
     if "mu" not in names and "sigma" not in names:
@@ -178,11 +179,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> Reference:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in OURS if name in arrays.files}
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    found = read_statistics(path) if path.suffix == ".pkl" else _arrays(path)
     if not {"mu", "sigma"} <= set(found):
         raise ValueError(f"{path} has no mu and sigma")
     if numbers := [
@@ -207,3 +204,11 @@ def _read(path: Path) -> Reference:
         features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
     )
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in OURS if name in arrays.files}
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ersde_lit.denoisers import VE, VP, Cosine, Process
 from ersde_lit.interop.model import ImportedModel
-from ersde_lit.interop.pickled_tensors import TENSORS
-from ersde_lit.interop.restricted_pickle import Instance, Names, read_pickle
 from ersde_lit.networks import DhariwalUNet, SongUNet
+from ersde_lit.pickled_tensors import TENSORS
+from ersde_lit.restricted_pickle import Instance, Names, read_pickle
 
 _NETWORKS = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet)}
 _ALL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")  # arguments of every preconditioning

@@ -19,6 +19,7 @@ from ersde_lit.interop.model import ImportedClassifier, ImportedModel
 from ersde_lit.networks.layers import separable_filter
 
 _HEADS = {"num_head_channels": 64, "use_new_attention_order": False}
+_DEFAULTS = {"diffusion_steps": 1000, "rescale_timesteps": False, "predict_xstart": False}  # guided-diffusion's own
 _COSINE, _LINEAR = {"noise_schedule": "cosine"}, {"noise_schedule": "linear"}
 
 
@@ -54,7 +55,7 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
     sizes = sizes_of(state)
     if sizes.channels != 3:
         raise ValueError(f"it takes {sizes.channels} channels: models that enlarge images cannot be imported")
-    known = _flags(sizes, flags)
+    known, notes = _flags(sizes, flags)
     size = sizes.pool_side << (len(sizes.mult) - 1) if sizes.classifier else known["image_size"]
     levels = [f"{size >> level}x{size >> level}" for level in range(len(sizes.mult))]
     widths = [round(m * sizes.width) for m in sizes.mult]
@@ -62,6 +63,7 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
     for level in {*sizes.attending, len(levels) - 1}:
         if not heads[level] or widths[level] % (known.get("num_heads") or known["num_head_channels"]):
             raise ValueError(f"its {widths[level]} channels are not cut into attention heads by these flags")
+    _check_given(sizes, flags, size)
     try:
         weights = renamed(state, sizes, levels, heads, known["use_new_attention_order"])
     except (RuntimeError, LookupError) as error:
@@ -76,7 +78,10 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
         "attn_resolutions": [size >> level for level in sizes.attending],
         "dropout": known.get("dropout", 0.0),
     }
-    process: Process = Cosine() if known["noise_schedule"] == "cosine" else VP(steps=1000)
+    steps = known["diffusion_steps"]
+    process: Process = Cosine(steps) if known["noise_schedule"] == "cosine" else VP(steps=steps)
+    if steps != 1000:  # told 0 to steps - 1, or that within 1000; preconditionings count to 999
+        arguments["time_scale"] = (steps - 1) / 999 * (1000 / steps if known["rescale_timesteps"] else 1)
     settings = {"process": process, "preconditioning": "iddpm" if isinstance(process, Cosine) else "vp"}
     for fine, coarse in pairwise(levels):
         resampling = [f"enc.{coarse}_down", *([] if sizes.classifier else [f"dec.{fine}_up"])]
@@ -86,12 +91,12 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
             for part in ("conv0", "skip")
         }
     if sizes.classifier:
-        return _classifier(sizes, weights, arguments, settings)
-    return _denoiser(sizes, weights, arguments | _attention(known), settings, known)
+        return _classifier(sizes, weights, arguments, settings, notes)
+    return _denoiser(sizes, weights, arguments | _attention(known), settings, known, notes)
 
 
-def _flags(sizes: Sizes, given: GuidedFlags) -> dict[str, Any]:
-    """The flags, given or known; raises ValueError where one is missing."""
+def _flags(sizes: Sizes, given: GuidedFlags) -> tuple[dict[str, Any], list[str]]:
+    """The flags, given, known or assumed, and notes of the latter; raises ValueError where one is missing."""
     own = sizes.width, sizes.mult, sizes.blocks
     known = next((m.flags for m in (_CLASSIFIERS if sizes.classifier else _DENOISERS) if m.sizes == own), {})
     flags = {**known, **given.given}
@@ -110,7 +115,44 @@ def _flags(sizes: Sizes, given: GuidedFlags) -> dict[str, Any]:
             f"it is none of the published models (num_channels {own[0]}, channel_mult {list(own[1])}, "
             f"num_res_blocks {own[2]}): say --{' and --'.join(missing)}"
         )
-    return flags
+    defaults = dict(_DEFAULTS)
+    if flags.get("diffusion_steps", 1000) == 1000:
+        defaults.pop("rescale_timesteps")  # does nothing
+    if sizes.classifier:
+        defaults.pop("predict_xstart")
+    sources = {
+        "as published": {name: value for name, value in flags.items() if name not in given.given},
+        "as guided-diffusion does": {name: value for name, value in defaults.items() if name not in flags},
+    }
+    notes = [
+        f"assumed, {how}: {', '.join(f'{name} {value}' for name, value in assumed.items())}"
+        for how, assumed in sources.items()
+        if assumed
+    ]
+    return {**_DEFAULTS, **flags}, notes
+
+
+def _check_given(sizes: Sizes, given: GuidedFlags, size: int) -> None:
+    """Raises ValueError where a flag says something else than the weights."""
+    found = {
+        "num_channels": sizes.width,
+        "num_res_blocks": sizes.blocks,
+        "channel_mult": ",".join(map(str, sizes.mult)),
+        "attention_resolutions": ",".join(str(size >> level) for level in sizes.attending),
+        "learn_sigma": sizes.outputs == 2 * sizes.channels,
+        "class_cond": sizes.classes > 0,
+        "resblock_updown": True,
+        "use_scale_shift_norm": True,
+    }
+    if (text := given.attention_resolutions) is not None:  # some may be of levels that are not there
+        asked = {size // int(resolution) for resolution in text.split(",")}
+        if [level for level in range(len(sizes.mult)) if 2**level in asked] == [*sizes.attending]:
+            found["attention_resolutions"] = text
+    for name, value in given.given.items():
+        if name in found and sizes.classifier:
+            raise ValueError(f"--{name} is a flag of denoisers, and these are the weights of a classifier")
+        if name in found and value != found[name]:
+            raise ValueError(f"--{name} {value} is not what its weights say, which is {found[name]}")
 
 
 def _attention(flags: dict[str, Any]) -> dict[str, int]:
@@ -125,24 +167,24 @@ def _denoiser(
     arguments: dict[str, Any],
     settings: dict[str, Any],
     flags: dict[str, Any],
+    notes: list[str],
 ) -> ImportedModel:
-    notes = []
     if sizes.outputs == 6:
         dropped = sum(w[3:].numel() for name, w in weights.items() if name.startswith("out_conv."))
         weights = {name: w[:3] if name.startswith("out_conv.") else w for name, w in weights.items()}
-        notes.append(f"{dropped:,} parameters of learned variances are left out")
+        notes = [*notes, f"{dropped:,} parameters of learned variances are left out"]
     elif sizes.outputs != 3:
         raise ValueError(f"it gives {sizes.outputs} channels, not 3, or 6 with --learn_sigma")
     network = {"class_path": "ersde_lit.networks.DhariwalUNet", "init_args": {**arguments, "out_channels": 3}}
-    settings = {**settings, "prediction": "x0" if flags.get("predict_xstart") else "eps"}
+    settings = {**settings, "prediction": "x0" if flags["predict_xstart"] else "eps"}
     return ImportedModel("guided-diffusion's denoiser", network, settings, weights, notes=notes)
 
 
 def _classifier(
-    sizes: Sizes, weights: dict[str, Tensor], arguments: dict[str, Any], settings: dict[str, Any]
+    sizes: Sizes, weights: dict[str, Tensor], arguments: dict[str, Any], settings: dict[str, Any], notes: list[str]
 ) -> ImportedClassifier:
     network = {
         "class_path": "ersde_lit.networks.DhariwalEncoder",
         "init_args": {**arguments, "label_dim": sizes.outputs},
     }
-    return ImportedClassifier("guided-diffusion's classifier", network, settings, weights)
+    return ImportedClassifier("guided-diffusion's classifier", network, settings, weights, notes)

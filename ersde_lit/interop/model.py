@@ -16,6 +16,7 @@ from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassif
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.spec import Spec, at_most, build, completed
+from ersde_lit.training.weights import compare
 
 Weights = Mapping[str, Tensor]
 _BEGINNING = {  # of a training, which has no state of an optimiser yet
@@ -89,6 +90,7 @@ class ImportedClassifier:
     network: Spec
     settings: dict[str, Any]
     weights: Weights
+    notes: list[str] = field(default_factory=list)
 
     def module(self) -> NoisyClassifier:
         """As of `ImportedModel`."""
@@ -104,7 +106,7 @@ class ImportedClassifier:
         """As of `ImportedModel`."""
         low, high = module.process.lam_range()
         what = f"{module.preconditioning}, a classifier, process {_name(module.process)}"
-        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", [])
+        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", self.notes)
 
 
 def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
@@ -172,19 +174,6 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
     if known is not None and known.parameters != count:
         raise ValueError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
     return network
-
-
-def compare(weights: Weights, network: nn.Module) -> None:
-    """Raises ValueError where the weights are not one for each of the network's, and of its shape."""
-    expected = network.state_dict()
-    for names, what in ((expected.keys() - weights.keys(), "lacks"), (weights.keys() - expected.keys(), "has")):
-        if names:
-            kind = "weights" if what == "lacks" else "weights that its network has not"
-            raise ValueError(f"it {what} {len(names)} {kind}, among them {min(names)[:80]!r}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            theirs, own = list(tensor.shape), list(expected[name].shape)
-            raise ValueError(f"its weight {name[:80]!r} is {theirs}, in its network {own}")
 
 
 def parameters(network: nn.Module) -> int:

@@ -5,7 +5,6 @@ a noisy classifier `network.NAME`.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ersde_lit.files import written_whole
 from ersde_lit.interop.model import ImportedClassifier, ImportedModel
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
+from ersde_lit.training.weights import plain_name
 
 _PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw.", "network.": "network."}
 
@@ -34,6 +35,7 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
     content = read(checkpoint)
     tensors = {}
     for name, tensor in content["state_dict"].items():
+        name = plain_name(name)
         part = next((part for part in _PARTS if name.startswith(part)), None)
         if part is None or not isinstance(tensor, Tensor):
             raise ValueError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
@@ -42,18 +44,12 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
     if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
-    temporary = f"{out}.tmp"
-    try:
-        Path(temporary).touch()
-        mode = Path(temporary).stat().st_mode  # as of any file; safetensors keeps others from reading its own
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with written_whole(out) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as of any file; safetensors keeps others from reading its own
         save_file(whole, temporary, metadata={"format": "pt", "ersde_lit": json.dumps(about)})
-        Path(temporary).chmod(mode)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.chmod(mode)
     return sorted({name.partition(".")[0] for name in tensors})
 
 

@@ -1,16 +1,18 @@
 """Whose weights these are, by what the file looks like."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ersde_lit.interop.guided_flags import GuidedFlags
+from ersde_lit.torch_before_zip import is_before_zip
 
 
 def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
     """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of diffusers' DDPMPipeline, or .safetensors of `export`.
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
         flags: what guided-diffusion's weights do not say of themselves.
 
     Raises:
@@ -23,7 +25,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     if flags.given and kind != "guided":
         raise ValueError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not of it")
     if kind == "diffusers":
-        from ersde_lit.interop.diffusers_unet import read_diffusers
+        from ersde_lit.interop.diffusers_folder import read_diffusers
 
         return read_diffusers(path)
     if kind == "edm":
@@ -35,19 +37,21 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
 
         return read_safetensors(path)
     from ersde_lit.interop.guided_diffusion import import_guided
-    from ersde_lit.interop.torch_zip import read_zip, state_dict
+    from ersde_lit.interop.torch_files import read_torch, state_dict
     from ersde_lit.training.module import SPEC_KEY
 
-    content = read_zip(path)
+    content = read_torch(path)
     if SPEC_KEY in content:
         raise ValueError(f"{source} is a checkpoint of ersde_lit already: it needs no import")
-    return import_guided(state_dict(content, path), flags)
+    weights, notes = state_dict(content, path)
+    model = import_guided(weights, flags)
+    return replace(model, notes=[*notes, *model.notes])
 
 
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(9)
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(b"PK\x03\x04") or is_before_zip(path):
         return "guided"
     if head.startswith(b"\x80"):
         return "edm"

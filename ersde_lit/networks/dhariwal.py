@@ -19,6 +19,7 @@ class DhariwalUNet(ResidualUNet):
         attn_resolutions: where all blocks but the resampling ones are followed by self-attention.
         channels_per_head: of attention; as published, a block that is narrower has a single head.
         num_heads: of attention, the same at all widths, as in the published ADM for 128x128; None as that says.
+        time_scale: factor of c_noise, for weights that were told other numbers than those here, 0 to 999.
         others: as for `SongUNet`.
 
     Raises:
@@ -41,6 +42,7 @@ class DhariwalUNet(ResidualUNet):
         label_dropout: float = 0.0,
         channels_per_head: int = 64,
         num_heads: int | None = None,
+        time_scale: float = 1.0,
     ) -> None:
         if channels_per_head < 1 or (num_heads is not None and num_heads < 1):
             raise ValueError(f"attention needs heads and channels: {channels_per_head} a head, {num_heads} heads")
@@ -64,6 +66,7 @@ class DhariwalUNet(ResidualUNet):
                 dropout=dropout,
             ),
         )
+        self.time_scale = time_scale
         self.map_noise = PositionalAngles(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels)
@@ -83,7 +86,7 @@ class DhariwalUNet(ResidualUNet):
             nn.init.normal_(self.map_label.weight)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        angles = self.map_noise(c_noise)
+        angles = self.map_noise(self.time_scale * c_noise)
         embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)

@@ -37,6 +37,7 @@ class DhariwalEncoder(Network):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.0,
         channels_per_head: int = 64,
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if label_dim < 2:
@@ -50,6 +51,7 @@ class DhariwalEncoder(Network):
         self.image_shape = (in_channels, img_resolution, img_resolution)
         self.num_classes = label_dim
         emb_channels = 4 * model_channels
+        self.time_scale = time_scale
         self.map_noise = PositionalAngles(model_channels, endpoint=False)
         self.map_layer0 = Linear(model_channels, emb_channels)
         self.map_layer1 = Linear(emb_channels, emb_channels)
@@ -78,7 +80,7 @@ class DhariwalEncoder(Network):
     ) -> Tensor:
         """Logits [B, num_classes] from x [B, C, H, W] and c_noise [B]; the rest, of other networks, is ignored."""
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would blur neighbouring noise levels
-            angles = self.map_noise(c_noise.to(torch.promote_types(x.dtype, torch.float32)))
+            angles = self.map_noise(self.time_scale * c_noise.to(torch.promote_types(x.dtype, torch.float32)))
             embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
             embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
         for name, layer in self.enc.items():

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without running anybody's code."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from ersde_lit.files import written_whole
+from ersde_lit.torch_before_zip import is_before_zip, read_before_zip
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
 from ersde_lit.training.spec import at_most, brief, build
 
@@ -23,14 +24,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        temporary = f"{path}.tmp"  # always this one, so that kills leave no more than one behind
-        try:
+        with written_whole(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())  # a machine that goes down must not keep the name without the content
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(path)
@@ -40,7 +35,8 @@ def load(path: str | Path, trust: bool = False) -> DiffusionModule:
     """The module a checkpoint holds, raw and averaged weights both, in eval mode on the CPU.
 
     Args:
-        path: a .ckpt file written by `fit`.
+        path: a .ckpt file written by `fit`; torch.save's format before 1.6, and names that torch.compile or
+            DistributedDataParallel gave its weights, are read too.
         trust: also import network, process and density classes from outside `ersde_lit`.
 
     Raises:
@@ -86,13 +82,14 @@ def is_whole(path: str | Path) -> bool:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The checkpoint's content as plain data and tensors, with every checksum right; raises ValueError as `load` does.
+    Before 1.6 torch.save wrote none.
 
     Under `SPEC_KEY` is a dict, under "state_dict" one of tensors by name, and "images_seen", if any, is a number.
     """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint at {path or repr('')}: check the path (`fit` prints it at the end)")
     try:
-        checkpoint = _load(path)
+        checkpoint = read_before_zip(path) if is_before_zip(path) else _load(path)
     except Exception:
         raise ValueError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
     if not _is_ours(checkpoint):

@@ -22,6 +22,7 @@ from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
 from ersde_lit.training.spec import completed, describe
+from ersde_lit.training.weights import fitted
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
 VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k + 1/2) / 16 of the training density
@@ -182,13 +183,15 @@ class DiffusionModule(GuardedModule):
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint is of another model."""
+        """Raises ValueError where the checkpoint is of another model, or its weights are."""
         kept, own = dict(checkpoint[SPEC_KEY]), self.spec
         for name, value in (("network", self.denoiser.network), ("process", self.denoiser.process)):
             kept[name], own[name] = completed(kept[name], value), completed(own[name], value)
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
                 raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
+        if "state_dict" in checkpoint:  # FSDP2 loads the weights itself
+            checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
         if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
             self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)

@@ -20,6 +20,7 @@ from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS
 from ersde_lit.training.optimizer import AdamW
 from ersde_lit.training.randomness import image_seeds, uniform
 from ersde_lit.training.spec import describe
+from ersde_lit.training.weights import fitted
 
 KIND = "noisy_classifier"  # the one entry under SPEC_KEY of its checkpoints, where a DiffusionModule's has its settings
 
@@ -144,6 +145,8 @@ class NoisyClassifier(GuardedModule):
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError where the weights are of another network."""
+        checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
         self.images_seen = checkpoint.get(IMAGES_KEY, 0)
 
 

@@ -1,6 +1,5 @@
 """Power-function averages while training, in snapshots from which averages of other lengths are made afterwards."""
 
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ersde_lit.files import written_whole
 from ersde_lit.training.ema import follow
 from ersde_lit.training.fsdp import whole_weights
 from ersde_lit.training.module import DiffusionModule
@@ -119,14 +119,8 @@ def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]], d
     }
     crc = reduce(_checksum, tensors.values(), 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, {CHECKSUM_KEY: str(crc)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_snapshot(path: Path, lengths: Iterable[float], names: Iterable[str]) -> Iterator[tuple[float, str, Tensor]]:

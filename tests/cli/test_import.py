@@ -77,6 +77,8 @@ def test_training_goes_on_from_it(inside, capsys) -> None:
         (["import", "colour.pkl", "--out=net.ckpt", "--config_out=digits.pkl"], "--config_out digits.pkl exists"),
         (["import", "colour.pkl", "--out=net.ckpt", "--image_size=64"], "is a flag of guided-diffusion"),
         (["import", "colour.pkl", "--out=net.ckpt", "--noise_schedule=sqrt"], "noise_schedule"),
+        (["import", "colour.pkl", "--out=net.ckpt", "--diffusion_steps=1"], "--diffusion_steps is at least 2"),
+        (["import", "colour.pkl", "--out=net.ckpt", "--timestep_respacing=250"], "is a flag of guided-diffusion"),
         (["import", "colour.pkl", "--out=net.ckpt", "--dropout=2"], "--dropout is a probability"),
         (["import", "colour.pkl", "--out=net.ckpt", "--trust=1"], "unrecognized"),
         (["import", ".", "--out=net.ckpt"], "no folder of diffusers' DDPMPipeline"),

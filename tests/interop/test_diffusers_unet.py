@@ -6,10 +6,17 @@ import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
+from diffusers import (  # noqa: E402
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from ersde_lit.denoisers import VP, Cosine, ScaledLinear  # noqa: E402
+from ersde_lit.denoisers import VE, VP, Cosine, ScaledLinear  # noqa: E402
 from ersde_lit.interop.diffusers_unet import DiffusersUNet  # noqa: E402
 from ersde_lit.interop.model import write  # noqa: E402
 from ersde_lit.interop.sources import read_source  # noqa: E402
@@ -50,6 +57,9 @@ CASES = {
         DDPMScheduler(num_train_timesteps=500, variance_type="learned_range"),
         {"out_channels": 6, "sample_size": (8, 16), "resnet_time_scale_shift": "scale_shift"}, VP(0.05, 10.0, 500),
     ),
+    "2000 steps, each with its own embedding": (
+        DDPMScheduler(2000), {"time_embedding_type": "learned", "num_train_timesteps": 2000}, VP(0.2, 40.0, 2000)
+    ),
 }  # fmt: skip
 
 
@@ -80,6 +90,27 @@ def test_images_and_processes_are_those_of_diffusers(case: str, tmp_path: Path) 
     ours = module.ema_denoiser(x / alpha, lam, labels)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("embedding", ["fourier", "positional"])
+@pytest.mark.parametrize("centred", [False, True])
+@torch.no_grad()
+def test_ve_models_give_the_score_that_their_pipeline_takes(tmp_path: Path, embedding: str, centred: bool) -> None:
+    made = unet(time_embedding_type=embedding, center_input_sample=centred)
+    ScoreSdeVePipeline(made, ScoreSdeVeScheduler(sigma_max=348.0)).save_pretrained(tmp_path / "pipeline")
+    report = write(read_source(tmp_path / "pipeline"), tmp_path / "net.ckpt")
+    assert "ve, prediction score, process VE" in report
+    assert "sigma 0.01 to 348 of its images, in [0, 1], is twice that in lam" in report
+    module = load(tmp_path / "net.ckpt")
+    assert module.denoiser.process == VE(0.02, 696.0)
+    images = torch.rand(5, 3, 8, 8)  # of the pipeline, which has them in [0, 1]
+    sigma = torch.tensor([0.01, 0.3, 5.0, 80.0, 348.0])
+    x = images + sigma.view(-1, 1, 1, 1) * torch.randn(5, 3, 8, 8)
+    score = made(x, sigma).sample
+    x0 = x + sigma.view(-1, 1, 1, 1) ** 2 * score
+    ours = (module.ema_denoiser(2 * x - 1, 2 * sigma) + 1) / 2
+    for one, other in zip(ours, x0, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5 * other.abs().max().item())
 
 
 @torch.no_grad()
@@ -136,6 +167,26 @@ CONFIG, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json"
         (CONFIG, {"sample_size": None}, "needs sample_size and in_channels"),
         (CONFIG, {"class_embed_type": "timestep"}, "takes no classes but other conditions"),
         (CONFIG, {"depth": 1}, "does not know 'depth'"),
+        (INDEX, {"_class_name": "LDMPipeline"}, "holds a LDMPipeline: only DDPMPipeline"),
+        (INDEX, {"_class_name": ["community", "DDPMPipeline"]}, r"holds a \['community'"),
+        (INDEX, {"_class_name": "ScoreSdeVePipeline"}, "a ScoreSdeVePipeline with the scheduler 'DDPMScheduler'"),
+        (INDEX, {"scheduler": ["mine", "MyScheduler"]}, "with the scheduler 'MyScheduler'"),
+        (CONFIG, {"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel: only"),
+        (CONFIG, {"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' cannot be told"),
+        (CONFIG, {"time_embedding_type": "learned", "num_train_timesteps": 10}, "num_train_timesteps 10, not 1000"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "with the scheduler 'ScoreSdeVeScheduler'"),
+        (SCHEDULER, {"_class_name": "KarrasVeScheduler"}, "with the scheduler 'KarrasVeScheduler'"),
+        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler' cannot"),
+        (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, "'EDMEulerScheduler' cannot"),
+        (SCHEDULER, {"_class_name": "LCMScheduler"}, "'LCMScheduler' cannot"),
+        (SCHEDULER, {"_class_name": "CogVideoXDDIMScheduler"}, "'CogVideoXDDIMScheduler' cannot"),
+        (SCHEDULER, {"snr_shift_scale": 3.0}, "with snr_shift_scale cannot be imported"),
+        (SCHEDULER, {"use_flow_sigmas": True}, "with use_flow_sigmas cannot be imported"),
+        (SCHEDULER, {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "with timestep_type"),
+        (SCHEDULER, {"shift": 3.0}, "with shift, an option of other models' schedulers"),
+        (SCHEDULER, {"sigma_data": 0.5}, "with sigma_data, an option of other"),
+        (SCHEDULER, {"prediction_type": "flow_prediction"}, "prediction_type cannot be read: 'flow_prediction'"),
+        (SCHEDULER, {"beta_start": "x"}, "values cannot be read"),
         (SCHEDULER, {"trained_betas": [0.1]}, "with trained_betas"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr cannot be imported"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "with beta_schedule 'sigmoid' cannot be imported"),

@@ -93,6 +93,83 @@ def test_processes_and_settings() -> None:
     torch.testing.assert_close(linear.denoiser.levels, (1 / alpha_bar - 1).sqrt(), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("rescale", [None, False, True])
+@pytest.mark.parametrize(("schedule", "process"), [("cosine", Cosine(4000)), ("linear", VP(steps=4000))])
+@torch.no_grad()
+def test_other_numbers_of_steps(schedule: str, process, rescale: bool | None, tmp_path: Path) -> None:
+    path = imported(
+        "new_order_cond", tmp_path, noise_schedule=schedule, diffusion_steps=4000, rescale_timesteps=rescale
+    )
+    denoiser = load(path).denoiser
+    assert denoiser.process == process
+    told = []
+    denoiser.network.map_noise.register_forward_pre_hook(lambda module, arguments: told.append(arguments[0]))
+    steps = torch.tensor([0, 1, 1234, 3999])
+    y = torch.zeros(4, 3, 8, 8)
+    denoiser(y, denoiser.levels[steps].float(), torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(told[0], steps.float() / (4 if rescale else 1), rtol=1e-6, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_classifier_of_other_steps(tmp_path: Path) -> None:
+    classifier = load_classifier(imported("classifier", tmp_path, diffusion_steps=500, rescale_timesteps=True))
+    told = []
+    classifier.network.map_noise.register_forward_pre_hook(lambda module, arguments: told.append(arguments[0]))
+    classifier(torch.zeros(1, 3, *classifier.network.image_shape[1:]), Cosine(500).levels[[499]].float())
+    torch.testing.assert_close(told[0], torch.tensor([998.0]), rtol=1e-6, atol=0)
+
+
+def test_what_is_assumed_is_said() -> None:
+    def notes(case: str, **changes) -> list[str]:
+        model = import_guided(hashed(CASES[case]), GuidedFlags(**{**FLAGS[case], **changes}))
+        return [note for note in model.notes if note.startswith("assumed")]
+
+    assert notes("legacy") == ["assumed, as guided-diffusion does: diffusion_steps 1000, predict_xstart False"]
+    assert notes("legacy", diffusion_steps=1000, predict_xstart=True) == []
+    assert notes("legacy", diffusion_steps=4000, predict_xstart=True) == [
+        "assumed, as guided-diffusion does: rescale_timesteps False"
+    ]
+    assert notes("classifier") == [
+        "assumed, as published: num_head_channels 64, use_new_attention_order False",
+        "assumed, as guided-diffusion does: diffusion_steps 1000",
+    ]
+    published = import_guided(shapes(192, (1, 2, 3, 4), 3, 3, 1000), GuidedFlags(noise_schedule="cosine")).notes
+    assert published[0] == (
+        "assumed, as published: num_head_channels 64, use_new_attention_order True, image_size 64, dropout 0.1"
+    )
+
+
+RECIPE = {"learn_sigma": True, "class_cond": True, "num_channels": 128, "attention_resolutions": "16,4",
+          "resblock_updown": True, "use_scale_shift_norm": True, "num_heads_upsample": -1}  # fmt: skip
+
+
+def test_flags_that_say_what_the_weights_say_and_those_of_sampling_change_nothing() -> None:
+    state, flags = hashed(CASES["new_order_cond"]), FLAGS["new_order_cond"]
+    others = {"timestep_respacing": "ddim25", "use_kl": True, "rescale_learned_sigmas": True, "sigma_small": True,
+              "use_fp16": True, "use_checkpoint": True}  # fmt: skip
+    plain, told = (import_guided(state, GuidedFlags(**flags, **more)) for more in ({}, RECIPE | others))
+    assert (plain.network, plain.settings, plain.notes) == (told.network, told.settings, told.notes)
+
+
+@pytest.mark.parametrize(
+    ("case", "flags", "message"),
+    [
+        ("new_order_cond", {"learn_sigma": False}, "--learn_sigma False is not what its weights say, which is True"),
+        ("new_order_cond", {"class_cond": False}, "--class_cond False"),
+        ("new_order_cond", {"num_channels": 64}, "--num_channels 64 is not .*, which is 128"),
+        ("new_order_cond", {"num_res_blocks": 7}, "--num_res_blocks 7"),
+        ("new_order_cond", {"channel_mult": "1,7"}, "--channel_mult 1,7"),
+        ("new_order_cond", {"attention_resolutions": "8"}, "--attention_resolutions 8 is not .*, which is 4"),
+        ("new_order_cond", {"resblock_updown": False}, "--resblock_updown False"),
+        ("new_order_cond", {"use_scale_shift_norm": False}, "--use_scale_shift_norm False"),
+        ("classifier", {"num_channels": 128}, "--num_channels is a flag of denoisers"),
+    ],
+)
+def test_flags_that_say_something_else_than_the_weights(case: str, flags: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        import_guided(hashed(CASES[case]), GuidedFlags(**FLAGS[case], **flags))
+
+
 def shapes(width: int, mult: tuple[float, ...], blocks: int, attending: int, classes: int) -> dict[str, torch.Tensor]:
     """The state dict of a model with variances on the meta device, the last levels of which attend."""
     state: dict[str, list[int]] = {"time_embed.0": [4 * width, width], "time_embed.2": [4 * width, 4 * width]}
@@ -201,6 +278,10 @@ def test_what_cannot_be_imported_is_said(change: dict, flags: dict, message: str
         ({"num_heads": 4, "num_head_channels": 64}, "not both"),
         ({"image_size": 0}, "at least 1"),
         ({"dropout": 1.0}, "below 1"),
+        ({"diffusion_steps": 1}, "at least 2"),
+        ({"attention_resolutions": "32, 16"}, "numbers with commas"),
+        ({"channel_mult": ""}, "numbers with commas"),
+        ({"num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample is -1 or as --num_heads"),
     ],
 )
 def test_flags_that_cannot_be(flags: dict, message: str) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Noise, network, trainer
 
 from ersde_lit.denoisers import VP, LogNormal
+from ersde_lit.interop.safetensors_file import export, read_safetensors, read_tensors
 from ersde_lit.networks import Network
 from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, load
 from ersde_lit.training.checkpoint import is_whole, read
@@ -208,3 +209,63 @@ def test_checkpoints_older_than_a_setting_are_read(tmp_path) -> None:
         go_on(VP(t_min=1e-5))
     with pytest.raises(ValueError, match="of another model: its network is"):
         go_on(VP(), dropout=0.1)
+
+
+def renamed(path: Path, how) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"] = {how(name): weight for name, weight in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda name: name.replace("network.", "network._orig_mod."),
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}".replace("network.", "network.module."),
+    ],
+    ids=["compiled", "distributed", "both"],
+)
+def test_names_that_wrappers_gave_are_read(tmp_path, how) -> None:
+    module = DiffusionModule(network())
+    path = saved(module, tmp_path)
+    renamed(path, how)
+    twin = load(path)
+    assert all(torch.equal(twin.state_dict()[name], value) for name, value in module.state_dict().items())
+    trainer(tmp_path, max_epochs=2).fit(DiffusionModule(network()), datamodule=Noise(), ckpt_path=path)
+    export(path, tmp_path / "net.safetensors")
+    assert {name.partition(".")[0] for name in read_tensors(tmp_path / "net.safetensors")[1]} == {"averaged", "raw"}
+    read_safetensors(tmp_path / "net.safetensors").module()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"denoiser.network.enter.bias": None}, r"lacks 1 weights, among them 'denoiser.network.enter.bias', which is"),
+        ({"denoiser.more": torch.ones(3)}, r"'denoiser.more', which is \[3\]"),
+        ({"denoiser.network.enter.bias": torch.ones(9)}, r"'denoiser.network.enter.bias' is \[9\], in its network"),
+    ],
+)
+def test_the_weight_that_does_not_fit_is_named(tmp_path, change: dict, message: str) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    weights = {**checkpoint["state_dict"], **change}
+    checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if weight is not None}
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_epochs=2).fit(DiffusionModule(network()), datamodule=Noise(), ckpt_path=path)
+
+
+def test_torchs_older_format_is_read(tmp_path) -> None:
+    module = DiffusionModule(network())
+    path = saved(module, tmp_path)
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    twin = load(path)
+    assert twin.spec == module.spec
+    assert all(torch.equal(twin.state_dict()[name], value) for name, value in module.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged, truncated"):
+        load(path)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ersde_lit.interop.restricted_pickle import Instance, Name, Names, Refused, read_pickle
+from ersde_lit.restricted_pickle import Instance, Name, Names, Refused, Stream, read_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before its zip format
 _DTYPES = {
@@ -24,10 +24,12 @@ _DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
-_STORAGES = {("torch", name) for name in _DTYPES} | {("torch.cuda", name) for name in _DTYPES}
+STORAGES = frozenset({(module, name) for module in ("torch", "torch.cuda") for name in _DTYPES})
 
 
 class Storage(NamedTuple):
@@ -45,15 +47,10 @@ def load_from_bytes(data: Any) -> Storage:
     if not isinstance(data, bytes):
         raise Refused("a storage that is no bytes")
     stream = io.BytesIO(data)
-    plain = Names({}, frozenset())
-    if (read_pickle(stream, plain), read_pickle(stream, plain)) != (_MAGIC, _PROTOCOL):
-        raise Refused("a storage that is not as torch.save writes it")
-    system = read_pickle(stream, plain)
-    if not isinstance(system, dict) or system.get("little_endian") is not True or sys.byteorder != "little":
-        raise Refused("a storage of a big-endian machine")
-    claim = read_pickle(stream, Names({}, frozenset(_STORAGES), _Claim.of))
-    keys = read_pickle(stream, plain)
-    if not isinstance(claim, _Claim) or keys != [claim.key]:
+    read_head(stream)
+    claim = read_pickle(stream, Names({}, STORAGES, Claim.of))
+    keys = read_pickle(stream, Names({}))
+    if not isinstance(claim, Claim) or keys != [claim.key]:
         raise Refused("a storage file that holds something else")
     length, here = int.from_bytes(stream.read(8), "little"), stream.tell()
     if length != claim.length or length * claim.dtype.itemsize != len(data) - here:
@@ -65,7 +62,17 @@ def load_from_bytes(data: Any) -> Storage:
         return Storage(torch.frombuffer(memoryview(data)[here:], dtype=claim.dtype))
 
 
-class _Claim(NamedTuple):
+def read_head(stream: Stream) -> None:
+    """Reads what `torch.save` before its zip format begins with; raises Refused where it is something else."""
+    plain = Names({})
+    if (read_pickle(stream, plain), read_pickle(stream, plain)) != (_MAGIC, _PROTOCOL):
+        raise Refused("a storage that is not as torch.save writes it")
+    system = read_pickle(stream, plain)
+    if not isinstance(system, dict) or system.get("little_endian") is not True or sys.byteorder != "little":
+        raise Refused("a storage of a big-endian machine")
+
+
+class Claim(NamedTuple):
     """What a persistent id says of a storage."""
 
     dtype: torch.dtype
@@ -73,7 +80,7 @@ class _Claim(NamedTuple):
     length: int
 
     @classmethod
-    def of(cls, identity: Any) -> "_Claim":
+    def of(cls, identity: Any) -> "Claim":
         match identity:
             case ("storage", Name(name=name), str(key), str(), int(length), None) if length >= 0:
                 return cls(_DTYPES[name], key, length)
@@ -140,6 +147,7 @@ def _empty() -> dict[Any, Any]:
 
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): load_from_bytes,
     ("collections", "OrderedDict"): _empty,

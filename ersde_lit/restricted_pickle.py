@@ -207,7 +207,8 @@ class _Machine:
 
     def op_build(self) -> None:
         state = self.pop()
-        self.top(Instance).state = state
+        if not isinstance(self.top(object), dict):  # a state dict has versions as its attributes, which nobody needs
+            self.top(Instance).state = state
 
     def op_binpersid(self) -> None:
         if self.names.persistent is None:
@@ -224,7 +225,7 @@ def _key(value: Any) -> Any:
 
 _VALUES = frozenset(
     {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-    | {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+    | {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}

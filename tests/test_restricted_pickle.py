@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ersde_lit.interop.pickled_tensors import TENSORS
-from ersde_lit.interop.restricted_pickle import Names, read_pickle
+from ersde_lit.pickled_tensors import TENSORS
+from ersde_lit.restricted_pickle import Names, read_pickle
 
 NAMES = Names(TENSORS)
 
