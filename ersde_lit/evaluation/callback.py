@@ -272,11 +272,7 @@ class FIDCallback(Callback):
         made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
         dtype = DTYPES.get(_precision(trainer), torch.float32)
         with torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32):
-            images = torch.cat([block.images for block in made])
-        try:
-            return quantise(images)
-        except ValueError as error:
-            raise FloatingPointError(str(error)) from None
+            return torch.cat([quantise(block.images) for block in made])
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         rows = min(denoiser.num_classes, ROWS) or self.columns
