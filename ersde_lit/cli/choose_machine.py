@@ -19,7 +19,7 @@ class MachineOptions:
         accelerator: auto, cpu, gpu, cuda or mps.
         devices: how many of them, on each node.
         num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
-        precision: of the network's arithmetic: fp32, or bf16 or fp16 by autocast.
+        precision: of the network's arithmetic: fp32, tf32 (float32 in TF32 on a GPU), or bf16 or fp16 by autocast.
         compile: mode of torch.compile for the networks: default, or reduce-overhead for CUDA graphs.
         preview: a .png that shows the images as they come.
         trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
@@ -29,7 +29,7 @@ class MachineOptions:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     preview: str | None = None
     trajectory: str | None = None
@@ -49,7 +49,7 @@ class MachineOptions:
     def dtype(self) -> "torch.dtype":
         import torch
 
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
     def compile_networks(self, denoiser: "nn.Module") -> None:
         """Compiles every network in it, where that was asked for: on first use, anew for each size of a block."""

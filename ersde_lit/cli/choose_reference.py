@@ -73,25 +73,24 @@ class ReferenceOptions:
         return make("features", Features, self.features)[0]
 
     def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
-        """What measures images. Features and reference are prepared by the first rank, and are the same on all."""
+        """What measures images. Features are the first rank's, to the last bit; the reference is measured by all."""
         from ersde_lit.evaluation import Scores, features_for, read_reference, reference_of
         from ersde_lit.evaluation.reference import KEEP
         from ersde_lit.evaluation.scores import OF_FEATURES
-        from ersde_lit.sampling.ranks import gather, together
+        from ersde_lit.sampling.ranks import ranks_of
 
-        prepared = None
-        with together(ranks):
-            if ranks.global_rank == 0:
-                net = features_for(features, data, self.weights)
-                keep = KEEP if OF_FEATURES & {*self.names} else 0
-                if self.reference is not None:
-                    real = read_reference(self.reference, net, ranks.device, keep_features=keep)
-                else:
-                    assert data is not None  # checked at the beginning
-                    real = reference_of(data, net, ranks.device, keep_features=keep)
-                prepared = net.cpu(), real
-        net, real = gather(ranks, prepared)[0]
-        with together(ranks):
+        all_ranks, device, net = ranks_of(ranks), ranks.device, None
+        with all_ranks.together():
+            if all_ranks.rank == 0:
+                net = features_for(features, data, self.weights, device=device).cpu()
+        net = all_ranks.of_first(net)
+        with all_ranks.together():
+            keep = KEEP if OF_FEATURES & {*self.names} else 0
+            if self.reference is not None:
+                real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks)
+            else:
+                assert data is not None  # checked at the beginning
+                real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)
             scores = Scores(net, real, self.names)
         return scores
 

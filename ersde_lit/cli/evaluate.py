@@ -121,6 +121,7 @@ def evaluate(
         statistics_in_brief(scores.reference.statistics),
         weights,
         cells[0].meta["checkpoints"]["ckpt_path"],
+        precision=machine.precision,
     )
     with ExitStack() as stack:
         with together(ranks):
@@ -200,7 +201,7 @@ def _cells(
     cells = []
     for seeds in sets:
         for choice in sweep.choices(denoiser):
-            job = Job(denoiser, choice.sampler, choice.nfe, what.labels, machine.dtype)
+            job = Job(denoiser, choice.sampler, choice.nfe, what.labels, machine.dtype, machine.precision == "tf32")
             job.labels_of(seeds[:1])
             meta = describe(seeds, choice.named, denoiser.num_classes, what.labels, guidance, machine, paths, files)
             cells.append(Cell(choice.label, job, seeds, {**meta, MADE_HERE: "evaluate"}, choice.asked))
@@ -234,6 +235,9 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
     """Prints a report and puts its tables into the folder."""
     from rich.console import Console
 
+    from ersde_lit.evaluation.report import sizes
+
+    caption = f"{caption} {sizes(report.records)}".rstrip()
     notes = dict.fromkeys(note for record in report.records for note in record["notes"])
     caption = "\n\n".join([caption, *(f"Warning: {note}." for note in notes)])
     console = Console(soft_wrap=True)

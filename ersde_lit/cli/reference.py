@@ -65,13 +65,13 @@ def reference(
     images: Any = module if source is None else image_files(source)
     ranks = fabric(accelerator)
     choice: Any = options.open_features()
-    net, done = features_for(choice, module, weights), [0]
+    net, done = features_for(choice, module, weights, device=ranks.device), [0]
     with progress(lambda: sum(done), _count(images)):
         found = reference_of(images, net, ranks.device, keep_features=keep_features, advance=done.append)
     with disk_errors(out):
         write_reference(found, out)
     print(f"{out}: mean and covariance of {found.description}, {net.description}")
-    if note := too_few(found.num_images or 0, net.num_features):
+    for note in filter(None, (too_few(found.num_images or 0, net.num_features), found.copies_in_words)):
         print(f"warning: {note}")
 
 

@@ -130,7 +130,7 @@ def sample(
         raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = guidance.wrap(model.ema_denoiser, image.trust)
     sampler, named = sampling.sampler(denoiser)
-    job = Job(denoiser, sampler, named["nfe"], labels, machine.dtype)
+    job = Job(denoiser, sampler, named["nfe"], labels, machine.dtype, machine.precision == "tf32")
     job.labels_of(seeds[:1])
     format.check(len(seeds), denoiser.image_shape)
     for option, path in machine.views.items():

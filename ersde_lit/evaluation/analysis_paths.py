@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.evaluation.analysis import history_of, one_step, step_scales
+from ersde_lit.sampling.tf32 import tf32
 from ersde_lit.solvers import NoiseScale, SeededNoise, Solver, Tableau, exponential, sample
 from ersde_lit.solvers.loop import Denoise, StepNoise
 from ersde_lit.solvers.oracles import Mixture
@@ -103,7 +104,7 @@ def path_errors(
     references = _references(solvers, lams, fine)
     totals = {name: torch.zeros(2, len(lams) - 1, dtype=torch.float64) for name in solvers}
     count = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), tf32(False):
         for start in starts:
             count += start.y.numel()
             known = denoiser if start.labels is None else _Labelled(denoiser, start.labels)

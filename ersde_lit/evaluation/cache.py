@@ -11,6 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ersde_lit.data import ImageArray, ImageDataModule
+from ersde_lit.data.array import INFO, ArrayInfo
+from ersde_lit.evaluation.image_files import ImageFiles
+
 CHUNK = 10_000  # images hashed at a time: a memory map stays on disk
 
 
@@ -28,6 +32,21 @@ def digest(text: str, tensors: Iterable[Tensor]) -> str:
         for chunk in torch.atleast_1d(tensor.detach()).split(CHUNK):
             sha.update(chunk.cpu().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
+
+
+def digest_of(source: ImageDataModule | ImageFiles, text: str, tensors: Iterable[Tensor]) -> str:
+    """`digest` of the text and of what `source` trains on, its `tensors`, which may be hundreds of gigabytes.
+
+    Where a converted folder says what their checksums are, those serve instead.
+    """
+    if type(source) is ImageArray:  # a subclass may serve other images
+        folder, count = Path(source.root).expanduser(), len(source.split("train").labels)
+    elif isinstance(source, ImageFiles) and (source.path / INFO).is_file():
+        folder, count = source.path, source.count
+    else:
+        return digest(text, tensors)
+    info = ArrayInfo.read(folder)
+    return digest(repr((text, sorted(info.sha256.items()), count)), tensors if not info.sha256 else ())
 
 
 @contextmanager

@@ -1,34 +1,32 @@
 """FID and its kin while training: every sampler at every NFE, with the averaged weights, at each validation."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from io import StringIO
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
-from rich.table import Column, Table
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.evaluation.features import Features, features_for
+from ersde_lit.evaluation.callback_output import log_picture, table
+from ersde_lit.evaluation.features import Choice, Features, features_for
 from ersde_lit.evaluation.nearest import nearest_distances
-from ersde_lit.evaluation.protocol import title
+from ersde_lit.evaluation.protocol import size_in_words
 from ersde_lit.evaluation.reference import KEEP, Reference, read_reference, reference_of
 from ersde_lit.evaluation.scores import OF_FEATURES, MetricName, Scores
 from ersde_lit.sampling.generate import generate
-from ersde_lit.sampling.grid import image_grid, save_png
+from ersde_lit.sampling.grid import image_grid
 from ersde_lit.sampling.images import quantise
+from ersde_lit.sampling.ranks import Ranks
 from ersde_lit.solvers import Sampler
 
 ROWS = 10  # of a picture, at most
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Real(NamedTuple):
@@ -51,16 +49,18 @@ class FIDCallback(Callback):
     - a picture of fixed seeds for each, one row a class (of the first ten), in TensorBoard, Weights & Biases and
       <default_root_dir>/samples.
 
-    They can be monitored by a ModelCheckpoint from the first validation on. Weights are those of `ema_denoiser`. Blocks
-    of `batch_size` seeds are dealt to the ranks, so neither the images nor the values depend on their number. A block
-    of images is in memory at a time.
+    They can be monitored by a ModelCheckpoint from the first validation on. Weights are those of `ema_denoiser`; the
+    network works in the trainer's precision by autocast ("bf16-mixed" and "bf16-true" alike), solver and features in
+    float32 without TF32. Blocks of `batch_size` seeds are dealt to the ranks, and so is the reference, so neither the
+    images nor the values depend on their number. A block of images is in memory at a time. Where a sample is not
+    finite, the values of its sampler and NFE are NaN, with a warning, and training goes on.
 
     Args:
         samplers: by the name they get in the logs.
         nfes: numbers of network calls an image.
         num_samples: images for each value, at least 2.
-        features: "classifier" (a small network trained on the data set's labels, cached), "inception", or a `Features`
-            of your own.
+        features: "classifier" (a small network trained on the data set's labels, cached), "inception",
+            "inception_or_classifier" (the second where Inception's weights cannot be had), or a `Features` of your own.
         weights: the file of Inception's weights; downloaded if not given.
         reference: a file of statistics or images, as for `read_reference`; None: the training images. With a file,
             and features other than "classifier", any data will do; then nothing is known of real images.
@@ -68,7 +68,7 @@ class FIDCallback(Callback):
         batch_size: images sampled at a time.
         every_n_validations: evaluate at the first validation and every n-th after it, and at the last of the run.
         first_seed: of the images.
-        nearest_images: how many images look for their nearest neighbour.
+        nearest_images: how many images look for their nearest neighbour; 0: none, and nothing is logged of it.
         columns: of the pictures.
         max_seconds: once these are over, no other sampler or NFE is begun in this validation. The first is always
             measured, so monitor that; what is left out is named, and not logged this time.
@@ -83,7 +83,7 @@ class FIDCallback(Callback):
         samplers: dict[str, Callable[..., Any]],  # of Sampler; jsonargparse takes a Protocol for a function
         nfes: Sequence[int] = (5, 10, 20),
         num_samples: int = 1000,
-        features: Literal["classifier", "inception"] | Features = "classifier",
+        features: Choice | Features = "classifier",
         batch_size: int = 250,
         every_n_validations: int = 1,
         first_seed: int = 0,
@@ -100,7 +100,7 @@ class FIDCallback(Callback):
             raise ValueError("FIDCallback needs at least one metric")
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"FIDCallback: max_seconds must be above 0, not {max_seconds}")
-        least = {"num_samples": 2, "batch_size": 1, "every_n_validations": 1, "nearest_images": 1, "columns": 1}
+        least = {"num_samples": 2, "batch_size": 1, "every_n_validations": 1, "nearest_images": 0, "columns": 1}
         given = locals()
         for name, bound in least.items():
             if given[name] < bound:
@@ -110,84 +110,124 @@ class FIDCallback(Callback):
         self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
         self.weights, self.reference, self.metrics = weights, reference, tuple(metrics)
         self._real: _Real | None = None
+        self._ranks = Ranks()
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Measures the real images, once, on one rank: the others must see the same features to the last bit."""
-        if stage in ("fit", "validate") and self._real is None and not _is_trial(trainer):
-            real = self._measure_real(trainer, pl_module) if trainer.is_global_zero else None
-            self._real = trainer.strategy.broadcast(real)
+        """Measures the real images, once, on all ranks."""
+        if stage in ("fit", "validate") and not _is_trial(trainer):
+            self._ranks = Ranks.beside(trainer)
+            self._real = self._real or self._measure_real(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
 
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> _Real:
-        data, device = self._data(trainer), trainer.strategy.root_device
+        device, ranks, features = trainer.strategy.root_device, self._ranks, None
         if self.features == "classifier":
             pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
-        features = features_for(self.features, data, self.weights)
+        with ranks.together():
+            data = self._data(trainer)
+            if ranks.rank == 0:
+                features = features_for(self.features, data, self.weights, device=device).cpu()
+        features = ranks.of_first(features)  # the same to the last bit
         keep = KEEP if OF_FEATURES & {*self.metrics} else 0
         if self.reference is not None:
-            reference = read_reference(self.reference, features, device, keep_features=keep)
+            reference = read_reference(self.reference, features, device, keep_features=keep, ranks=ranks)
         else:
             assert data is not None
-            reference = reference_of(data, features, device, keep_features=keep)
-        scores = Scores(features, reference, self.metrics, sync=False).to(device)
-        count = "" if reference.num_images is None else f"{reference.num_images} "
+            reference = reference_of(data, features, device, keep_features=keep, ranks=ranks)
+        with ranks.together():
+            scores = self._scores(features, reference).to(device)
+        size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
+        how = f"sampled in {_precision(trainer)}, without TF32"
         if data is None:
-            pl_module.print(f"FID: {features.description}; against {reference.description}")
+            pl_module.print(f"FID: {features.description}; against {reference.description}{size}; {how}")
             return _Real(features.cpu(), reference, {})
-        held_out = data.split("test").images[: self.num_samples]
-        for images in held_out.split(self.batch_size):
-            scores.update(images)
-        values = {f"{metric}/real": value for metric, value in scores.compute().items()}
-        nearest = nearest_distances(held_out[: self.nearest_images].to(device), data.split("train").images)
-        values["nearest/real"] = nearest.mean().item()
-        against = f"{count}{'training images' if self.reference is None else 'images of the reference'}"
+        held_out, near = data.split("test").images[: self.num_samples], ""
+        with ranks.together():
+            for images in held_out.split(self.batch_size)[ranks.rank :: ranks.count]:
+                scores.update(images.to(device))
+            values = {f"{metric}/real": value for metric, value in scores.compute().items()}
+        if self.nearest_images:
+            share = held_out[: self.nearest_images][ranks.rank :: ranks.count].to(device)
+            values["nearest/real"] = self._mean(nearest_distances(share, data.split("train").images))
+            near = f", {values['nearest/real']:.1f} grey levels from the nearest"
+        count = "" if reference.num_images is None else f"{reference.num_images} "
+        against = f"{count}{'training images' if self.reference is None else 'images of the reference'}{size}"
         pl_module.print(
             f"FID: {features.description}; {len(held_out)} held-out against {against}: "
-            f"{values[f'{self.metrics[0]}/real']:.4g}, {values['nearest/real']:.1f} grey levels from the nearest"
+            f"{values[f'{self.metrics[0]}/real']:.4g}{near}; {how}"
         )
         return _Real(features.cpu(), reference, values)
+
+    def _scores(self, features: Features, reference: Reference) -> Scores:
+        return Scores(features, reference, self.metrics, sync=self._ranks.count > 1, group=self._ranks.group)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or _is_trial(trainer) or not self._due(trainer):
             return
         assert self._real is not None
         denoiser = cast(Denoiser, pl_module.ema_denoiser)
-        scores = Scores(self._real.features, self._real.reference, self.metrics).to(pl_module.device)
+        scores = self._scores(self._real.features, self._real.reference).to(pl_module.device)
         values, start = dict(self._real.values), time.monotonic()
         left_out: list[str] = []
+        cells = {name: _calls(sampler, self.nfes) for name, sampler in self.samplers.items()}
         for name, sampler in self.samplers.items():
-            for nfe in _calls(sampler, self.nfes):
-                if left_out or self._late(trainer, start, begun=len(values) > len(self._real.values)):
-                    left_out.append(f"{name}/nfe{nfe}")
+            for nfe in cells[name]:
+                cell = f"{name}/nfe{nfe}"
+                if left_out or self._late(start, begun=len(values) > len(self._real.values)):
+                    left_out.append(cell)
                     continue
-                measured = self._measure(trainer, denoiser, scores, sampler, nfe)
-                values |= {f"{metric}/{name}/nfe{nfe}": value for metric, value in measured.items()}
+                measured, failure = self._measure(trainer, denoiser, scores, sampler, nfe)
+                values |= {f"{metric}/{cell}": value for metric, value in measured.items()}
+                if failure:
+                    rank_zero_warn(f"{cell} cannot be measured, it is logged as NaN: {failure}")
                 if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
                     self._draw(trainer, denoiser, name, sampler, nfe)
+        self._ranks.gather(None)  # pictures may take the first rank longer than Lightning waits
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
-        pl_module.print(self._table(values, trainer.global_step))
+        images = f"{self.num_samples} samples of {size_in_words(denoiser.image_shape)}"
+        pl_module.print(table(self.metrics[0], values, cells, images, trainer.global_step))
         if left_out:
             pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
 
     def _measure(
         self, trainer: Trainer, denoiser: Denoiser, scores: Scores, sampler: Sampler, nfe: int
-    ) -> dict[str, float]:
-        """The metrics, and the distance to the nearest training image where there are such, over all ranks."""
-        data, nearest = self._data(trainer), MeanMetric().to(scores.moments.device)
-        scores.reset()
-        for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
-            scores.update(images)
-            if leading and data is not None:
-                nearest.update(nearest_distances(images[:leading], data.split("train").images))
-        values = scores.compute()
-        return values if data is None else {**values, "nearest": nearest.compute().item()}
+    ) -> tuple[dict[str, float], str]:
+        """The metrics, and the distance to the nearest training image where that is asked for, over all ranks.
 
-    def _late(self, trainer: Trainer, start: float, begun: bool) -> bool:
+        Where a sample of any rank is not finite they are NaN, and what went wrong is said.
+        """
+        data = self._data(trainer) if self.nearest_images else None
+        failure, nearest = "", torch.empty(0, device=scores.moments.device)
+        scores.reset()
+        try:
+            for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
+                scores.update(images)
+                if leading and data is not None:
+                    found = nearest_distances(images[:leading], data.split("train").images)
+                    nearest = torch.cat([nearest, found])
+        except FloatingPointError as error:
+            failure = str(error)
+        failure = next(filter(None, self._ranks.gather(failure)), "")
+        if failure:
+            names = self.metrics if data is None else (*self.metrics, "nearest")
+            return dict.fromkeys(names, math.nan), failure
+        values = scores.compute()
+        return (values if data is None else {**values, "nearest": self._mean(nearest)}), ""
+
+    def _mean(self, values: Tensor) -> float:
+        """Over all ranks, of any number on each."""
+        everyone = torch.cat(self._ranks.gather(values.double().cpu()))
+        return everyone.mean().item()
+
+    def _late(self, start: float, begun: bool) -> bool:
         """Whether time is up, by the first rank's clock."""
         if self.max_seconds is None or not begun:
             return False
-        return trainer.strategy.broadcast(time.monotonic() - start > self.max_seconds)
+        return bool(self._ranks.of_first(time.monotonic() - start > self.max_seconds))
 
     def _data(self, trainer: Trainer) -> ImageDataModule | None:
         """The real images; None where there are none and none are needed."""
@@ -220,52 +260,41 @@ class FIDCallback(Callback):
         """This rank's images, uint8, block by block, and how many of a block are among the first `nearest_images`."""
         seeds = range(self.first_seed, self.first_seed + self.num_samples)
         blocks = [seeds[start : start + self.batch_size] for start in range(0, self.num_samples, self.batch_size)]
-        for block in blocks[trainer.global_rank :: trainer.world_size]:
-            (made,) = generate(denoiser, sampler, block, nfe, batch_size=self.batch_size)
-            yield quantise(made.images), sum(seed - self.first_seed < self.nearest_images for seed in block)
+        for block in blocks[self._ranks.rank :: self._ranks.count]:
+            images = self._images(trainer, denoiser, sampler, block, nfe)
+            yield images, sum(seed - self.first_seed < self.nearest_images for seed in block)
+
+    def _images(
+        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], nfe: int,
+        labels: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """uint8; the network's arithmetic is that of training. Raises FloatingPointError where one is not finite."""
+        made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
+        dtype = DTYPES.get(_precision(trainer), torch.float32)
+        with torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32):
+            return torch.cat([quantise(block.images) for block in made])
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         rows = min(denoiser.num_classes, ROWS) or self.columns
         seeds = range(self.first_seed, self.first_seed + rows * self.columns)
         labels = torch.arange(rows).repeat_interleave(self.columns) if denoiser.num_classes else None
-        made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
-        picture = image_grid(torch.cat([quantise(block.images).cpu() for block in made]), self.columns)
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of `log`; global_step is one ahead of it
-        if picture.shape[0] in (1, 3):
-            save_png(picture, Path(trainer.default_root_dir) / "samples" / f"{name}-nfe{nfe}-step{step:07d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"samples/{name}/nfe{nfe}", picture, step)
-            elif isinstance(logger, WandbLogger):
-                pixels = rearrange(picture, "c h w -> h w c").numpy()
-                logger.log_image(f"samples/{name}/nfe{nfe}", [pixels], step)
-
-    def _table(self, values: dict[str, float], step: int) -> str:
-        columns = sorted({nfe for sampler in self.samplers.values() for nfe in _calls(sampler, self.nfes)})
-        table = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))
-
-        metric = self.metrics[0]
-
-        def cell(key: str) -> str:
-            near = f" ({values[f'nearest/{key}']:.1f})" if f"nearest/{key}" in values else ""
-            return f"{values[f'{metric}/{key}']:.4g}{near}" if f"{metric}/{key}" in values else ""
-
-        for name in self.samplers:
-            table.add_row(name, *(cell(f"{name}/nfe{nfe}") for nfe in columns))
-        with StringIO() as text:
-            console = Console(file=text, width=100)
-            what = f"{title(metric)} of {self.num_samples} samples"
-            console.print(f"{what} (grey levels to the nearest training image), step {step}")
-            if real := cell("real"):
-                console.print(f"real images: {real}")
-            console.print(table)
-            return text.getvalue().rstrip()
+        try:
+            images = self._images(trainer, denoiser, sampler, seeds, nfe, labels).cpu()
+        except FloatingPointError as error:
+            rank_zero_warn(f"no picture of {name}/nfe{nfe}: {error}")
+            return
+        log_picture(trainer, image_grid(images, self.columns), name, nfe)
 
 
 def _calls(sampler: Sampler, nfes: Sequence[int]) -> list[int]:
     """The NFEs a sampler really runs when asked for these: Heun's are odd."""
     calls = getattr(sampler, "calls", None)
     return list(dict.fromkeys(calls(nfe) if calls else nfe for nfe in nfes))
+
+
+def _precision(trainer: Trainer) -> str:
+    """In which the network works while it is sampled: what it trains in, by autocast, for averages are float32."""
+    return {"bf16": "bf16", "16": "fp16"}.get(str(trainer.precision).partition("-")[0], "fp32")
 
 
 def _is_trial(trainer: Trainer) -> bool:

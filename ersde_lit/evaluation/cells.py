@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ersde_lit.evaluation.protocol import Protocol
+from ersde_lit.evaluation.protocol import Protocol, size_in_words
 from ersde_lit.sampling.description import Meta, differences
 from ersde_lit.sampling.formats import Npz, read_meta
 from ersde_lit.sampling.output import check_out, disk_errors
@@ -184,11 +184,12 @@ class Cells:
 
 
 class Measured(NamedTuple):
-    """Scores by metric, of how many images, and what weakens the scores."""
+    """Scores by metric, of how many images, what weakens the scores, and how large the images are (C, H, W)."""
 
     scores: dict[str, float]
     images: int
     notes: tuple[str, ...]
+    image_shape: tuple[int, ...] | None = None
 
 
 def record(sampler: str, measured: Measured, protocol: Protocol, **of_cell: Any) -> Record:
@@ -198,6 +199,7 @@ def record(sampler: str, measured: Measured, protocol: Protocol, **of_cell: Any)
         "sampler": sampler,
         **cell,
         "images": measured.images,
+        "image_size": None if measured.image_shape is None else size_in_words(measured.image_shape),
         "scores": measured.scores,
         "notes": [*measured.notes],
         "protocol": protocol.plain,

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ersde_lit.data import ImageDataModule, Split
-from ersde_lit.evaluation.cache import cache_folder, digest, replacing
+from ersde_lit.evaluation.cache import cache_folder, digest_of, replacing
 from ersde_lit.evaluation.features import Features
+from ersde_lit.sampling.tf32 import tf32
 
 
 class Recipe(NamedTuple):
@@ -80,7 +81,12 @@ def _block(channels: int, width: int, stride: int) -> nn.Sequential:
 
 @torch.inference_mode(False)  # it may have to train
 @torch.enable_grad()
-def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: Recipe = Recipe()) -> Classifier:  # noqa: B008
+def classifier(
+    data: ImageDataModule,
+    cache: str | Path | None = None,
+    recipe: Recipe = Recipe(),  # noqa: B008
+    device: torch.device | str = "cpu",
+) -> Classifier:
     """The classifier of this data set: trained on its "train" labels once, in seconds to a minute, then cached.
 
     The file's name hashes images, labels and recipe, so it never serves another data set. Training is seeded and
@@ -89,6 +95,7 @@ def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: R
 
     Args:
         cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
+        device: where it is trained, in float32; it comes back on the CPU.
 
     Raises:
         ValueError: the data set has no labels.
@@ -97,14 +104,15 @@ def classifier(data: ImageDataModule, cache: str | Path | None = None, recipe: R
         raise ValueError(f"classifier features need a labelled data set; {type(data).__name__} has no classes")
     train, held_out = data.split("train"), data.split("test")
     net = _fresh(data, recipe)
-    key = digest(repr((recipe, tuple(train.images.shape))), train)
+    key = digest_of(data, repr((recipe, tuple(train.images.shape))), train)
     path = cache_folder(cache) / f"classifier-{key}.pt"
     try:
         net.load_state_dict(torch.load(path, weights_only=True))
     except Exception:  # absent, cut short, of an older torch: whatever it is, train anew
-        _train(net, train, recipe)
-        net.accuracy.fill_(_accuracy(net, held_out))
-        _save(net, path)
+        with tf32(False):
+            _train(net.to(device), train, recipe)
+            net.accuracy.fill_(_accuracy(net, held_out))
+        _save(net.cpu(), path)
     return net
 
 
@@ -116,6 +124,7 @@ def _fresh(data: ImageDataModule, recipe: Recipe) -> Classifier:
 
 def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
     images, labels = split
+    device = net.accuracy.device
     steps = min(recipe.passes * len(labels), recipe.max_images) // recipe.batch_size
     net.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -123,7 +132,7 @@ def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.cat([torch.randperm(len(labels), generator=generator) for _ in range(recipe.passes)])
     for batch in order.split(recipe.batch_size)[:steps]:
-        loss = F.cross_entropy(net.logits(images[batch]), labels[batch])
+        loss = F.cross_entropy(net.logits(images[batch].to(device)), labels[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -133,8 +142,10 @@ def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
 
 def _accuracy(net: Classifier, split: Split) -> float:
     with torch.no_grad():
-        guesses = torch.cat([net.logits(images).argmax(1) for images in split.images.split(500)])
-    return (guesses == split.labels).double().mean().item()
+        guesses = torch.cat(
+            [net.logits(images.to(net.accuracy.device)).argmax(1) for images in split.images.split(500)]
+        )
+    return (guesses.cpu() == split.labels).double().mean().item()
 
 
 def _save(net: Classifier, path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.evaluation.cache import digest
+from ersde_lit.sampling.tf32 import tf32
 
-Choice = Literal["inception", "classifier"]
+Choice = Literal["inception", "classifier", "inception_or_classifier"]
 
 
 class Features(nn.Module):
@@ -59,23 +61,32 @@ def features_for(
     data: ImageDataModule | None = None,
     weights: str | Path | None = None,
     cache: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Features:
     """The features of this name, in evaluation mode.
 
     Args:
         choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
-            `data`; or features of your own, which come back as they are.
+            `data`; "inception_or_classifier", the second where Inception's weights are not here and cannot be
+            downloaded, with a warning; or features of your own, which come back as they are.
         data: for "classifier".
         weights: file of Inception's weights; None: see `Inception`.
         cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
+        device: where the classifier is trained, if it is.
 
     Raises:
         ValueError: weights that are not there or not Inception's, or a data set without labels for "classifier".
     """
     from ersde_lit.evaluation.classifier import classifier
-    from ersde_lit.evaluation.inception import Inception
+    from ersde_lit.evaluation.inception import Inception, find_weights
 
-    if choice == "inception":
+    if choice == "inception_or_classifier" and weights is None:
+        try:
+            weights = find_weights(cache)
+        except ValueError as error:
+            rank_zero_warn(f"{error}. Until then features are those of a classifier: compare them with no others")
+            return features_for("classifier", data, None, cache, device)
+    if choice in ("inception", "inception_or_classifier"):
         return Inception(weights, cache)
     if weights is not None:
         raise ValueError("weights are Inception's: choose the features inception, or leave the weights out")
@@ -85,18 +96,18 @@ def features_for(
         raise ValueError(f"no features named {choice!r}: choose inception, classifier or a Features of your own")
     if data is None:
         raise ValueError("classifier features are trained on the labels of a data set: name one, or choose inception")
-    return classifier(data, cache)
+    return classifier(data, cache, device=device)
 
 
 @torch.no_grad()
 def extract(features: Features, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features and logits of checked images, where `features` is, in its own precision whatever autocast is on.
+    """Features and logits of checked images, where `features` is, in its own precision: without autocast and TF32.
 
     Raises:
         ValueError: the images are not uint8 [n, C, H, W], or the features not [n, num_features].
     """
     check_images(images)
-    with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(images.device.type, enabled=False), tf32(False):
         found, logits = features.features_and_logits(images)
     if found.shape != (len(images), features.num_features):
         raise ValueError(

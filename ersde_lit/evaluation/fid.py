@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 
 from ersde_lit.evaluation.features import Features, extract
+from ersde_lit.evaluation.pooled import Pooled
 
 
 class Statistics(NamedTuple):
@@ -21,19 +22,18 @@ class Statistics(NamedTuple):
     num_images: int | None  # None: unknown, as for statistics that others published
 
 
-class Moments(Metric):
+class Moments(Pooled):
     """Sums over features, in float64, from which `Statistics` follow; added up over the ranks, also those without any.
 
     Raises ValueError in `compute` where there are fewer than two, or a feature was not finite.
     """
 
-    full_state_update = False
     total: Tensor
     outer: Tensor
     count: Tensor
 
-    def __init__(self, num_features: int, sync: bool = True) -> None:
-        super().__init__(sync_on_compute=sync)
+    def __init__(self, num_features: int, sync: bool = True, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(sync, group)
         zeros = torch.zeros(num_features, num_features, dtype=torch.float64)
         self.add_state("total", zeros[0], dist_reduce_fx="sum")
         self.add_state("outer", zeros, dist_reduce_fx="sum")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ersde_lit.sampling.tf32 import tf32
 
+
+@tf32(False)
 def nearest_distances(images: Tensor, references: Tensor, chunk: int = 5000) -> Tensor:
     """Distance of each image to the nearest reference: root mean square over its pixels, in grey levels (0 to 255).
 

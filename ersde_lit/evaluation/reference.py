@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ersde_lit.archives import MIB, open_zip
 from ersde_lit.data import ImageDataModule
-from ersde_lit.evaluation.cache import cache_folder, digest, replacing
+from ersde_lit.evaluation.cache import cache_folder, digest_of, replacing
 from ersde_lit.evaluation.features import Features, extract
 from ersde_lit.evaluation.fid import Moments, Statistics
 from ersde_lit.evaluation.image_files import ImageFiles, image_files
 from ersde_lit.evaluation.reference_pickle import read_statistics
 from ersde_lit.evaluation.sample import Sample, image_keys
+from ersde_lit.sampling.ranks import Ranks
 
+ALONE = Ranks()
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
-OURS = ("mu", "sigma", "num_images", "description", "fingerprint", "features")
-VERSION = 1  # of the cache: raise it when the code below changes what comes out
+OURS = ("mu", "sigma", "num_images", "description", "fingerprint", "features", "image_shape", "copies")
+SMALL, SQUEEZED = 64 * MIB, 20  # an entry may be so large, or so many times larger than it is in its file
+VERSION = 2  # of the cache: raise it when the code below changes what comes out
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,22 @@ class Reference:
         description: whose they are.
         features: float32 [k, num_features], a random sample; None: none were kept or given.
         fingerprint: of the features it is in; None: unknown, for it was read from a file of others.
+        image_shape: (C, H, W) of the images; None: unknown.
+        copies: how many of them are, to the byte, the same as another; 0: none, or unknown.
     """
 
     statistics: Statistics
     description: str
     features: Tensor | None = None
     fingerprint: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+    copies: int = 0
+
+    @property
+    def copies_in_words(self) -> str:
+        """A line; empty without any."""
+        count = f"{self.copies} of {self.num_images} images of the reference"
+        return f"{count} are copies of others to the byte, and count twice" if self.copies else ""
 
     @property
     def num_images(self) -> int | None:
@@ -68,38 +84,50 @@ def reference_of(
     cache: str | Path | None = None,
     keep_features: int = KEEP,
     advance: Callable[[int], None] = lambda count: None,
+    ranks: Ranks = ALONE,
 ) -> Reference:
     """Of the training images of a data set, or of images on disk; computed once, then cached.
 
     The name in the cache hashes the images and the features' fingerprint, so it never serves others. Images are
-    visited twice, for the hash and for the features.
+    visited twice, for the hash and for the features; of a converted folder the checksums are hashed instead.
 
     Args:
         features: moved to `device` and put in evaluation mode.
         cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
         keep_features: of at most so many images, for KID, precision and recall.
-        advance: is told how many more images have been measured.
+        advance: is told how many more images have been measured, by this rank.
+        ranks: who takes part, each with the same `source` and `features`; all get the same.
 
     Raises:
         ValueError: fewer than two images, images that the features do not read, or what `source` raises.
     """
-    size = features.batch_size
-    batches: Callable[[], Iterable[Tensor]]
     if isinstance(source, ImageDataModule):
-        batches, name = (lambda: source.reference_images(size)), f"training images of {type(source).__name__}"
-        shape = source.image_shape
+        name = f"training images of {type(source).__name__}"
     else:
-        batches, name, shape = (lambda: source.batches(size)), f"images of {source.path}", source.image_shape
-    key = digest(repr((VERSION, features.fingerprint, keep_features, tuple(shape))), batches())
-    path = cache_folder(cache) / f"reference-{key}.npz"
-    with suppress(ValueError):  # absent or damaged
-        found = _read(path)
+        name = f"images of {source.path}"
+    path, found = Path(), None
+    with ranks.together():
+        if ranks.rank == 0:
+            text = repr((VERSION, features.fingerprint, keep_features, tuple(source.image_shape)))
+            path = cache_folder(cache) / f"reference-{digest_of(source, text, _batches(source, features))}.npz"
+            with suppress(ValueError):  # absent or damaged
+                found = _read(path)
+    if (found := ranks.of_first(found)) is not None:
         return replace(found, description=f"{found.num_images} {name}", fingerprint=features.fingerprint)
-    reference = _measure(batches(), features, device, keep_features, name, advance)
+    reference = _measure(_batches(source, features, ranks), features, device, keep_features, name, advance, ranks)
+    reference = replace(reference, image_shape=source.image_shape)
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_reference(reference, path)
+        if ranks.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_reference(reference, path)
     return reference
+
+
+def _batches(source: ImageDataModule | ImageFiles, features: Features, ranks: Ranks = ALONE) -> Iterable[Tensor]:
+    """This rank's share of them."""
+    if isinstance(source, ImageDataModule):
+        return islice(source.reference_images(features.batch_size), ranks.rank, None, ranks.count)
+    return source.batches(features.batch_size, ranks.rank, ranks.count)
 
 
 def _measure(
@@ -109,20 +137,22 @@ def _measure(
     keep: int,
     name: str,
     advance: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> Reference:
-    features = features.to(device).eval()
-    moments = Moments(features.num_features, sync=False).to(device)
-    sample = Sample(features.num_features, keep, sync=False).to(device)
-    for images in batches:
-        images = images.to(device)
-        found, _ = extract(features, images)
-        moments.update(found)
-        if keep:
-            sample.update(image_keys(images), found)
-        advance(len(images))
-    mean, cov, count = moments.compute()
-    kept = sample.compute().rows.cpu() if keep else None
-    return Reference(Statistics(mean.cpu(), cov.cpu(), count), f"{count} {name}", kept, features.fingerprint)
+    features, sync = features.to(device).eval(), ranks.count > 1
+    moments = Moments(features.num_features, sync, ranks.group).to(device)
+    sample = Sample(features.num_features if keep else 0, keep, sync, ranks.group).to(device)
+    with ranks.together():
+        for images in batches:
+            images = images.to(device)
+            found, _ = extract(features, images)
+            moments.update(found)
+            sample.update(image_keys(images), found[:, : sample.width])
+            advance(len(images))
+    with ranks.together():
+        (mean, cov, count), drawn = moments.over_ranks(), sample.over_ranks()
+    statistics, kept = Statistics(mean.cpu(), cov.cpu(), count), drawn.rows.cpu() if keep else None
+    return Reference(statistics, f"{count} {name}", kept, features.fingerprint, copies=drawn.copies)
 
 
 def read_reference(
@@ -131,28 +161,38 @@ def read_reference(
     device: torch.device | str = "cpu",
     cache: str | Path | None = None,
     keep_features: int = KEEP,
+    ranks: Ranks = ALONE,
 ) -> Reference:
     """From a file or folder: statistics of ours, EDM's or EDM2's, ADM's reference batch, or images of any form.
 
     An `.npz` with `mu` and `sigma` is read as it is, by EDM's and by ADM's conventions: sigma is the unbiased
     covariance. Where it also has images, `arr_0`, features for KID, precision and recall are computed from them.
-    EDM2's `.pkl` is read for what it has of Inception's features. Anything else is images, as for `image_files`.
+    EDM2's `.pkl` is read for what it has of Inception's features. Anything else is images, as for `image_files`. To be
+    called by all `ranks`, which share the work.
 
     Raises:
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
     """
-    path = Path(path).expanduser()
+    with ranks.together():
+        found, images = _open(Path(path).expanduser(), features)
+    if images is None or (found and (found.features is not None or not keep_features)):
+        assert found is not None  # one of the two is there
+        return found
+    of_images = reference_of(images, features, device, cache, keep_features, ranks=ranks)
+    return replace(found, features=of_images.features) if found else of_images
+
+
+def _open(path: Path, features: Features) -> tuple[Reference | None, ImageFiles | None]:
+    """The statistics at `path`, and the images: of ADM's both are there."""
     names = _names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise ValueError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
-    if "mu" not in names and "sigma" not in names:
-        return reference_of(image_files(path), features, device, cache, keep_features)
+    images = image_files(path) if "arr_0" in names else None
+    if not {"mu", "sigma"} & {*names}:
+        return None, images
     found = _read(path)
     found.check(features)
-    if found.features is None and keep_features and "arr_0" in names:
-        images = reference_of(image_files(path), features, device, cache, keep_features)
-        return replace(found, features=images.features)
-    return found
+    return replace(found, image_shape=images.image_shape) if images else found, images
 
 
 def write_reference(reference: Reference, path: str | Path) -> None:
@@ -164,18 +204,31 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         more["fingerprint"] = reference.fingerprint
     if reference.features is not None:
         more["features"] = reference.features.numpy()
+    if reference.image_shape is not None:
+        more["image_shape"] = reference.image_shape
+    if reference.copies:
+        more["copies"] = reference.copies
     mean, cov, _ = reference.statistics
     with replacing(Path(path)) as partial, partial.open("wb") as file:
         np.savez(file, mu=mean.numpy(), sigma=cov.numpy(), **more)
 
 
 def _names(path: Path) -> list[str]:
+    """Of the arrays, each of which is as large as it says, and no bomb if it is one of ours."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is damaged, cut short or no npz file"
-        raise ValueError(f"{path} cannot be read: {reason}") from None
+        with open_zip(path, largest=sys.maxsize) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        if zipfile.is_zipfile(path):
+            raise
+        raise ValueError(f"{path} cannot be read: it is damaged, cut short or no npz file") from None
+    for name in entries.keys() & {*OURS}:
+        size, there = entries[name].file_size, entries[name].compress_size
+        if size > max(SMALL, SQUEEZED * there):
+            raise ValueError(f"{path} refused: {name} unpacks from {there:,} to {size:,} bytes, which numbers never do")
+    return [*entries]
 
 
 def _read(path: Path) -> Reference:
@@ -197,16 +250,21 @@ def _read(path: Path) -> Reference:
         raise ValueError(f"{path}: mu, sigma or features are not finite")
     if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < -1e-6 * cov.abs().max():
         raise ValueError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
-    count = found.get("num_images")
+    count, shape = found.get("num_images"), found.get("image_shape")
+    if shape is not None and (shape.shape != (3,) or shape.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: image_shape {shape} is not [C, H, W]")
     return Reference(
         Statistics(mean, cov, None if count is None else int(count)),
         str(found.get("description", path)),
         features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
+        None if shape is None else tuple(shape.tolist()),
+        int(found.get("copies", 0)),
     )
 
 
 def _arrays(path: Path) -> dict[str, Any]:
+    _names(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in OURS if name in arrays.files}

@@ -35,7 +35,9 @@ class Summary(NamedTuple):
         return math.sqrt(sum((value - mean) ** 2 for value in self.values) / (n - 1)) if n > 1 else 0.0
 
     def best(self, metric: str) -> float:
-        """As in EDM's protocol: the best of the sets."""
+        """As in EDM's protocol: the best of the sets; NaN where one of them is."""
+        if math.isnan(self.mean):
+            return math.nan
         return max(self.values) if metric in HIGHER_IS_BETTER else min(self.values)
 
     def value(self, metric: str, best: bool) -> float:
@@ -78,7 +80,7 @@ class Report:
         for nfe in self.nfes:
             values = {s: found[1].value(metric, self.best) for s in self.samplers if (found := shown[s, nfe])}
             choose = max if metric in HIGHER_IS_BETTER else min
-            best = choose(values.values(), default=None)
+            best = choose((value for value in values.values() if not math.isnan(value)), default=None)
             for row, sampler in zip(rows, self.samplers, strict=True):
                 if (found := shown[sampler, nfe]) is None:
                     row.append("")
@@ -142,7 +144,7 @@ class Report:
         for record in self.others:
             if (value := record["scores"].get(metric)) is not None:
                 axes.axhline(value, color="grey", linewidth=1, linestyle=":", label=record["sampler"])
-        positive = all(r["scores"][metric] > 0 for r in self.records if metric in r["scores"])
+        positive = not any(r["scores"][metric] <= 0 for r in self.records if metric in r["scores"])
         axes.set(xscale="log", yscale="log" if positive else "linear", xlabel="NFE", ylabel=title(metric), title=name)
         axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
         axes.minorticks_off()
@@ -183,6 +185,14 @@ class ImagesReport:
         return to_csv(self.records)
 
 
+def sizes(records: Sequence[Record]) -> str:
+    """How large the images are, in a sentence: all of them, or those of each name. Empty where that was not kept."""
+    found = {record["sampler"]: size for record in records if (size := record.get("image_size"))}
+    if len({*found.values()}) < 2:
+        return "".join(f"Images: {size}." for size in {*found.values()})
+    return f"Images: {'; '.join(f'{name} {size}' for name, size in found.items())}."
+
+
 def to_csv(records: Sequence[Record]) -> str:
     """Records as CSV: sampler, NFE, seeds, number of images, scores, then the protocol and how images were made."""
     metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
@@ -196,7 +206,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def _flat(record: Record, metrics: Sequence[str]) -> dict[str, object]:
-    first = {name: record[name] for name in ("sampler", "nfe", "seeds", "images")}
+    first = {name: record.get(name) for name in ("sampler", "nfe", "seeds", "images", "image_size")}
     scores = {metric: record["scores"].get(metric) for metric in metrics}
     description: Mapping[str, Mapping[str, object]] = record["description"] or {}
     options = {f"option {name}": value for name, value in description.get("options", {}).items() if name != "nfe"}

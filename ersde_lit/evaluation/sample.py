@@ -6,9 +6,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
+
+from ersde_lit.evaluation.pooled import Pooled
 
 
 def image_keys(images: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ class Drawn(NamedTuple):
     copies: int  # images that are, to the byte, the same as another
 
 
-class Sample(Metric):
+class Sample(Pooled):
     """Keeps a row for each of at most `limit` images, and of all images the key; added up over the ranks.
 
     Args:
@@ -36,13 +38,12 @@ class Sample(Metric):
         limit: rows kept, float32.
     """
 
-    full_state_update = False
     keys: list[Tensor]
     kept: list[Tensor]
     rows: list[Tensor]
 
-    def __init__(self, width: int, limit: int, sync: bool = True) -> None:
-        super().__init__(sync_on_compute=sync)
+    def __init__(self, width: int, limit: int, sync: bool = True, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(sync, group)
         self.width, self.limit = width, limit
         for name in ("keys", "kept", "rows") if width else ("keys",):
             self.add_state(name, [], dist_reduce_fx="cat")

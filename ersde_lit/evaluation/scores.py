@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, Self, get_args
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
@@ -15,6 +16,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ersde_lit.evaluation.features import Features, check_images, extract
 from ersde_lit.evaluation.fid import FrechetDistance, Moments
 from ersde_lit.evaluation.manifold import NEIGHBOURS, precision_recall
+from ersde_lit.evaluation.protocol import size_in_words, sizes_differ
 from ersde_lit.evaluation.reference import Reference
 from ersde_lit.evaluation.sample import Sample, image_keys
 
@@ -43,6 +45,7 @@ class Scores:
             - precision, recall: improved precision and recall with 3 neighbours.
         sync: whether `compute` adds up the ranks; False where only some of them call it.
         keep: all but fid are of at most so many images, a random sample of them. FID alone keeps 8 bytes an image.
+        group: of torch.distributed, that adds up; None: the default one.
 
     Raises:
         ValueError: an unknown metric, one that the features or the reference cannot serve, or a reference in other
@@ -56,6 +59,7 @@ class Scores:
         metrics: Sequence[MetricName] = ("fid",),
         sync: bool = True,
         keep: int = KEPT,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         _check(features, reference, metrics)
         self.features, self.reference, self.metrics, self.keep = features.eval(), reference, tuple(metrics), keep
@@ -63,11 +67,12 @@ class Scores:
             features.num_features if OF_FEATURES & {*metrics} else 0,
             features.num_classes if "is" in metrics else 0,
         )
-        self.moments = Moments(features.num_features, sync)
-        self.sample = Sample(sum(self.widths), keep, sync)
+        self.moments = Moments(features.num_features, sync, group)
+        self.sample = Sample(sum(self.widths), keep, sync, group)
         self.distance = FrechetDistance(reference.statistics)
         self.notes: tuple[str, ...] = ()
         self.num_images = 0
+        self.image_shape: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> Self:
         for part in (self.features, self.moments, self.sample):
@@ -77,6 +82,8 @@ class Scores:
     def update(self, images: Tensor) -> None:
         """Adds uint8 images [n, C, H, W], n >= 0. Raises ValueError for anything else."""
         check_images(images)
+        if len(images):
+            self.image_shape = tuple(images.shape[1:])
         for batch in images.split(self.features.batch_size) if len(images) else ():
             batch = batch.to(self.moments.device)
             features, logits = extract(self.features, batch)
@@ -91,16 +98,17 @@ class Scores:
         """The metrics by name, over all images since `reset`.
 
         Sets `num_images`, over all ranks, and `notes`: what weakens the values, a line each; also given as warnings.
+        `image_shape` (C, H, W) is that of this rank's last images.
 
         Raises:
             ValueError: fewer images than a metric needs, or features that are not finite.
         """
-        statistics, drawn = self.moments.compute(), self.sample.compute()
+        statistics, drawn = self.moments.over_ranks(), self.sample.over_ranks()
         self.num_images = drawn.num_images
         self.notes = tuple(self._notes(drawn.copies))
         for note in self.notes:
             rank_zero_warn(note)
-        features, logits = drawn.rows.split(self.widths, dim=1)
+        features, logits = drawn.rows.to(self.moments.device).split(self.widths, dim=1)
         values: dict[str, float] = {}
         if "fid" in self.metrics:
             values["fid"] = self.distance(statistics)
@@ -115,6 +123,7 @@ class Scores:
     def reset(self) -> None:
         self.moments.reset()
         self.sample.reset()
+        self.image_shape = None
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -128,11 +137,13 @@ class Scores:
             "precision": f"{NEIGHBOURS} neighbours, {kept}",
             "recall": f"{NEIGHBOURS} neighbours, {kept}",
         }
+        size = self.reference.image_shape
         return {
             "features": self.features.description,
             "preprocessing": self.features.preprocessing,
             "fingerprint": self.features.fingerprint,
             "reference": self.reference.description,
+            **({} if size is None else {"reference_size": size_in_words(size)}),
             **{name: how[name] for name in self.metrics},
         }
 
@@ -147,6 +158,9 @@ class Scores:
             notes = [too_few(n, self.features.num_features, of) for of, n in counts.items() if n is not None]
         if copies:
             notes.append(f"{copies} of {self.num_images} images are copies of others to the byte: was one dealt twice?")
+        notes.append(self.reference.copies_in_words)
+        if self.image_shape is not None:
+            notes.append(sizes_differ(self.image_shape, self.reference.image_shape))
         return [note for note in notes if note]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -18,7 +20,8 @@ from ersde_lit.evaluation.protocol import Protocol
 from ersde_lit.evaluation.scores import Scores
 from ersde_lit.sampling.formats import read_meta
 from ersde_lit.sampling.ranks import gather, together
-from ersde_lit.sampling.run import complete
+from ersde_lit.sampling.run import Job, complete
+from ersde_lit.sampling.work import Work
 
 # (rank, ranks) to uint8 [n, C, H, W]: every ranks-th batch, from number rank on
 Batches = Callable[[int, int], Iterable[Tensor]]
@@ -31,12 +34,10 @@ def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
     with together(ranks):
         for images in batches(ranks.global_rank, ranks.world_size):
             scores.update(images)
-    if ranks.world_size > 1:
-        scores.to("cpu")  # where gloo gathers
     with warnings.catch_warnings(), together(ranks):
         warnings.simplefilter("ignore")  # the notes say the same
         values = scores.compute()
-    return Measured(values, scores.num_images, scores.notes)
+    return Measured(values, scores.num_images, scores.notes, scores.image_shape)
 
 
 def measure_images(path: str | Path, scores: Scores, ranks: Fabric) -> Measured:
@@ -65,7 +66,7 @@ class Sweep:
     tell: Callable[[Record], None] = lambda record: None
 
     def cell(self, cell: Cell) -> None:
-        """What is missing of it is sampled, measured from disk and kept.
+        """What is missing of it is sampled, measured from disk and kept; NaN where a sample is not finite.
 
         Raises:
             ValueError: as `complete` and `Scores`; or the cell, or its place, is taken by other images.
@@ -77,17 +78,22 @@ class Sweep:
         there, path, finished = gather(self.ranks, (there, path, finished))[0]
         if there:
             return
-        start, seconds = time.monotonic(), None
+        of_cell: dict[str, Any] = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"]}
         if not finished:
-            complete(self.store.work(cell, path), cell.job, self.ranks)
+            start, work = time.monotonic(), self.store.work(cell, path)
+            if reason := self._failure(work, cell.job):
+                if self._first:
+                    work.clean()
+                    nothing = Measured(dict.fromkeys(self.scores.metrics, math.nan), 0, (f"{cell}: {reason}",))
+                    self._keep(record(cell.sampler, nothing, self.protocol, description=cell.meta, **of_cell))
+                return
             gather(self.ranks, None)  # the first rank has put them in their place
-            seconds = round(time.monotonic() - start, 1)
+            of_cell["seconds"] = round(time.monotonic() - start, 1)
         measured = measure_images(path, self.scores, self.ranks)
         with together(self.ranks):
             if (count := measured.images) != len(cell.seeds):
                 raise ValueError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
             if self._first:
-                of_cell = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"], "seconds": seconds}
                 self._keep(record(cell.sampler, measured, self.protocol, description=read_meta(path), **of_cell))
                 if not self.keep_images:
                     self.store.delete(path)
@@ -101,6 +107,17 @@ class Sweep:
         with together(self.ranks):
             if self._first:
                 self._keep(record(REAL, measured, self.protocol))
+
+    def _failure(self, work: Work, job: Job) -> str:
+        """Makes a cell's images. Returns, on all ranks, what was not finite; empty where they are all there."""
+        try:
+            complete(work, job, self.ranks)
+        except (FloatingPointError, SystemExit) as error:
+            cause = error.__cause__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, FloatingPointError):
+                raise
+            return str(cause)
+        return ""
 
     @property
     def _first(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import labels_for
+from ersde_lit.sampling.tf32 import tf32
 from ersde_lit.solvers import Sampler, SeededNoise
 from ersde_lit.solvers.loop import Callback
 
@@ -30,6 +31,7 @@ def generate(
     *,
     batch_size: int = 128,
     callback: Callback | None = None,
+    allow_tf32: bool = False,
 ) -> Iterator[Block]:
     """Samples image k from seeds[k] and labels[k] alone, in fixed blocks of `batch_size` seeds, in the order given.
 
@@ -40,6 +42,8 @@ def generate(
         nfe: number of network calls an image.
         labels: one class index an image, -1 = unconditional; None draws them from the seeds (`labels_of_seeds`).
         callback: handed to the sampler: callback(i, lam, y, x0) at each step of each block, for progress or previews.
+        allow_tf32: on a GPU, float32 products and convolutions are in TF32: faster, to 3 digits. Otherwise they are
+            not, whatever torch is set to.
 
     Raises:
         ValueError: batch_size < 1, or labels that do not fit the seeds or the model.
@@ -52,7 +56,7 @@ def generate(
         device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
         noise = SeededNoise(seeds[part], denoiser.image_shape, device=device)
         given = None if chosen is None else chosen[part].to(device)
-        with _evaluation_mode(denoiser), torch.inference_mode():
+        with _evaluation_mode(denoiser), torch.inference_mode(), tf32(allow_tf32):
             images = sampler(denoiser, noise, nfe, given, callback)
         return Block(seeds[part], images.clone(), given)  # cloned to leave inference mode: the caller may write to it
 

@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+class NotFinite(FloatingPointError, ValueError):
+    """Samples that hold NaN."""
+
+
 def quantise(x: Tensor) -> Tensor:
     """Float images, nominally in [-1, 1] and clipped to it, to uint8 of the same shape: floor(127.5 x + 128).
 
@@ -11,10 +15,10 @@ def quantise(x: Tensor) -> Tensor:
 
     Raises:
         TypeError: x is not a floating-point tensor.
-        ValueError: x holds NaN.
+        NotFinite: x holds NaN; both a ValueError and, as what solvers raise, a FloatingPointError.
     """
     if not x.is_floating_point():
         raise TypeError(f"quantise takes float images in [-1, 1], not {x.dtype}")
     if x.isnan().any():
-        raise ValueError("the samples hold NaN: is the checkpoint a diverged run, or half precision too coarse?")
+        raise NotFinite("the samples hold NaN: is the checkpoint a diverged run, or half precision too coarse?")
     return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)

@@ -33,6 +33,7 @@ class Job:
     Attributes:
         labels: as for `choose_labels`.
         dtype: of the network's arithmetic, by autocast; the state stays in float32.
+        allow_tf32: as for `generate`.
     """
 
     denoiser: Denoiser
@@ -40,6 +41,7 @@ class Job:
     nfe: int
     labels: str | None = None
     dtype: torch.dtype = torch.float32
+    allow_tf32: bool = False
 
     def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
         return choose_labels(self.labels, seeds, self.denoiser.num_classes)
@@ -47,10 +49,10 @@ class Job:
     def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
         """The images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` sampled at a time."""
         device = next(self.denoiser.parameters()).device
-        labels = self.labels_of(seeds)
         blocks = generate(
-            self.denoiser, self.sampler, seeds, self.nfe, labels, batch_size=batch_size, callback=callback
-        )
+            self.denoiser, self.sampler, seeds, self.nfe, self.labels_of(seeds),
+            batch_size=batch_size, callback=callback, allow_tf32=self.allow_tf32,
+        )  # fmt: skip
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             return torch.cat([quantise(block.images).cpu() for block in blocks])
 

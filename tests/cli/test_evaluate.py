@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import re
 import runpy
@@ -173,6 +174,56 @@ class TestNumbers:
         assert f"| as_folder | 30 | {cell['fid']:.6g} | {cell['kid']:.6g} |" in table
         assert f"{cell['fid']:.6g}" in capsys.readouterr().out
 
+    def test_sizes_of_both_sides_are_said_and_copies_and_a_warning_where_they_differ(self, inside, capsys) -> None:
+        generator = np.random.default_rng(0)
+        for name, size in {"a32": (32, 32, 3), "b64": (64, 64, 3), "grey64": (64, 64)}.items():
+            Path(name).mkdir()
+            for number in range(12):
+                image = Image.fromarray(generator.integers(0, 256, size, np.uint8))
+                image.save(f"{name}/{number}.png")
+                if name == "a32":
+                    image.save(f"{name}/{number}_again.png")
+        assert main(["reference", "a32", "--out=a32.npz", MEANS]) == 0
+        assert "warning: 12 of 24 images of the reference are copies" in capsys.readouterr().out
+        small = "those of the reference 32x32, 3 channels"
+        for reference in ("a32", "a32.npz"):
+            out = f"sizes_{reference}"
+            sets = ("b64", "grey64", "a32")
+            assert main(["evaluate", "--images", *sets, f"--reference={reference}", MEANS, f"--out={out}"]) == 0
+            for text in (capsys.readouterr().out, Path(out, "results.md").read_text()):
+                assert f"Warning: images are 64x64, 3 channels, and {small}" in text
+                assert f"Warning: images are 64x64, 1 channel, and {small}" in text
+                assert "Images: b64 64x64, 3 channels; grey64 64x64, 1 channel; a32 32x32, 3 channels." in text
+                assert "(32x32, 3 channels)" in text
+                assert "Warning: 12 of 24 images of the reference are copies of others" in text
+            with Path(out, "results.csv").open() as file:
+                rows = {row["sampler"]: row for row in csv.DictReader(file)}
+            assert rows["b64"]["image_size"] == "64x64, 3 channels"
+            assert rows["b64"]["reference_size"] == "32x32, 3 channels"
+        assert evaluate("--nfe=2", "--seeds=0-19", "--out=sizes_of_model", data="--reference=a32") == 0
+        kept = records("sizes_of_model")["default", 2, "0-19"]
+        assert kept["image_size"] == "8x8, 1 channel"
+        assert any(f"images are 8x8, 1 channel, and {small}" in note for note in kept["notes"])
+
+    def test_precision_is_named_and_tf32_allowed_by_name_alone(self, inside, monkeypatch) -> None:
+        seen = set()
+        forward = DiffusionModule.load_state_dict  # any method of the model that is loaded once
+
+        def spy(module, *given, **more):
+            flag = torch.backends.cuda.matmul
+            module.ema_denoiser.register_forward_pre_hook(lambda *_: seen.add(flag.allow_tf32))
+            return forward(module, *given, **more)
+
+        monkeypatch.setattr(DiffusionModule, "load_state_dict", spy)
+        for precision, allowed in {"fp32": False, "tf32": True}.items():
+            seen.clear()
+            assert evaluate("--nfe=2", "--seeds=0-19", f"--out=in_{precision}", f"--precision={precision}") == 0
+            assert seen == {allowed}
+            kept = records(f"in_{precision}")["default", 2, "0-19"]
+            assert kept["protocol"]["precision"] == kept["description"]["options"]["precision"] == precision
+            assert "TF32" in kept["protocol"]["arithmetic"]
+            assert f"sampled in {precision}" in Path(f"in_{precision}/results.md").read_text()
+
     def test_a_reference_file_gives_the_numbers_of_its_images(self, inside) -> None:
         write_reference(reference_of(Digits(), Means(), keep_features=0), "digits_means.npz")
         flags = ("--nfe=3", "--seeds=0-19")
@@ -200,6 +251,26 @@ class TestNumbers:
         assert other["description"]["options"]["cfg_scale"] == 3
         assert other["description"]["options"]["labels"] == "7"
         assert one["scores"] != other["scores"]
+
+
+ONE_BAD = """
+import torch
+from ersde_lit.solvers import DDIM, TableSampler
+
+class OneBad:
+    def __call__(self, denoiser, noise, nfe, labels=None, callback=None):
+        images = TableSampler(DDIM())(denoiser, noise, nfe, labels)
+        return images.masked_fill((noise._seeds.flatten() == 15).view(-1, 1, 1, 1), torch.nan)
+"""
+
+
+@pytest.fixture
+def one_bad(inside, monkeypatch) -> None:
+    """A sampler, in bad.yaml, whose image of seed 15 is not finite; in other processes too."""
+    (inside / "one_bad.py").write_text(ONE_BAD)
+    monkeypatch.syspath_prepend(inside)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(inside), os.environ.get("PYTHONPATH")))))
+    (inside / "bad.yaml").write_text("samplers: {bad: {class_path: one_bad.OneBad}}\n")
 
 
 def save(module: DiffusionModule, path: str) -> None:
@@ -333,15 +404,36 @@ class TestGoingOn:
         calm, shot = records("calm"), records("shot")
         assert {key: r["scores"] for key, r in shot.items()} == {key: r["scores"] for key, r in calm.items()}
 
-    def test_images_that_are_not_finite_leave_nothing(self, inside, capsys) -> None:
-        module = DiffusionModule(network(image_shape=(1, 8, 8), num_classes=10))
-        next(module.ema_denoiser.parameters()).data.fill_(float("nan"))
-        torch.save({"state_dict": module.state_dict(), SPEC_KEY: module.spec}, "diverged.ckpt")
-        assert evaluate("--nfe=2", "--seeds=0-9", "--out=diverged", ckpt_path="diverged.ckpt") == 2
-        error = capsys.readouterr().err.splitlines()[-1]  # after the line of the held-out images
-        assert error.startswith("ersde_lit: evaluate: the denoiser's output is not finite at step 0")
-        assert set(records("diverged")) == {("real, held out", None, None)}
-        assert os.listdir("diverged/images") == []
+    def test_a_cell_that_is_not_finite_is_nan_and_the_others_go_on(self, inside, one_bad, capsys) -> None:
+        flags = ("--nfe=3,4", "--seeds=0-29", "--batch_size=10", "--metrics=fid,kid", "--config=bad.yaml")
+        assert evaluate(*flags, "--out=spoilt", "--solvers=ddim") == 0
+        kept, said = records("spoilt"), capsys.readouterr().out
+        assert os.listdir("spoilt/images") == []
+        for nfe in (3, 4):
+            assert all(np.isnan([*kept["bad", nfe, "0-29"]["scores"].values()]))
+            assert kept["bad", nfe, "0-29"]["scores"].keys() == {"fid", "kid"}
+            assert kept["bad", nfe, "0-29"]["images"] == 0
+            assert kept["ddim", nfe, "0-29"]["scores"]["fid"] > 0
+        for text in (said, Path("spoilt/results.md").read_text()):
+            assert text.count("Warning: bad, NFE 3, seeds 0-29: the samples hold NaN") == 1
+        assert "| bad | nan | nan |" in Path("spoilt/results.md").read_text()
+        before = Path("spoilt/cells.jsonl").read_text()
+        assert evaluate(*flags, "--out=spoilt", "--solvers=ddim") == 0  # nothing is made again
+        assert Path("spoilt/cells.jsonl").read_text() == before
+
+    def test_cells_of_before_are_gone_on_with(self, inside) -> None:
+        """They have neither sizes nor the precision."""
+        flags = ("--nfe=3", "--seeds=0-19", "--out=of_before")
+        assert evaluate(*flags, "--solvers=ddim") == 0
+        old = [*records("of_before").values()]
+        for record in old:
+            del record["image_size"]
+            for name in ("precision", "arithmetic", "reference_size"):
+                del record["protocol"][name]
+        Path("of_before/cells.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in old))
+        assert evaluate(*flags, "--solvers=ddim,heun") == 0
+        assert records("of_before")["ddim", 3, "0-19"] == old[-1]
+        assert "Images: 8x8, 1 channel." in Path("of_before/results.md").read_text()
 
     def test_images_that_sample_made_are_used_and_stay(self, inside, monkeypatch) -> None:
         flags = ("--nfe=3", "--seeds=0-29", "--batch_size=10")
@@ -382,12 +474,14 @@ class TestGoingOn:
         assert {path: path.read_bytes() for path in Path("taken").rglob("*") if path.is_file()} == before
 
 
-def test_two_ranks_give_the_rows_of_one(inside) -> None:
+def test_two_ranks_give_the_rows_of_one(inside, one_bad) -> None:
     """61 images in blocks of 10: uneven shares; 5 batches of held-out images to two ranks."""
     command = ["evaluate", f"--ckpt_path={LAST}", DATA, "--features=classifier", "--solvers=default,heun", "--nfe=3",
                "--seeds", "0-60", "61-121", "--metrics=fid,kid,is,precision,recall", "--batch_size=10",
-               "--accelerator=cpu"]  # fmt: skip
+               "--accelerator=cpu", "--config=bad.yaml"]  # fmt: skip
     assert main([*command, "--out=one"]) == 0
+    for path in Path("cache").rglob("reference-*.npz"):
+        path.unlink()  # measured again, by two
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     two = [sys.executable, "-m", "ersde_lit", *command, "--out=two", "--devices=2"]
     done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300)
@@ -396,8 +490,9 @@ def test_two_ranks_give_the_rows_of_one(inside) -> None:
     one, both = records("one"), records("two")
     assert one.keys() == both.keys()
     for key in one:
-        assert both[key]["scores"] == pytest.approx(one[key]["scores"], rel=1e-9), key
+        assert both[key]["scores"] == pytest.approx(one[key]["scores"], rel=1e-7, nan_ok=True), key  # singular
         assert both[key]["images"] == one[key]["images"]
+    assert [key for key in both if math.isnan(both[key]["scores"]["fid"])] == [("bad", 3, "0-60")]
 
 
 BAD = [

@@ -5,6 +5,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -182,17 +183,101 @@ def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeyp
     two = subprocess.run([sys.executable, script, "2"], capture_output=True, timeout=300)
     assert two.returncode == 0, two.stderr.decode()
     one = runpy.run_path(str(script))["evaluate"](1)
-    assert json.loads(two.stdout.splitlines()[-1]) == pytest.approx(one, rel=1e-6)  # float32 in the log
+    both = json.loads(two.stdout.splitlines()[-1])
+    assert both == pytest.approx(one, rel=1e-6, nan_ok=True)  # float32 in the log
+    assert {key for key, value in both.items() if math.isnan(value)} == {"fid/bad/nfe2", "nearest/bad/nfe2"}
 
 
-def test_images_that_are_not_numbers_are_refused_in_one_line(tmp_path, remembers):
+class OneBad:
+    """A sampler whose image of one seed is not finite: found out by the solver, or only when it is quantised."""
+
+    def __init__(self, seed, found_by_solver=True):
+        self.seed, self.found_by_solver = seed, found_by_solver
+
+    def __call__(self, denoiser, noise, nfe, labels=None, callback=None):
+        images = ER_SDE(denoiser, noise, nfe, labels, callback)
+        bad = noise._seeds.flatten() == self.seed
+        if self.found_by_solver and bad.any():
+            raise FloatingPointError("the denoiser's output is not finite")
+        return images.masked_fill(bad.view(-1, 1, 1, 1), math.nan)
+
+
+@pytest.mark.parametrize("found_by_solver", [True, False])
+def test_one_bad_sample_makes_its_cell_nan_and_training_goes_on(tmp_path, remembers, capsys, found_by_solver):
+    samplers = {"bad": OneBad(59, found_by_solver), "good": ER_SDE}
+    best = ModelCheckpoint(tmp_path / "best", monitor="fid/bad/nfe3")
+    trainer = trainer_with(tmp_path, make(samplers=samplers), best, max_epochs=2)
+    with pytest.warns(UserWarning, match="bad/nfe3 cannot be measured, it is logged as NaN: .*(NaN|not finite)"):
+        trainer.fit(remembers, datamodule=Digits())
+    assert trainer.global_step == 4
+    values = trainer.callback_metrics
+    assert values["fid/bad/nfe3"].isnan()
+    assert values["nearest/bad/nfe3"].isnan()
+    assert values["fid/good/nfe3"] < 2
+    assert "nan (nan)" in capsys.readouterr().out
+    assert len([*(tmp_path / "samples").glob("good*")]) == 2
+    assert not [*(tmp_path / "samples").glob("bad*")]  # its picture would have had the seed
+    assert (tmp_path / "best").exists()
+
+
+def test_a_diverged_model_is_nan_in_each_cell_and_wrong_arguments_are_still_refused(tmp_path, remembers):
     remembers.ema_denoiser.scale.data.fill_(math.nan)
-    with pytest.raises((ValueError, FloatingPointError), match="not finite") as caught:
-        validated(tmp_path, remembers)
-    assert "\n" not in str(caught.value)
+    values = validated(tmp_path, remembers, nfes=[2, 3])
+    assert math.isnan(values["fid/er_sde/nfe2"] + values["fid/er_sde/nfe3"])
+    assert values["fid/real"] > 0
+
+    def refuses(*given):
+        raise ValueError("order 9 is not known")
+
+    with pytest.raises(ValueError, match="order 9"):
+        validated(tmp_path, remembers, samplers={"refuses": refuses})
 
 
-@pytest.mark.parametrize("name", ["num_samples", "batch_size", "every_n_validations", "nearest_images", "columns"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_the_network_works_in_the_trainers_precision_and_nothing_else_does(tmp_path, remembers, capsys, precision):
+    model, dtypes, flags = remembers.ema_denoiser, set(), set()
+
+    def note(module, given):
+        flags.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        dtypes.add((given[0].dtype, torch.get_default_dtype(), torch.mm(torch.eye(2), torch.eye(2)).dtype))
+
+    model.register_forward_pre_hook(note)
+    features, of_features = Means(), set()
+    features.register_forward_hook(lambda module, given, found: of_features.add(found.dtype))
+    trainer = trainer_with(tmp_path, make(features=features, nearest_images=0), precision=precision)
+    trainer.fit(remembers, datamodule=Digits())
+    half = precision.startswith("bf16")
+    assert dtypes == {(torch.float32, torch.float32, torch.bfloat16 if half else torch.float32)}
+    assert flags == {(False, False)}
+    assert of_features == {torch.float32}
+    assert f"sampled in {'bf16' if half else 'fp32'}" in capsys.readouterr().out
+
+
+def test_nearest_images_can_be_left_out(tmp_path, remembers, monkeypatch, capsys):
+    monkeypatch.setattr("ersde_lit.evaluation.callback.nearest_distances", None)
+    values = validated(tmp_path, remembers, features=Means(), nearest_images=0)
+    assert set(values) == {"val/loss", "fid/real", "fid/er_sde/nfe3"}
+    assert "nearest" not in capsys.readouterr().out
+
+
+def test_sizes_are_said_and_a_reference_of_others_is_warned_of(tmp_path, remembers, capsys):
+    for size in (8, 16):
+        pictures = np.random.default_rng(0).integers(0, 256, (20, size, size), np.uint8)
+        (tmp_path / f"of{size}").mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / f"of{size}" / f"{number}.png")
+    given = {"features": Means(), "nearest_images": 0}
+    with pytest.warns(UserWarning, match="images are 8x8, 1 channel, and those of the reference 16x16, 1 channel"):
+        validated(tmp_path, remembers, reference=str(tmp_path / "of16"), **given)
+    said = capsys.readouterr().out
+    assert "images of the reference of 16x16, 1 channel" in said
+    assert "60 samples of 8x8, 1 channel" in said
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*those of the reference.*")
+        validated(tmp_path, remembers, reference=str(tmp_path / "of8"), **given)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "every_n_validations", "columns"])
 def test_refuses_counts_of_nothing(name):
     with pytest.raises(ValueError, match=f"{name} must be at least [12], not 0"):
         make(**{name: 0})

@@ -35,6 +35,23 @@ def test_features_alone_have_no_classes():
 
 
 @pytest.mark.usefixtures("cache")
+def test_the_classifier_serves_where_inceptions_weights_cannot_be_had_if_that_was_said(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.warns(UserWarning, match="weights are not here .* those of a classifier") as warned:
+        assert isinstance(features_for("inception_or_classifier", Digits()), Classifier)
+    assert "\n" not in str(warned[0].message)
+    with pytest.raises(ValueError, match="weights are not here"):
+        features_for("inception", Digits())
+    (tmp_path / "bad.pth").write_text("text")
+    with pytest.raises(ValueError, match=r"bad\.pth"):  # given, so wanted
+        features_for("inception_or_classifier", Digits(), tmp_path / "bad.pth")
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_classifier_tells_its_classes():
     classifier = features_for("classifier", Digits())
     assert isinstance(classifier, Classifier)

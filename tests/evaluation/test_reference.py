@@ -7,7 +7,7 @@ import torch
 from image_sets import edm_files, png, write_folder
 from projection import Projection, some_images
 
-from ersde_lit.data import ImageDataModule, Split
+from ersde_lit.data import ImageArray, ImageDataModule, Split
 from ersde_lit.data.convert import convert, draw_held_out
 from ersde_lit.data.sources import open_source
 from ersde_lit.evaluation import (
@@ -260,3 +260,80 @@ def test_a_file_that_is_not_there_or_cut_short_says(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-60])
     with pytest.raises(ValueError, match=r"cut.npz cannot be read: it is damaged, cut short or no npz file"):
         read_reference(tmp_path / "cut.npz", Colours())
+
+
+def test_sizes_and_copies_are_known_where_there_are_images(tmp_path):
+    twice = {f"{k:03d}.png": png(image) for k, image in enumerate([*IMAGES, *IMAGES[:12]])}
+    np.savez(tmp_path / "images.npz", arr_0=np.concatenate([NHWC, NHWC[:12]]))
+    np.savez(tmp_path / "adm.npz", arr_0=NHWC, mu=MU, sigma=SIGMA)
+    folder = write_folder(tmp_path / "set", twice)
+    convert(open_source(write_folder(tmp_path / "once", edm_files(IMAGES, None)), 4, unlabelled=True),
+            tmp_path / "array", draw_held_out(60, 0, 0))  # fmt: skip
+    expected = {"set": 12, "images.npz": 12, "adm.npz": 0, "array": 0}
+    for name, copies in expected.items():
+        for _ in range(2):  # measured, then from the cache
+            found = read_reference(tmp_path / name, Colours(), cache=tmp_path / "cache")
+            assert (found.image_shape, found.copies) == ((3, 4, 4), copies), name
+    assert read_reference(tmp_path / "adm.npz", Colours(), keep_features=0).image_shape == (3, 4, 4)
+    of_data = reference_of(Noise(), Projection(), cache=tmp_path / "cache", keep_features=0)
+    assert (of_data.image_shape, of_data.copies) == ((2, 4, 4), 0)
+
+    found = reference_of(image_files(folder), Colours(), cache=tmp_path / "cache")
+    write_reference(found, tmp_path / "stats.npz")
+    again = read_reference(tmp_path / "stats.npz", Colours())
+    assert (again.image_shape, again.copies) == ((3, 4, 4), 12)
+    assert again.copies_in_words.startswith("12 of 72 images of the reference are copies")
+
+
+def test_a_file_of_before_is_read_and_has_neither(tmp_path):
+    ours = {"num_images": 60, "description": "60 images", "fingerprint": Colours().fingerprint}
+    np.savez(tmp_path / "old.npz", mu=MU, sigma=SIGMA, **ours)
+    found = read_reference(tmp_path / "old.npz", Colours())
+    assert (found.num_images, found.image_shape, found.copies) == (60, None, 0)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    import ersde_lit.evaluation.reference as module
+
+    monkeypatch.setattr(module, "SMALL", 10_000)
+    np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(300), sigma=np.zeros((300, 300)))
+    np.savez(tmp_path / "large.npz", mu=MU, sigma=SIGMA)  # as large, but all there
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", None)
+        with pytest.raises(ValueError, match=r"bomb.npz refused: sigma unpacks from [\d,]+ to 720,128 bytes"):
+            read_reference(tmp_path / "bomb.npz", Colours())
+    assert read_reference(tmp_path / "large.npz", Colours()).image_shape is None
+
+
+def test_a_path_that_leads_out_and_an_odd_shape_are_refused(tmp_path):
+    np.savez(tmp_path / "odd.npz", mu=MU, sigma=SIGMA, image_shape=[4.0, 4.0])
+    with pytest.raises(ValueError, match="image_shape"):
+        read_reference(tmp_path / "odd.npz", Colours())
+    np.savez(tmp_path / "out.npz", **{"mu": MU, "sigma": SIGMA, "../x": MU})
+    with pytest.raises(ValueError, match="leads out"):
+        read_reference(tmp_path / "out.npz", Colours())
+
+
+def test_pixels_of_a_converted_folder_are_not_hashed_but_told_apart(tmp_path, passes, monkeypatch):
+    hashed, hash_them = [], sys.modules["ersde_lit.evaluation.cache"].digest
+    monkeypatch.setattr(
+        "ersde_lit.evaluation.cache.digest",
+        lambda text, tensors: hash_them(text, [hashed.append(len(t)) or t for t in tensors]),
+    )
+    for name, images in {"a": IMAGES, "b": 255 - IMAGES}.items():
+        source = open_source(write_folder(tmp_path / f"set_{name}", edm_files(images, None)), 4, unlabelled=True)
+        convert(source, tmp_path / name, draw_held_out(60, 10, 0))
+    found = [reference_of(ImageArray(str(tmp_path / name)), Colours(), cache=tmp_path / "c") for name in "ab"]
+    assert hashed == []
+    assert not torch.equal(found[0].statistics.mean, found[1].statistics.mean)
+    same(read_reference(tmp_path / "a", Colours(), cache=tmp_path / "c"), found[0])  # the same images, cached
+    whole = ImageArray(str(tmp_path / "a"), val_root=str(tmp_path / "b"))
+    assert reference_of(whole, Colours(), cache=tmp_path / "c").num_images == 60  # not the 50 of before
+    assert len(passes) == 3
+
+    class Darker(ImageArray):
+        def load(self):
+            return {k: Split(s.images // 2, s.labels) for k, s in super().load().items()}
+
+    assert reference_of(Darker(str(tmp_path / "a")), Colours(), cache=tmp_path / "c").statistics.mean.mean() < 70
+    assert hashed == [50]

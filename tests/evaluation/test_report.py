@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ersde_lit.evaluation.cells import REAL, Cells, Measured, record
 from ersde_lit.evaluation.protocol import Protocol
-from ersde_lit.evaluation.report import ImagesReport, Report, Summary
+from ersde_lit.evaluation.report import ImagesReport, Report, Summary, sizes, to_csv
 
 SCORES = {"features": "Edges (3)", "preprocessing": "as they are", "fingerprint": "abc", "reference": "9 images"}
 HOW = Protocol({**SCORES, "fid": "of all images"}, "9 images, |mu| 1, tr sigma 2", "averaged weights", "f" * 64)
@@ -143,7 +143,45 @@ def test_sets_of_images_are_rows():
     assert report.rows() == [["a.zip", "1,234", "1.25", "0.5"]]
 
 
+def test_a_cell_that_is_nan_is_seen_and_is_never_the_best():
+    nan = float("nan")
+    records = [cell("a", 5, "0-19", fid=nan), cell("b", 5, "0-19", fid=3.0), cell("c", 5, "0-19", fid=4.0)]
+    assert Report(records, ["fid"]).rows("fid") == [["a", "nan"], ["b", "**3**"], ["c", "4"]]
+    assert next(iter(csv.DictReader(io.StringIO(Report(records, ["fid"]).csv()))))["fid"] == "nan"
+    sets = [cell("a", 5, "0-19", fid=1.0), cell("a", 5, "20-39", fid=nan)]
+    for best in (False, True):
+        for order in (sets, sets[::-1]):
+            assert Report(order, ["fid"], best).rows("fid") == [["a", "nan"]]
+
+
+def test_a_nan_is_drawn_as_a_gap(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    scales = []
+    setter = Axes.set
+    monkeypatch.setattr(Axes, "set", lambda axes, **given: scales.append(given["yscale"]) or setter(axes, **given))
+    records = [cell("a", 5, "0-19", fid=float("nan")), cell("a", 10, "0-19", fid=2.0)]
+    Report(records, ["fid"]).plot(tmp_path / "fid.png", "fid")
+    assert scales == ["log"]
+
+
+def test_sizes_are_said_once_where_they_are_the_same():
+    def of(name, shape):
+        return record(name, Measured({"fid": 1.0}, 20, (), shape), HOW)
+
+    assert sizes([of("a", (3, 64, 64)), of("b", (3, 64, 64))]) == "Images: 64x64, 3 channels."
+    assert sizes([of("a", (3, 64, 64)), of("b", (1, 8, 32))]) == "Images: a 64x64, 3 channels; b 8x32, 1 channel."
+    old = {name: value for name, value in of("a", None).items() if name != "image_size"}
+    assert sizes([old]) == ""
+    assert list(csv.DictReader(io.StringIO(to_csv([old, of("b", (1, 8, 8))]))))[1]["image_size"] == "8x8, 1 channel"
+
+
 class TestCells:
+    def test_a_nan_comes_back(self, tmp_path):
+        Cells(tmp_path / "out").add(cell("a", 5, "0-19", fid=float("nan")))
+        (kept,) = Cells(tmp_path / "out").read()
+        assert kept["scores"]["fid"] != kept["scores"]["fid"]
+
     def test_a_record_is_kept_as_it_was_and_in_its_place(self, tmp_path):
         cells = Cells(tmp_path / "out")
         for one in RECORDS:
@@ -200,6 +238,17 @@ class TestProtocol:
     def test_so_are_reference_weights_and_checkpoint(self, name):
         given = {"statistics": HOW.statistics, "weights": HOW.weights, "checkpoint": HOW.checkpoint, name: "another"}
         assert Protocol(HOW.scores, **given).differences(HOW.plain).startswith(f"{name} (")
+
+    def test_what_was_not_kept_before_is_none(self):
+        new = Protocol({**HOW.scores, "reference_size": "8x8, 1 channel"}, HOW.statistics, HOW.weights, HOW.checkpoint,
+                       precision="fp32")  # fmt: skip
+        old = {name: value for name, value in HOW.plain.items() if name not in {"precision", "arithmetic"}}
+        assert new.differences(old) == ""
+        assert "9 images (8x8, 1 channel)" in str(new)
+        assert "sampled in fp32" in str(new)
+        assert Protocol(HOW.scores, HOW.statistics, precision="tf32").differences(new.plain).startswith("weights")
+        tf32 = Protocol(HOW.scores, HOW.statistics, HOW.weights, HOW.checkpoint, precision="tf32")
+        assert tf32.differences(new.plain) == "precision (fp32 there, tf32 here)"
 
     def test_it_says_all_of_it(self):
         for words in ("9 images", "Edges (3)", "as they are", "of all images", "uint8", "torch", "veraged weights"):

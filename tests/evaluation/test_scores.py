@@ -2,6 +2,8 @@ import json
 import runpy
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +274,37 @@ def test_does_not_depend_on_the_number_of_ranks():
     assert (len(of_two), len(of_three)) == (2, 3)
     for found in of_two + of_three:
         assert found == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+def test_images_of_another_size_or_other_channels_are_warned_of():
+    class Any(Projection):
+        def forward(self, images):
+            return super().forward(images.flatten(1)[:, :32])
+
+    real = reference()
+    for shape, known, words in (
+        ((2, 4, 4), (2, 4, 4), None),
+        ((2, 4, 4), None, None),
+        ((2, 8, 8), (2, 4, 4), "images are 8x8, 2 channels, and those of the reference 4x4, 2 channels"),
+        ((3, 4, 4), (2, 4, 4), "images are 4x4, 3 channels, and those of the reference 4x4, 2 channels"),
+        ((2, 4, 8), (2, 4, 4), "images are 4x8, 2 channels"),
+    ):
+        features = Any()
+        scores = Scores(features, replace(real, image_shape=known, fingerprint=None))
+        scores.update(torch.randint(0, 256, (20, *shape), dtype=torch.uint8))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scores.compute()
+        sizes = [note for note in scores.notes if "those of the reference" in note]
+        assert [str(warning.message) for warning in caught] == [*scores.notes]
+        assert [note.startswith(words or "?") for note in sizes] == ([] if words is None else [True])
+        assert scores.protocol.get("reference_size") == (None if known is None else "4x4, 2 channels")
+
+
+def test_copies_in_the_reference_are_noted():
+    scores = Scores(Projection(), replace(reference(), copies=12))
+    scores.update(FAKE)
+    scores.compute()
+    assert scores.notes == (
+        f"12 of {len(REAL)} images of the reference are copies of others to the byte, and count twice",
+    )

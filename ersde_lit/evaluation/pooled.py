@@ -1,0 +1,35 @@
+"""What each rank has found, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torchmetrics import Metric
+
+
+class Pooled(Metric):
+    """A torchmetrics metric whose states are added up over the ranks.
+
+    Args:
+        sync: whether `compute` adds up at all.
+        group: of torch.distributed, that does; None: the default one.
+    """
+
+    full_state_update = False
+
+    def __init__(self, sync: bool = True, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(sync_on_compute=sync, process_group=group)
+
+    def over_ranks(self) -> Any:
+        """`compute`, on the CPU where the group is gloo's, which adds up nowhere else; the states stay where they are.
+
+        To be called on all ranks; what `compute` returns may be on the CPU.
+        """
+        home = self.device
+        if self.sync_on_compute and dist.is_initialized() and dist.get_backend(self.process_group) == "gloo":
+            self.to("cpu")
+        try:
+            return self.compute()
+        finally:
+            self.to(home)
