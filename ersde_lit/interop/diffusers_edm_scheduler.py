@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
 from ersde_lit.denoisers.processes import VE
+from ersde_lit.interop.diffusers_configuration import one_of
 from ersde_lit.interop.diffusers_steps import (
     SchedulerMixin,
     TableScheduler,
     as_levels,
-    one_of,
     only_one,
     register_to_config,
 )

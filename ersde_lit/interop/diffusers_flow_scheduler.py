@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers.processes import Flow
+from ersde_lit.interop.diffusers_configuration import one_of, the_one
 from ersde_lit.interop.diffusers_levels import SPACINGS, flow_lams, shifted
 from ersde_lit.interop.diffusers_steps import (
     SchedulerMixin,
     TableScheduler,
     as_levels,
-    one_of,
     only_one,
     register_to_config,
-    the_one,
 )
 from ersde_lit.solvers import check_lams, grids
 

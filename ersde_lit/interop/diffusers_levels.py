@@ -15,7 +15,13 @@ _ZERO_SNR = 2.0**-24  # alpha^2 where rescaling would make it 0, as diffusers ha
 
 
 def trained_lams(
-    schedule: str, steps: int, beta_start: float, beta_end: float, betas: Sequence[float] | None, zero_snr: bool
+    schedule: str,
+    steps: int,
+    beta_start: float,
+    beta_end: float,
+    betas: Sequence[float] | None,
+    zero_snr: bool,
+    snr_shift: float = 1.0,
 ) -> Tensor:
     """The lams of a discrete VP process, (steps,), ascending.
 
@@ -24,9 +30,10 @@ def trained_lams(
         betas: instead of all else.
         zero_snr: shift and scale alpha so that the last is (nearly) 0: Lin et al. 2024, algorithm 1,
             https://arxiv.org/abs/2305.08891.
+        snr_shift: divide alpha^2 / sigma^2 by this, before zero_snr (CogVideoX).
 
     Raises:
-        ValueError: unknown schedule.
+        ValueError: unknown schedule, or a snr_shift of 0 or below.
     """
     if betas is not None:
         lams = _lams_of(torch.as_tensor(betas, dtype=torch.float64))
@@ -38,6 +45,9 @@ def trained_lams(
         lams = Cosine(steps).levels
     else:
         raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, not {schedule!r}")
+    if not snr_shift > 0:
+        raise ValueError(f"snr_shift_scale must be positive, not {snr_shift}")
+    lams = snr_shift**0.5 * lams
     if zero_snr:
         alpha = torch.rsqrt(1 + lams**2)
         squared = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers.processes import VP, Flow
+from ersde_lit.interop.diffusers_configuration import one_of, the_one
 from ersde_lit.interop.diffusers_edm_scheduler import ERSDEEDMScheduler
 from ersde_lit.interop.diffusers_flow_scheduler import ERSDEFlowMatchScheduler
 from ersde_lit.interop.diffusers_levels import SPACINGS, flow_lams, shifted, spaced_timesteps, trained_lams
@@ -26,10 +27,8 @@ from ersde_lit.interop.diffusers_steps import (
     SchedulerMixin,
     TableScheduler,
     as_levels,
-    one_of,
     only_one,
     register_to_config,
-    the_one,
 )
 from ersde_lit.solvers import check_lams, grids
 
@@ -48,9 +47,11 @@ class ERSDEScheduler(TableScheduler):
     sigma_min twice, or run a timestep twice, the levels are spread.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the process.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
+            snr_shift_scale: the process.
         prediction_type: "epsilon", "sample" (x0), "v_prediction" or, with use_flow_sigmas, "flow_prediction".
         thresholding, dynamic_thresholding_ratio, sample_max_value: of x0 (Saharia et al. 2022, section 2.3).
+        clip_sample, clip_sample_range: clamp x0 to plus or minus this; thresholding goes before.
         order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
         use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas: levels between the process' ends,
             in place of timestep_spacing; the model is told the nearest timestep.
@@ -94,6 +95,9 @@ class ERSDEScheduler(TableScheduler):
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
     ) -> None:
         self._check_solver()
         one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
@@ -108,7 +112,13 @@ class ERSDEScheduler(TableScheduler):
             self._trained = shifted(times, flow_shift)
         else:
             self._trained = trained_lams(
-                beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_betas_zero_snr
+                beta_schedule,
+                num_train_timesteps,
+                beta_start,
+                beta_end,
+                trained_betas,
+                rescale_betas_zero_snr,
+                snr_shift_scale,
             )
             self.alphas_cumprod = (1 / (1 + self._trained**2)).float()
         self._set(torch.cat([self._trained.flip(0), torch.zeros(1).double()]))
@@ -188,4 +198,6 @@ class ERSDEScheduler(TableScheduler):
             size = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, dim=1)
             size = size.clamp(1, self.config.sample_max_value).view(-1, *[1] * (x0.ndim - 1))
             x0 = x0.clamp(-size, size) / size
+        elif self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x0

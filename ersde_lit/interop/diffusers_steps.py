@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ersde_lit.denoisers.preconditioning import PREDICTIONS
 from ersde_lit.denoisers.processes import Process
+from ersde_lit.interop.diffusers_configuration import taken_over
 from ersde_lit.solvers import ERSDE, Tableau
 
 try:
@@ -31,21 +32,11 @@ __all__ = [
     "Steps",
     "TableScheduler",
     "as_levels",
-    "one_of",
     "only_one",
     "register_to_config",
-    "the_one",
 ]
 
 COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be taken over
-# Whose a configuration is, by the first of these options that is set in it. Several of diffusers' VP schedulers can
-# serve flow models: where they are shifted by mu, the flow scheduler takes over.
-_FAMILIES = {
-    "use_dynamic_shifting": "ERSDEFlowMatchScheduler",
-    "beta_schedule": "ERSDEScheduler",
-    "sigma_data": "ERSDEEDMScheduler",
-    "shift": "ERSDEFlowMatchScheduler",
-}
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -108,13 +99,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of other models."""
-        config = {**config_dict, **kwargs}
-        option = next((option for option in _FAMILIES if config.get(option)), None)
-        if option is not None and _FAMILIES[option] not in [base.__name__ for base in cls.__mro__]:
-            given = f"{config.get('_class_name', 'a configuration')} with {option}={config[option]}"
-            raise ValueError(f"{given} is for {_FAMILIES[option]}, not {cls.__name__}")
-        return super().extract_init_dict(config_dict, **kwargs)
+        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of another
+        noising process."""
+        return super().extract_init_dict(taken_over(cls, config_dict, **kwargs), **kwargs)
 
     def _check_solver(self) -> None:
         if not isinstance(self.config.noise_scale, str):
@@ -241,20 +228,6 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def one_of(config: Any, option: str, *values: str) -> None:
-    """ValueError unless the option is one of the values."""
-    if config[option] not in values:
-        raise ValueError(f"{option} must be one of {', '.join(values)}, not {config[option]!r}")
-
-
-def the_one(config: Any, *options: str) -> str:
-    """The one option that is set, "" if none is; ValueError if more are."""
-    found = [option for option in options if config[option]]
-    if len(found) > 1:
-        raise ValueError(f"only one of {' and '.join(found)} can be used")
-    return found[0] if found else ""
 
 
 def only_one(**given: Any) -> None:

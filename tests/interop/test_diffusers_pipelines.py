@@ -75,7 +75,7 @@ def generators(seeds: list[int]) -> list[torch.Generator]:
 def ddpm(unet: Any, prediction: str) -> Any:
     pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(prediction_type=prediction))
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, **OPTIONS)
+    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, clip_sample=False, **OPTIONS)
     return pipe
 
 
@@ -124,7 +124,7 @@ def test_a_pipeline_is_saved_and_loaded_with_its_scheduler(unet: Any, tmp_path: 
     assert type(again.scheduler) is ERSDEScheduler
     arguments = {"num_inference_steps": 3, "output_type": "pt"}
     first, second = (p(1, generators([3]), **arguments).images for p in (pipe, again))
-    assert torch.equal(first, second)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)  # one network in two places of memory
 
 
 def test_ddpm_pipelines_default_of_1000_steps_has_all_levels(unet: Any) -> None:
