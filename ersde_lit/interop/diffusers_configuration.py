@@ -133,7 +133,7 @@ def _check_family(scheduler: type, name: str | None, config: dict[str, Any]) -> 
 
 def _check_options(scheduler: type, name: str | None, config: dict[str, Any]) -> None:
     known = _defaults(scheduler).keys() | _OTHERS
-    if config.get("use_flow_sigmas"):
+    if config.get("use_flow_sigmas") and _family_of(scheduler) == "ERSDEFlowMatchScheduler":
         known |= _WITHOUT_USE_IN_FLOW
     for option, value in config.items():
         neutral = value is None or (value == _NEUTRAL[option] if option in _NEUTRAL else value is False)

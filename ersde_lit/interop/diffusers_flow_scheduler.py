@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ersde_lit.denoisers.processes import Flow
 from ersde_lit.interop.diffusers_configuration import one_of, the_one
-from ersde_lit.interop.diffusers_levels import SPACINGS, flow_lams, shifted
+from ersde_lit.interop.diffusers_levels import SPACINGS, as_levels, flow_lam, flow_lams, shifted
 from ersde_lit.interop.diffusers_steps import (
+    DDPMSchedulerOutput,
+    Generators,
     SchedulerMixin,
     TableScheduler,
-    as_levels,
-    only_one,
+    as_output,
     register_to_config,
 )
 from ersde_lit.solvers import check_lams, grids
@@ -98,41 +99,120 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         mu: float | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
-        """The schedule of the next run.
+        """The schedule of the next run, as FlowMatchEulerDiscreteScheduler makes it.
 
         Args:
-            num_inference_steps: N calls of the model. One of this, sigmas and timesteps is given.
+            num_inference_steps: N calls of the model. Without sigmas and timesteps, N levels from 1.
             device: of `timesteps`.
             sigmas: (N,) times t from 1, descending, without the 0 that follows; to be shifted.
             mu: the shift, if use_dynamic_shifting.
-            timesteps: (N,) ``num_train_timesteps * t``, descending; not shifted.
+            timesteps: (N,) what the model is told, descending, as they are. Without sigmas, these are ``timesteps /
+                num_train_timesteps``, to be shifted, which the model is not told of: so CogView4's and GLM-Image's want
+                it. Others, if there is a shift, should be given sigmas.
+
+        Raises:
+            ValueError: nothing given, not all of one length, or levels that do not descend.
         """
-        only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        told = None if timesteps is None else as_levels(timesteps)
+        times = None if sigmas is None else as_levels(sigmas)
+        if times is None and told is not None:
+            times = told / len(self)
+        lengths = {num_inference_steps, *(len(given) for given in (times, told) if given is not None)} - {None}
+        if len(lengths) != 1:
+            found = f"lengths {sorted(map(str, lengths))}" if lengths else "none"
+            raise ValueError(f"set_timesteps takes num_inference_steps, sigmas, timesteps of one length, not {found}")
         c = self.config
         if c.use_dynamic_shifting and mu is None:
             raise ValueError("use_dynamic_shifting needs mu, the shift of this run")
         shift = self._shift
         if c.use_dynamic_shifting and mu is not None:
             shift = math.exp(mu) if c.time_shift_type == "exponential" else mu
-        if timesteps is not None:
-            t = as_levels(timesteps) / len(self)
-        else:
-            if sigmas is None:
-                grids.check_nfe(num_inference_steps or 0)
-                sigmas = torch.linspace(1, self._lowest, num_inference_steps or 0, dtype=torch.float64)
-            t = shifted(as_levels(sigmas), shift)
-            if c.shift_terminal:
-                t = 1 - (1 - t) * (1 - c.shift_terminal) / (1 - t[-1])
-            if self._spacing:
-                t = SPACINGS[self._spacing](len(t), lam_min=float(t[-1]), lam_max=float(t[0]), zero=True)[:-1]
-        self._set(t, device)
+        if times is None:
+            grids.check_nfe(num_inference_steps or 0)
+            times = torch.linspace(1, self._lowest, num_inference_steps or 0, dtype=torch.float64)
+        t = shifted(times, shift)
+        if c.shift_terminal:
+            t = 1 - (1 - t) * (1 - c.shift_terminal) / (1 - t[-1])
+        if self._spacing:
+            t = SPACINGS[self._spacing](len(t), lam_min=float(t[-1]), lam_max=float(t[0]), zero=True)[:-1]
+        self._set(t, device, told)
         self.num_inference_steps = len(self.timesteps)
 
-    def _set(self, t: Tensor, device: str | torch.device | None = None) -> None:
-        """t (N,), descending, above 0, where the last step ends."""
+    def _set(self, t: Tensor, device: str | torch.device | None = None, told: Tensor | None = None) -> None:
+        """t (N,), descending, above 0, where the last step ends; told (N,) if not ``num_train_timesteps * t``."""
         lams = check_lams(flow_lams(torch.cat([t, torch.zeros(1).double()])))
         levels = self.process.t_of_lam(lams)
-        self._set_levels(lams, levels, (len(self) * levels[:-1]).float(), device)
+        self._set_levels(lams, levels, (len(self) * levels[:-1] if told is None else told).float(), device)
+
+    def _trained_lam(self, timestep: float) -> float:
+        return flow_lam(timestep / len(self))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """The state at the next level; with per_token_timesteps each token's at its own next one.
+
+        Args:
+            model_output, timestep, sample, generator, variance_noise, return_dict: as of `TableScheduler.step`.
+            per_token_timesteps: [B, T] or [B, 1] ``num_train_timesteps * t`` of tokens [B, T, C], as pipelines of videos give it
+                where some tokens are a condition. A token steps to the schedule's next level below its own, and one at
+                0 remains. The model's output is then x0 - eps: pipelines turn its sign. Tokens whose levels change have
+                no history to go by, so these steps are of order 1, without a corrector.
+
+        Raises:
+            ValueError: as of `TableScheduler.step`; per_token_timesteps of another shape, outside the range, or with a
+                schedule whose timesteps are not ``num_train_timesteps * t``.
+        """
+        if per_token_timesteps is None:
+            return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
+        i = self._check_step(timestep)
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        t, next_t = self._token_times(per_token_timesteps, sample)
+        kept, taken, spread = self._token_rows(t, next_t)
+        t, kept, taken, spread = (w.unsqueeze(-1).to(sample.device, dtype) for w in (t, kept, taken, spread))
+        x0 = sample.to(dtype) + t * model_output.to(dtype)
+        previous = kept * sample.to(dtype) + taken * x0
+        if spread.any():
+            previous = previous + spread * self._noise(sample, generator, variance_noise)
+        self._steps, self._step_index = None, i + 1
+        return as_output(previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
+
+    def _token_times(self, timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """t [B, T] of the tokens, and of where they step, float64."""
+        try:
+            timesteps = timesteps.detach().to("cpu", torch.float64).expand(sample.shape[:-1])
+        except RuntimeError:
+            wanted, found = list(sample.shape[:-1]), list(timesteps.shape)
+            raise ValueError(f"per_token_timesteps must be of shape {wanted}, as the tokens, not {found}") from None
+        levels = self.process.t_of_lam(self._lams)
+        if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
+            raise ValueError("per_token_timesteps need a schedule of sigmas alone: what the model is told must be t")
+        t = timesteps / len(self)
+        if not ((t >= 0) & (t <= 1)).all():
+            raise ValueError(f"per_token_timesteps must be from 0 to {len(self)}")
+        t = t.clamp(max=levels[0])  # as the schedule's own t of 1
+        below = torch.where(levels < t.unsqueeze(-1) - 1e-6, levels, 0).amax(-1)  # timesteps are float32
+        return t, torch.where(t > 1e-6, below, t)
+
+    def _token_rows(self, t: Tensor, next_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [B, T] of the state, of x0 and of the noise, in the step from t to next_t."""
+        pairs, which = torch.stack([t, next_t], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
+        rows = torch.tensor([1.0, 0.0, 0.0]).double().repeat(len(pairs), 1)
+        with torch.device("cpu"):
+            for row, (start, end) in zip(rows, pairs, strict=True):
+                if end < start:
+                    tableau = self._solver().tableau(self.process.lam(torch.stack([start, end])))
+                    alpha, next_alpha = 1 - start, 1 - end
+                    row[:] = next_alpha * torch.stack([tableau.r[0] / alpha, tableau.c[0, 0], tableau.b[0]])
+        kept, taken, spread = rows[which].view(*t.shape, 3).unbind(-1)
+        return kept, taken, spread
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` by the name that flow pipelines call."""

@@ -114,3 +114,36 @@ def flow_lams(t: Tensor) -> Tensor:
     first = t[0] if t[0] < 1 else torch.clamp((1 + t[1]) / 2, min=0.999)
     t = torch.cat([first[None], t[1:]])
     return t / (1 - t)
+
+
+def flow_lam(t: float) -> float:
+    """lam of a flow time to add noise at; near infinity at 1, pure noise. ValueError unless t is from 0 to 1."""
+    if not 0 <= t <= 1:
+        raise ValueError(
+            f"a flow model has times from 0 to 1 (timesteps are num_train_timesteps times that), not {t:g}"
+        )
+    return t / max(1 - t, 1e-8)
+
+
+def distinct(timesteps: Tensor) -> Tensor:
+    """The timesteps (N,), descending, no two the same: where some are, the earlier ones move up by a rounding error, so
+    that the first timestep of a run tells at which step it begins.
+
+    Raises:
+        ValueError: a timestep is above the one before it.
+    """
+    gaps = timesteps.diff()
+    if (gaps > 0).any():
+        raise ValueError(f"timesteps must be descending, not {timesteps.tolist()}")
+    if not (gaps == 0).any():
+        return timesteps
+    apart = timesteps.clone()
+    for i in reversed(range(len(gaps))):
+        apart[i] = torch.maximum(
+            apart[i], apart[i + 1] + torch.finfo(apart.dtype).eps * apart[i + 1].abs().clamp(min=1)
+        )
+    return apart
+
+
+def as_levels(values: Sequence[float] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
