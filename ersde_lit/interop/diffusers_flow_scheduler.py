@@ -16,9 +16,9 @@ from ersde_lit.interop.diffusers_steps import (
     Generators,
     SchedulerMixin,
     TableScheduler,
-    as_output,
     register_to_config,
 )
+from ersde_lit.interop.diffusers_tokens import at_level, token_rows, token_times
 from ersde_lit.solvers import check_lams, grids
 
 __all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
@@ -106,9 +106,9 @@ class ERSDEFlowMatchScheduler(TableScheduler):
             device: of `timesteps`.
             sigmas: (N,) times t from 1, descending, without the 0 that follows; to be shifted.
             mu: the shift, if use_dynamic_shifting.
-            timesteps: (N,) what the model is told, descending, as they are. Without sigmas, these are ``timesteps /
-                num_train_timesteps``, to be shifted, which the model is not told of: so CogView4's and GLM-Image's want
-                it. Others, if there is a shift, should be given sigmas.
+            timesteps: (N,) what the model is told, descending, as they are. Without sigmas, sigmas are ``timesteps /
+                num_train_timesteps``: if these are shifted, the model is not told so. CogView4's and GLM-Image's want
+                that.
 
         Raises:
             ValueError: nothing given, not all of one length, or levels that do not descend.
@@ -142,6 +142,7 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         """t (N,), descending, above 0, where the last step ends; told (N,) if not ``num_train_timesteps * t``."""
         lams = check_lams(flow_lams(torch.cat([t, torch.zeros(1).double()])))
         levels = self.process.t_of_lam(lams)
+        self._on_schedule: Tensor | bool = True  # which tokens have been in all steps of the run
         self._set_levels(lams, levels, (len(self) * levels[:-1] if told is None else told).float(), device)
 
     def _trained_lam(self, timestep: float) -> float:
@@ -161,10 +162,10 @@ class ERSDEFlowMatchScheduler(TableScheduler):
 
         Args:
             model_output, timestep, sample, generator, variance_noise, return_dict: as of `TableScheduler.step`.
-            per_token_timesteps: [B, T] or [B, 1] ``num_train_timesteps * t`` of tokens [B, T, C], as pipelines of videos give it
-                where some tokens are a condition. A token steps to the schedule's next level below its own, and one at
-                0 remains. The model's output is then x0 - eps: pipelines turn its sign. Tokens whose levels change have
-                no history to go by, so these steps are of order 1, without a corrector.
+            per_token_timesteps: [B, T] or [B, 1] ``num_train_timesteps * t`` of tokens [B, T, C], as pipelines of
+                videos give it where some are a condition. The model's output is then x0 - eps: these pipelines turn its
+                sign. A token steps to the schedule's next level below its own, one at 0 remains. Tokens that have been
+                off the schedule have no history there, so their steps are of order 1, without a corrector.
 
         Raises:
             ValueError: as of `TableScheduler.step`; per_token_timesteps of another shape, outside the range, or with a
@@ -172,47 +173,26 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         """
         if per_token_timesteps is None:
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
-        i = self._check_step(timestep)
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        t, next_t = self._token_times(per_token_timesteps, sample)
-        kept, taken, spread = self._token_rows(t, next_t)
-        t, kept, taken, spread = (w.unsqueeze(-1).to(sample.device, dtype) for w in (t, kept, taken, spread))
-        x0 = sample.to(dtype) + t * model_output.to(dtype)
-        previous = kept * sample.to(dtype) + taken * x0
-        if spread.any():
-            previous = previous + spread * self._noise(sample, generator, variance_noise)
-        self._steps, self._step_index = None, i + 1
-        return as_output(previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
-
-    def _token_times(self, timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """t [B, T] of the tokens, and of where they step, float64."""
-        try:
-            timesteps = timesteps.detach().to("cpu", torch.float64).expand(sample.shape[:-1])
-        except RuntimeError:
-            wanted, found = list(sample.shape[:-1]), list(timesteps.shape)
-            raise ValueError(f"per_token_timesteps must be of shape {wanted}, as the tokens, not {found}") from None
         levels = self.process.t_of_lam(self._lams)
         if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
             raise ValueError("per_token_timesteps need a schedule of sigmas alone: what the model is told must be t")
-        t = timesteps / len(self)
-        if not ((t >= 0) & (t <= 1)).all():
-            raise ValueError(f"per_token_timesteps must be from 0 to {len(self)}")
-        t = t.clamp(max=levels[0])  # as the schedule's own t of 1
-        below = torch.where(levels < t.unsqueeze(-1) - 1e-6, levels, 0).amax(-1)  # timesteps are float32
-        return t, torch.where(t > 1e-6, below, t)
-
-    def _token_rows(self, t: Tensor, next_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights [B, T] of the state, of x0 and of the noise, in the step from t to next_t."""
-        pairs, which = torch.stack([t, next_t], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
-        rows = torch.tensor([1.0, 0.0, 0.0]).double().repeat(len(pairs), 1)
+        t = token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])  # 1 as in the schedule
+        i, steps = self._begin_step(timestep)
+        self._on_schedule = at_level(t, levels[i]) & self._on_schedule
         with torch.device("cpu"):
-            for row, (start, end) in zip(rows, pairs, strict=True):
-                if end < start:
-                    tableau = self._solver().tableau(self.process.lam(torch.stack([start, end])))
-                    alpha, next_alpha = 1 - start, 1 - end
-                    row[:] = next_alpha * torch.stack([tableau.r[0] / alpha, tableau.c[0, 0], tableau.b[0]])
-        kept, taken, spread = rows[which].view(*t.shape, 3).unbind(-1)
-        return kept, taken, spread
+            weights = token_rows(self._solver(), t, levels)
+
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        of_t, of_state, of_x0, of_noise = (w.unsqueeze(-1).to(sample.device, dtype) for w in (t, *weights))
+        state = sample.to(dtype)
+        x0 = state + of_t * model_output.to(dtype)
+        noise = self._noise(sample, generator, variance_noise) if steps.adds_noise or of_noise.any() else None
+        together = float(1 - levels[i + 1]) * steps(state / float(1 - levels[i]), x0, noise)
+        alone = of_state * state + of_x0 * x0
+        if noise is not None:
+            alone = alone + of_noise * noise
+        previous = torch.where(self._on_schedule.unsqueeze(-1).to(sample.device), together, alone)
+        return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` by the name that flow pipelines call."""

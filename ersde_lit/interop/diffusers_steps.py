@@ -33,7 +33,6 @@ __all__ = [
     "SchedulerMixin",
     "Steps",
     "TableScheduler",
-    "as_output",
     "only_one",
     "register_to_config",
 ]
@@ -159,11 +158,6 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"all {len(self.timesteps)} steps are done: call set_timesteps for another run")
         return self._step_index
 
-    def _check_step(self, timestep: float | Tensor) -> int:
-        if self.num_inference_steps is None:
-            raise ValueError("set_timesteps must be called before step")
-        return self._find_step(timestep)
-
     def step(
         self,
         model_output: Tensor,
@@ -187,20 +181,32 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             ValueError: no set_timesteps, no steps left, or levels at which the noise scale is not valid.
         """
-        i = self._check_step(timestep)
-        if self._steps is None:  # a run may begin anywhere: its history begins there
-            with torch.device("cpu"):
-                self._steps = Steps(self._solver().tableau(self._lams[i:]))
+        i, steps = self._begin_step(timestep)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         alpha, next_alpha = self.process.alpha_of_lam(self._lams[i : i + 2]).tolist()
         y = sample.to(dtype) / alpha
         x0 = self._denoised(y, self._lams[i], model_output.to(dtype))
-        noise = self._noise(sample, generator, variance_noise) if self._steps.adds_noise else None
-        previous = next_alpha * self._steps(y, x0, noise)
+        noise = self._noise(sample, generator, variance_noise) if steps.adds_noise else None
+        previous = next_alpha * steps(y, x0, noise)
+        return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
+
+    def _begin_step(self, timestep: float | Tensor) -> tuple[int, Steps]:
+        """The step's index and the run's rows, which begin with the run."""
+        if self.num_inference_steps is None:
+            raise ValueError("set_timesteps must be called before step")
+        i = self._find_step(timestep)
+        if self._steps is None:
+            with torch.device("cpu"):
+                self._steps = Steps(self._solver().tableau(self._lams[i:]))
+        return i, self._steps
+
+    def _end_step(
+        self, i: int, previous: Tensor, x0: Tensor, return_dict: bool
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
         self._step_index = i + 1
         if self._step_index == len(self.timesteps):
             self._steps = None  # with its history
-        return as_output(previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
+        return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=x0) if return_dict else (previous, x0)
 
     @staticmethod
     def _noise(sample: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
@@ -249,10 +255,6 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def as_output(previous: Tensor, x0: Tensor, return_dict: bool) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
-    return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=x0) if return_dict else (previous, x0)
 
 
 def only_one(**given: Any) -> None:

@@ -114,12 +114,12 @@ def test_tokens_step_by_rows_of_their_own_levels(options: dict[str, Any]) -> Non
     """With noise too; a perfect model's tokens end in x0 whatever their levels."""
     scheduler = ERSDEFlowMatchScheduler(**options)
     scheduler.set_timesteps(6)
+    scheduler.set_begin_index(1)
     start, x0 = tokens()
     noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
     told = torch.minimum(scheduler.timesteps[1].expand(2, 5), (1 - CONDITION) * 1000)
     t = (told / 1000).unsqueeze(-1)
     output = (x0 - start) / t.clamp(min=1e-9)
-    scheduler.set_begin_index(1)
     stepped = scheduler.step(output, told, start, variance_noise=noise, per_token_timesteps=told)
     levels = scheduler.sigmas.double()
     for b, k in itertools.product(range(2), range(5)):
@@ -131,30 +131,59 @@ def test_tokens_step_by_rows_of_their_own_levels(options: dict[str, Any]) -> Non
         row = ERSDE(**options).tableau(torch.tensor([now / (1 - now), after / (1 - after)], dtype=torch.float64))
         y = row.r[0] * start[b, k] / (1 - now) + row.c[0, 0] * x0[b, k] + row.b[0] * noise[b, k]
         torch.testing.assert_close(stepped.prev_sample[b, k], ((1 - after) * y).float(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(stepped.pred_original_sample[t.squeeze(-1) > 0], x0[t.squeeze(-1) > 0])
+    noisy = told > 0
+    torch.testing.assert_close(stepped.pred_original_sample[noisy], x0[noisy], rtol=1e-4, atol=1e-5)
 
-    x = start
+    x = stepped.prev_sample
     for i, one in enumerate(scheduler.timesteps[2:], start=2):
-        output = (x0 - x) * 1000 / one
-        x = scheduler.step(output, one, x, torch.Generator(), per_token_timesteps=one.expand(2, 5)).prev_sample
+        told = torch.minimum(one.expand(2, 5), (1 - CONDITION) * 1000)
+        output = (x0 - x) / (told / 1000).clamp(min=1e-9).unsqueeze(-1)
+        x = scheduler.step(output, one, x, torch.Generator(), per_token_timesteps=told).prev_sample
         assert scheduler.step_index == i + 1
-    torch.testing.assert_close(x, x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x[noisy], x0[noisy], rtol=1e-5, atol=1e-5)
+    assert torch.equal(x[~noisy], start[~noisy])
 
 
-def test_tokens_of_one_level_step_as_a_whole() -> None:
-    """At the schedule's level, order 1 and ode; half precision stays. Pipelines without a condition give (B, 1)."""
-    scheduler = ERSDEFlowMatchScheduler(order=1, noise_scale="ode")
+@pytest.mark.parametrize("options", [{"order": 1, "noise_scale": "ode"}, {}, {"corrector": 3}])
+@pytest.mark.parametrize("condition", [False, True])
+def test_tokens_on_the_schedule_step_as_a_whole(options: dict[str, Any], condition: bool) -> None:
+    """By all rows of the table, whatever others do. Pipelines give (B, 1) without a condition."""
+    scheduler = ERSDEFlowMatchScheduler(**options)
     start, target = tokens()
     ends = []
     for sign, by_token in ((1, False), (-1, True)):
         scheduler.set_timesteps(5)
-        x = start.half()
+        x, generator = start, torch.Generator().manual_seed(1)
         for t in scheduler.timesteps:
-            per_token = {"per_token_timesteps": t.expand(2, 1)} if by_token else {}
-            x = scheduler.step(sign * (torch.sin(x) - target.half()), t, x, **per_token).prev_sample
-            assert x.dtype == torch.float16
+            told = torch.minimum(t.expand(2, 5), (1 - CONDITION) * 1000) if condition else t.expand(2, 1)
+            per_token = {"per_token_timesteps": told} if by_token else {}
+            x = scheduler.step(sign * (torch.sin(x) - target), t, x, generator, **per_token).prev_sample
+        ends.append(x[CONDITION == 0] if condition else x)
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
+    scheduler.set_timesteps(5)
+    for t in scheduler.timesteps[:2]:
+        start = scheduler.step(start.half(), t, start.half(), per_token_timesteps=t.expand(2, 1)).prev_sample
+        assert start.dtype == torch.float16
+
+
+def test_a_token_that_joins_the_schedule_has_no_history() -> None:
+    """Its condition has the noise of a level on the way: from there on its steps are of order 1."""
+    start, target = tokens()
+    ends = []
+    for order in (1, 3):
+        scheduler = ERSDEFlowMatchScheduler(order=order, noise_scale="ode")
+        scheduler.set_timesteps(8)
+        x = start
+        for t in scheduler.timesteps:
+            told = torch.minimum(
+                t.expand(2, 5), scheduler.timesteps[3] * CONDITION.clamp(max=1) + 1000 * (1 - CONDITION)
+            )
+            stepped = scheduler.step(torch.sin(x) - target, t, x, per_token_timesteps=told).prev_sample
+            x = torch.where((told < t - 1e-3).unsqueeze(-1), x, stepped)
         ends.append(x)
-    torch.testing.assert_close(*ends, rtol=0, atol=5e-3)
+    joined = CONDITION == 1
+    torch.testing.assert_close(ends[0][joined], ends[1][joined])
+    assert (ends[0] - ends[1])[CONDITION == 0].abs().max() > 1e-3
 
 
 def test_refuses_tokens_in_one_line() -> None:
