@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
 from ersde_lit.denoisers.processes import VE
+from ersde_lit.interop.diffusers_configuration import one_of
+from ersde_lit.interop.diffusers_levels import as_levels
 from ersde_lit.interop.diffusers_steps import (
     SchedulerMixin,
     TableScheduler,
-    as_levels,
-    one_of,
     only_one,
     register_to_config,
 )
@@ -99,6 +99,12 @@ class ERSDEEDMScheduler(TableScheduler):
         """``x / sqrt(sigma^2 + sigma_data^2)``."""
         lam = self._lams[self._find_step(timestep)]
         return sample * float(PRECONDITIONINGS["edm"].c_in(lam, self._sigma_data, self.process))
+
+    def _trained_lam(self, timestep: float) -> float:
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if not math.log(low) / 4 - 1e-5 <= timestep <= math.log(high) / 4 + 1e-5:  # they are float32
+            raise ValueError(f"timesteps must be ln(sigma) / 4 of a sigma from {low} to {high}, not {timestep:g}")
+        return math.exp(4 * timestep)
 
     def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
         return super()._denoised(y, lam, output if self.config.prediction_type == "epsilon" else -output)

@@ -15,7 +15,13 @@ _ZERO_SNR = 2.0**-24  # alpha^2 where rescaling would make it 0, as diffusers ha
 
 
 def trained_lams(
-    schedule: str, steps: int, beta_start: float, beta_end: float, betas: Sequence[float] | None, zero_snr: bool
+    schedule: str,
+    steps: int,
+    beta_start: float,
+    beta_end: float,
+    betas: Sequence[float] | None,
+    zero_snr: bool,
+    snr_shift: float = 1.0,
 ) -> Tensor:
     """The lams of a discrete VP process, (steps,), ascending.
 
@@ -24,9 +30,10 @@ def trained_lams(
         betas: instead of all else.
         zero_snr: shift and scale alpha so that the last is (nearly) 0: Lin et al. 2024, algorithm 1,
             https://arxiv.org/abs/2305.08891.
+        snr_shift: divide alpha^2 / sigma^2 by this, before zero_snr (CogVideoX).
 
     Raises:
-        ValueError: unknown schedule.
+        ValueError: unknown schedule, or a snr_shift of 0 or below.
     """
     if betas is not None:
         lams = _lams_of(torch.as_tensor(betas, dtype=torch.float64))
@@ -38,6 +45,9 @@ def trained_lams(
         lams = Cosine(steps).levels
     else:
         raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, not {schedule!r}")
+    if not snr_shift > 0:
+        raise ValueError(f"snr_shift_scale must be positive, not {snr_shift}")
+    lams = snr_shift**0.5 * lams
     if zero_snr:
         alpha = torch.rsqrt(1 + lams**2)
         squared = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
@@ -104,3 +114,36 @@ def flow_lams(t: Tensor) -> Tensor:
     first = t[0] if t[0] < 1 else torch.clamp((1 + t[1]) / 2, min=0.999)
     t = torch.cat([first[None], t[1:]])
     return t / (1 - t)
+
+
+def flow_lam(t: float) -> float:
+    """lam of a flow time to add noise at; near infinity at 1, pure noise. ValueError unless t is from 0 to 1."""
+    if not 0 <= t <= 1:
+        raise ValueError(
+            f"a flow model has times from 0 to 1 (timesteps are num_train_timesteps times that), not {t:g}"
+        )
+    return t / max(1 - t, 1e-8)
+
+
+def distinct(timesteps: Tensor) -> Tensor:
+    """The timesteps (N,), descending, no two the same: where some are, the earlier ones move up by a rounding error, so
+    that the first timestep of a run tells at which step it begins.
+
+    Raises:
+        ValueError: a timestep is above the one before it.
+    """
+    gaps = timesteps.diff()
+    if (gaps > 0).any():
+        raise ValueError(f"timesteps must be descending, not {timesteps.tolist()}")
+    if not (gaps == 0).any():
+        return timesteps
+    apart = timesteps.clone()
+    for i in reversed(range(len(gaps))):
+        apart[i] = torch.maximum(
+            apart[i], apart[i + 1] + torch.finfo(apart.dtype).eps * apart[i + 1].abs().clamp(min=1)
+        )
+    return apart
+
+
+def as_levels(values: Sequence[float] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()

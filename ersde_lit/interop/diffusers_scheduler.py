@@ -5,7 +5,9 @@
 `ERSDEScheduler` serves variance preserving models, with the conventions of DPMSolverMultistepScheduler;
 `ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
 All three take the options of `ersde_lit.solvers.ERSDE`, compute what `ersde_lit.solvers.sample` does with its table,
-and save and load their configuration; `from_config` refuses another family's. Needs diffusers.
+and save and load their configuration. `from_config` takes over that of any scheduler of diffusers with the same noising
+process; of others, or with an option that is not known to leave the process as it is, it is refused by its name. Needs
+diffusers.
 """
 
 from __future__ import annotations
@@ -18,18 +20,24 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers.processes import VP, Flow
+from ersde_lit.interop.diffusers_configuration import one_of, the_one
 from ersde_lit.interop.diffusers_edm_scheduler import ERSDEEDMScheduler
 from ersde_lit.interop.diffusers_flow_scheduler import ERSDEFlowMatchScheduler
-from ersde_lit.interop.diffusers_levels import SPACINGS, flow_lams, shifted, spaced_timesteps, trained_lams
+from ersde_lit.interop.diffusers_levels import (
+    SPACINGS,
+    as_levels,
+    flow_lam,
+    flow_lams,
+    shifted,
+    spaced_timesteps,
+    trained_lams,
+)
 from ersde_lit.interop.diffusers_steps import (
     COMPATIBLE,
     SchedulerMixin,
     TableScheduler,
-    as_levels,
-    one_of,
     only_one,
     register_to_config,
-    the_one,
 )
 from ersde_lit.solvers import check_lams, grids
 
@@ -48,12 +56,15 @@ class ERSDEScheduler(TableScheduler):
     sigma_min twice, or run a timestep twice, the levels are spread.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the process.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
+            snr_shift_scale: the process.
         prediction_type: "epsilon", "sample" (x0), "v_prediction" or, with use_flow_sigmas, "flow_prediction".
         thresholding, dynamic_thresholding_ratio, sample_max_value: of x0 (Saharia et al. 2022, section 2.3).
+        clip_sample, clip_sample_range: clamp x0 to plus or minus this; thresholding goes before.
         order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
         use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas: levels between the process' ends,
-            in place of timestep_spacing; the model is told the nearest timestep.
+            in place of timestep_spacing; the model is told the nearest timesteps, as integers, or where two of them
+            would be the same, all exactly, as floats.
         use_flow_sigmas, flow_shift: x = (1 - t) x0 + t eps; `sigmas` are t, timesteps ``num_train_timesteps * t``.
         final_sigmas_type: where the last step ends, "zero" or "sigma_min", the process' lowest level.
         lambda_min_clipped: leave out the levels whose -ln lam is below.
@@ -94,6 +105,9 @@ class ERSDEScheduler(TableScheduler):
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
     ) -> None:
         self._check_solver()
         one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
@@ -108,7 +122,13 @@ class ERSDEScheduler(TableScheduler):
             self._trained = shifted(times, flow_shift)
         else:
             self._trained = trained_lams(
-                beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_betas_zero_snr
+                beta_schedule,
+                num_train_timesteps,
+                beta_start,
+                beta_end,
+                trained_betas,
+                rescale_betas_zero_snr,
+                snr_shift_scale,
             )
             self.alphas_cumprod = (1 / (1 + self._trained**2)).float()
         self._set(torch.cat([self._trained.flip(0), torch.zeros(1).double()]))
@@ -127,7 +147,7 @@ class ERSDEScheduler(TableScheduler):
         Args:
             num_inference_steps: N calls of the model, at most as many as it has levels.
             device: of `timesteps`.
-            timesteps: (N,) of the process, descending.
+            timesteps: (N,) of the process, descending; between two, levels are interpolated.
             sigmas: (N+1,) descending, with the last, usually 0, as EulerDiscreteScheduler takes them.
             mu: must be None: only ERSDEFlowMatchScheduler can shift by it.
         """
@@ -157,15 +177,32 @@ class ERSDEScheduler(TableScheduler):
         else:
             lams = levels
             position = np.interp(lams[:-1].log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
-            told = torch.from_numpy(position).round().long()
+            exact = torch.from_numpy(position)
+            told = exact.round().long()
+            if (told.diff() == 0).any():  # more than one level to a timestep: then told between them
+                told = exact.float()
         self._set_levels(check_lams(lams), levels, told, device)
 
     def _levels_at(self, timesteps: Tensor) -> Tensor:
         if self.config.use_flow_sigmas:
             return timesteps / len(self)
-        if not ((timesteps >= 0) & (timesteps < len(self._trained))).all():
+        if not ((timesteps >= 0) & (timesteps <= len(self._trained) - 1)).all():
             raise ValueError(f"timesteps must be from 0 to {len(self._trained) - 1}, not {timesteps.tolist()}")
-        return self._trained[timesteps.long()]
+        below, above = self._trained[timesteps.floor().long()], self._trained[timesteps.ceil().long()]
+        return below * (above / below) ** timesteps.frac()
+
+    def _trained_lam(self, timestep: float) -> float:
+        if self.config.use_flow_sigmas:
+            return flow_lam(timestep / len(self))
+        return float(self._levels_at(torch.tensor(timestep, dtype=torch.float64)))
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a model of prediction_type "v_prediction", or "flow_prediction", should say of `add_noise` of these:
+        ``alpha noise - sigma sample``, or ``noise - sample``."""
+        if self.config.use_flow_sigmas:
+            return noise - sample
+        alpha, sigma = self._alpha_sigma(timesteps, sample)
+        return (alpha * noise - sigma * sample).to(sample.dtype)
 
     def _ended(self, levels: Tensor) -> Tensor:
         """With where the last step ends: from the lowest level of all there is only 0 to go to."""
@@ -188,4 +225,6 @@ class ERSDEScheduler(TableScheduler):
             size = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, dim=1)
             size = size.clamp(1, self.config.sample_max_value).view(-1, *[1] * (x0.ndim - 1))
             x0 = x0.clamp(-size, size) / size
+        elif self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x0

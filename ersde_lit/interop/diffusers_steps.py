@@ -7,7 +7,6 @@ output, so the state between two calls lives here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from ersde_lit.denoisers.preconditioning import PREDICTIONS
 from ersde_lit.denoisers.processes import Process
+from ersde_lit.interop.diffusers_configuration import taken_over
+from ersde_lit.interop.diffusers_levels import distinct
 from ersde_lit.solvers import ERSDE, Tableau
 
 try:
@@ -27,25 +28,16 @@ except ImportError as error:
 
 __all__ = [
     "COMPATIBLE",
+    "DDPMSchedulerOutput",
+    "Generators",
     "SchedulerMixin",
     "Steps",
     "TableScheduler",
-    "as_levels",
-    "one_of",
     "only_one",
     "register_to_config",
-    "the_one",
 ]
 
 COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be taken over
-# Whose a configuration is, by the first of these options that is set in it. Several of diffusers' VP schedulers can
-# serve flow models: where they are shifted by mu, the flow scheduler takes over.
-_FAMILIES = {
-    "use_dynamic_shifting": "ERSDEFlowMatchScheduler",
-    "beta_schedule": "ERSDEScheduler",
-    "sigma_data": "ERSDEEDMScheduler",
-    "shift": "ERSDEFlowMatchScheduler",
-}
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -91,7 +83,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """What a pipeline asks of a scheduler, given levels and timesteps. A subclass's config has the fields of ERSDE.
 
     Attributes:
-        timesteps: (N,) what the model is told.
+        timesteps: (N,) what the model is told, descending, no two the same.
         sigmas: (N+1,) the noise levels in the subclass's own terms, float32 on the CPU; the last is where steps end.
         num_inference_steps: N, or None before `set_timesteps`.
         step_index, begin_index: the step to come and the first one; None if not known yet.
@@ -108,13 +100,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of other models."""
-        config = {**config_dict, **kwargs}
-        option = next((option for option in _FAMILIES if config.get(option)), None)
-        if option is not None and _FAMILIES[option] not in [base.__name__ for base in cls.__mro__]:
-            given = f"{config.get('_class_name', 'a configuration')} with {option}={config[option]}"
-            raise ValueError(f"{given} is for {_FAMILIES[option]}, not {cls.__name__}")
-        return super().extract_init_dict(config_dict, **kwargs)
+        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of another
+        noising process."""
+        return super().extract_init_dict(taken_over(cls, config_dict, **kwargs), **kwargs)
 
     def _check_solver(self) -> None:
         if not isinstance(self.config.noise_scale, str):
@@ -126,10 +114,10 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return ERSDE(c.order, c.noise_scale, c.corrector, c.nodes, c.paper, c.relative)
 
     def _set_levels(self, lams: Tensor, sigmas: Tensor, timesteps: Tensor, device: Any = None) -> None:
-        """lams, sigmas (N+1,) and timesteps (N,): the schedule of the next run."""
+        """lams, sigmas (N+1,) and timesteps (N,), descending: the schedule of the next run."""
         self._lams = lams
         self.sigmas = sigmas.float()
-        self.timesteps = timesteps.to(device)
+        self.timesteps = distinct(timesteps).to(device)
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._steps: Steps | None = None
@@ -193,28 +181,39 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             ValueError: no set_timesteps, no steps left, or levels at which the noise scale is not valid.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("set_timesteps must be called before step")
-        i = self._find_step(timestep)
-        if self._steps is None:  # a run may begin anywhere: its history begins there
-            with torch.device("cpu"):
-                self._steps = Steps(self._solver().tableau(self._lams[i:]))
+        i, steps = self._begin_step(timestep)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         alpha, next_alpha = self.process.alpha_of_lam(self._lams[i : i + 2]).tolist()
         y = sample.to(dtype) / alpha
         x0 = self._denoised(y, self._lams[i], model_output.to(dtype))
-        noise = None
-        if self._steps.adds_noise:
-            if variance_noise is None:
-                noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
-            else:
-                noise = variance_noise.to(sample.device, dtype)
-        y = self._steps(y, x0, noise)
+        noise = self._noise(sample, generator, variance_noise) if steps.adds_noise else None
+        previous = next_alpha * steps(y, x0, noise)
+        return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
+
+    def _begin_step(self, timestep: float | Tensor) -> tuple[int, Steps]:
+        """The step's index and the run's rows, which begin with the run."""
+        if self.num_inference_steps is None:
+            raise ValueError("set_timesteps must be called before step")
+        i = self._find_step(timestep)
+        if self._steps is None:
+            with torch.device("cpu"):
+                self._steps = Steps(self._solver().tableau(self._lams[i:]))
+        return i, self._steps
+
+    def _end_step(
+        self, i: int, previous: Tensor, x0: Tensor, return_dict: bool
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
         self._step_index = i + 1
         if self._step_index == len(self.timesteps):
             self._steps = None  # with its history
-        previous, x0 = (next_alpha * y).to(sample.dtype), x0.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=previous, pred_original_sample=x0) if return_dict else (previous, x0)
+
+    @staticmethod
+    def _noise(sample: Tensor, generator: Generators, given: Tensor | None) -> Tensor:
+        if given is None:
+            noise: Tensor = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
+            return noise
+        return given.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
 
     def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
         """x0 of the state y and the model's output for it, of which a learned variance is dropped."""
@@ -225,36 +224,37 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _sigma_data = 0.5  # of prediction "edm" alone
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha (x0 + lam noise)`` at the timesteps (B,) of the schedule, which before `set_timesteps` holds all the
-        model was trained on. Once a pipeline has set begin_index, at the step to come, as its img2img and inpainting
-        need it."""
-        if self._begin_index is None:
-            schedule = self.timesteps.to(original_samples.device)
-            indices = [self.index_for_timestep(t, schedule) for t in timesteps]
-        else:
-            indices = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
+        """``alpha (x0 + lam noise)`` at the timesteps (B,), of the schedule or else any the model was trained on. From
+        when a pipeline has set begin_index to the end of its run: at the step to come, as img2img and inpainting need
+        it.
+
+        Raises:
+            ValueError: a timestep of neither.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         dtype = torch.promote_types(original_samples.dtype, torch.float32)
-        lam = self._lams[indices].view(-1, *[1] * (original_samples.ndim - 1))
+        return (alpha * original_samples.to(dtype) + sigma * noise.to(dtype)).to(original_samples.dtype)
+
+    def _alpha_sigma(self, timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (B, 1, ...), at least in float32."""
+        told = torch.as_tensor(timesteps).flatten().tolist()
+        coming = self._begin_index if self._step_index is None else self._step_index
+        if self._begin_index is not None and coming is not None and coming < len(self.timesteps):
+            lams = [float(self._lams[coming])] * len(told)
+        else:
+            scheduled = dict(zip(self.timesteps.tolist(), self._lams.tolist(), strict=False))
+            lams = [scheduled[t] if t in scheduled else self._trained_lam(t) for t in told]
+        lam = torch.tensor(lams, dtype=torch.float64).view(-1, *[1] * (sample.ndim - 1))
         alpha = self.process.alpha_of_lam(lam)
-        signal, spread = (c.to(original_samples.device, dtype) for c in (alpha, alpha * lam))
-        return (signal * original_samples.to(dtype) + spread * noise.to(dtype)).to(original_samples.dtype)
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        return alpha.to(sample.device, dtype), (alpha * lam).to(sample.device, dtype)
+
+    def _trained_lam(self, timestep: float) -> float:
+        """The level at which the model was trained to be told the timestep; ValueError if there is none."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def one_of(config: Any, option: str, *values: str) -> None:
-    """ValueError unless the option is one of the values."""
-    if config[option] not in values:
-        raise ValueError(f"{option} must be one of {', '.join(values)}, not {config[option]!r}")
-
-
-def the_one(config: Any, *options: str) -> str:
-    """The one option that is set, "" if none is; ValueError if more are."""
-    found = [option for option in options if config[option]]
-    if len(found) > 1:
-        raise ValueError(f"only one of {' and '.join(found)} can be used")
-    return found[0] if found else ""
 
 
 def only_one(**given: Any) -> None:
@@ -262,7 +262,3 @@ def only_one(**given: Any) -> None:
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         raise ValueError(f"set_timesteps takes one of {', '.join(given)}, not {' and '.join(names) or 'none'}")
-
-
-def as_levels(values: Sequence[float] | Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()

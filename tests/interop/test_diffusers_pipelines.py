@@ -75,7 +75,7 @@ def generators(seeds: list[int]) -> list[torch.Generator]:
 def ddpm(unet: Any, prediction: str) -> Any:
     pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(prediction_type=prediction))
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, **OPTIONS)
+    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, clip_sample=False, **OPTIONS)
     return pipe
 
 
