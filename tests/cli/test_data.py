@@ -124,7 +124,7 @@ BAD = {
     "sizes differ": (zipped(files(i3=png(pixels(1, 16)[0]))), IMAGE_3, "is 16x16, not 8x8 as --size"),
     "transparent": (zipped(files(i3=rgba(254))), IMAGE_3, "is transparent: put it on a background"),
     "16 bits": (zipped(files(i3=encoded(GREY.convert("I;16")))), IMAGE_3, "its pixels are of the kind I;16"),
-    "the same name twice": (twice, IMAGE_3, "is there twice"),
+    "the same name twice": (twice, "set.zip: ", edm_name(3), "is there twice"),
     "no dataset.json in a zip": (
         lambda folder: write_zip(folder / "set.zip", {"00000/img00000000.png": png(IMAGES[0])}),
         "set.zip is laid out as EDM's data sets are, but has no dataset.json", "--unlabelled",
