@@ -56,7 +56,7 @@ class Files(ABC):
         count, names = len(self.left_out), ", ".join(self.left_out[:NAMED])
         more = ", ..." if count > NAMED else ""
         kind = "hidden, or of no known kind of image"
-        return (f"{count} {'file' if count == 1 else 'files'} in {self.path} left out ({kind}): {names}{more}",)
+        return (f"{count} {'file' if count == 1 else 'files'} left out ({kind}): {names}{more}",)
 
     @abstractmethod
     def read(self, name: str) -> bytes: ...
@@ -90,7 +90,7 @@ class Folder(Files):
         for folder, below, names in os.walk(self.path, onerror=_refuse, followlinks=True):
             inside = "" if folder == str(self.path) else f"{Path(folder).relative_to(self.path).as_posix()}/"
             for name in names:
-                yield f"{inside}{name}", os.stat(f"{folder}/{name}").st_size
+                yield f"{inside}{name}", _size(f"{folder}/{name}")
             found, below[:] = sorted(below, key=lambda name: (os.path.islink(f"{folder}/{name}"), name)), []
             for name in found:
                 place = Path(folder, name).resolve()
@@ -114,6 +114,13 @@ class Zip(Files):
 
     def _entries(self) -> Iterator[tuple[str, int | None]]:
         return ((entry.filename, entry.CRC) for entry in self.zip.infolist() if not entry.is_dir())
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return os.lstat(path).st_size  # a link to nothing: whoever reads it will say so
 
 
 def is_visible(name: str) -> bool:

@@ -53,7 +53,7 @@ def load_array(path: str | Path, name: str, largest: int = 1024 * MIB) -> np.nda
     """
     with open_array(path, name) as array:
         if array.dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects, not numbers")
+            raise ValueError(f"Object arrays cannot be loaded: {name} is pickled")
         if (size := math.prod(array.shape) * array.dtype.itemsize) > largest:
             raise ValueError(f"{name} takes {size:,} bytes, and at most {largest:,} are read")
         values = np.frombuffer(bytearray(array.file.read()), array.dtype)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
+from ersde_lit.data.decode import Exif
+from ersde_lit.data.npz import load_array
 from ersde_lit.evaluation.cache import cache_folder, digest, replacing
 from ersde_lit.evaluation.features import Features, extract
 from ersde_lit.evaluation.fid import Moments, Statistics
@@ -88,7 +90,7 @@ def reference_of(
         batches, name = (lambda: source.reference_images(size)), f"training images of {type(source).__name__}"
         shape = source.image_shape
     else:
-        batches, name, shape = (lambda: source.batches(size)), f"images of {source.path}", source.image_shape
+        batches, name, shape = (lambda: source.batches(size)), source.description, source.image_shape
     key = digest(repr((VERSION, features.fingerprint, keep_features, tuple(shape))), batches())
     path = cache_folder(cache) / f"reference-{key}.npz"
     with suppress(ValueError):  # absent or damaged
@@ -130,12 +132,13 @@ def read_reference(
     device: torch.device | str = "cpu",
     cache: str | Path | None = None,
     keep_features: int = KEEP,
+    exif: Exif = "apply",
 ) -> Reference:
     """From a file or folder: statistics of ours or in EDM's format, ADM's reference batch, or images of any form.
 
     An `.npz` with `mu` and `sigma` is read as it is, by EDM's and by ADM's conventions: sigma is the unbiased
     covariance. Where it also has images, `arr_0`, features for KID, precision and recall are computed from them.
-    Anything else is images, as for `image_files`.
+    Anything else is images, as for `image_files`, which also says what `exif` is.
 
     Raises:
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
@@ -145,11 +148,11 @@ def read_reference(
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise ValueError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
     if "mu" not in names and "sigma" not in names:
-        return reference_of(image_files(path), features, device, cache, keep_features)
+        return reference_of(image_files(path, exif=exif), features, device, cache, keep_features)
     found = _read(path)
     found.check(features)
     if found.features is None and keep_features and "arr_0" in names:
-        images = reference_of(image_files(path), features, device, cache, keep_features)
+        images = reference_of(image_files(path, exif=exif), features, device, cache, keep_features)
         return replace(found, features=images.features)
     return found
 
@@ -179,8 +182,8 @@ def _names(path: Path) -> list[str]:
 
 def _read(path: Path) -> Reference:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in OURS if name in arrays.files}
+        there = _names(path)
+        found = {name: load_array(path, name) for name in OURS if name in there}
     except Exception as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not {"mu", "sigma"} <= set(found):
