@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -25,6 +25,7 @@ class ReferenceOptions:
         features: inception, as published FIDs are measured with; classifier, trained on the data's labels; or a class.
         weights: the file of Inception's weights; downloaded if not given.
         metrics: some of fid,kid,is,precision,recall.
+        exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
     """
 
     data: dict[str, Any] | str | None = None
@@ -32,6 +33,7 @@ class ReferenceOptions:
     features: dict[str, Any] | str = "inception"
     weights: str | None = None
     metrics: str | list[str] = "fid"
+    exif: Literal["apply", "ignore"] = "apply"
 
     def __post_init__(self) -> None:
         if self.data is None and self.reference is None:
@@ -87,7 +89,7 @@ class ReferenceOptions:
         with all_ranks.together():
             keep = KEEP if OF_FEATURES & {*self.names} else 0
             if self.reference is not None:
-                real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks)
+                real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks, exif=self.exif)
             else:
                 assert data is not None  # checked at the beginning
                 real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)

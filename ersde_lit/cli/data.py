@@ -26,6 +26,7 @@ def convert_data(
     unlabelled: bool = False,
     val_size: NonNegativeInt | None = None,
     seed: int = 0,
+    exif: Literal["apply", "ignore"] = "apply",
 ) -> None:
     """One memory-mapped array from EDM's zip or folder, downsampled ImageNet's npz files, or folders of images.
 
@@ -38,8 +39,10 @@ def convert_data(
         unlabelled: leave classes out; any folder or zip of images will do then.
         val_size: images to hold out for validation; a twentieth, but no more than 5000, if not given.
         seed: which ones.
+        exif: apply turns images as their EXIF orientation says; ignore does not, as EDM's data tool and torchvision.
     """
     from ersde_lit.data.array import INFO, check_array
+    from ersde_lit.data.classes import about_names
     from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
     from ersde_lit.data.sources import open_source
     from ersde_lit.sampling.progress import progress
@@ -51,12 +54,19 @@ def convert_data(
         print(f"{source} is whole: {info.images} images {info.image_shape}, {info.num_classes} classes")
         return
     check_place(out, source)
-    opened = open_source(source, size, channels, resize, unlabelled)
+    opened = open_source(source, size, channels, resize, unlabelled, exif)
     held_out = draw_held_out(len(opened.labels), val_size, seed)
     if is_finished(opened, out, held_out):
         print(f"{out} is finished: nothing to do")
         return
     done = [0]
+    asked = {"size": size, "channels": channels, "resize": resize, "unlabelled": unlabelled, "val_size": val_size}
+    asked |= {"seed": seed, "exif": exif}
+    command = " ".join([f"data {Path(source).expanduser().resolve()}", *(f"--{k}={v}" for k, v in asked.items())])
     with progress(lambda: sum(done), len(opened.labels)):
-        info = convert(opened, out, held_out, done.append)
+        info = convert(opened, out, held_out, done.append, command, print)
+    for note in info.notes:
+        print(f"note: {note}")
+    if info.class_names:
+        print(about_names(info.class_names))
     print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")

@@ -167,12 +167,12 @@ def evaluate_images(
     if out is not None and (Cells(out).path.exists() or (Path(out) / "results.csv").exists()):
         raise ValueError(f"--out {out} holds results of another evaluation; choose another name")
     _check_files(**reference.files)
-    sets = [image_files(path) for path in images]
+    sets = [image_files(path, exif=reference.exif) for path in images]
     data, features = reference.open_data(), reference.open_features()
     ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
     scores = reference.scores(data, features, ranks)
     protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
-    records = [record(path, measure_images(path, scores, ranks), protocol) for path in images]
+    records = [record(path, measure_images(path, scores, ranks, reference.exif), protocol) for path in images]
     if data is not None:
         held_out = data.split("test").images[: max(map(len, sets))]
         measured = measure(scores, lambda rank, of: held_out.split(100)[rank::of], ranks)

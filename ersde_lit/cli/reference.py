@@ -32,6 +32,7 @@ def reference(
     weights: str | None = None,
     keep_features: NonNegativeInt = 0,
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
+    exif: Literal["apply", "ignore"] = "apply",
 ) -> None:
     """Mean and covariance of real images' features, as EDM's `mu` and `sigma`, for FID.
 
@@ -43,6 +44,7 @@ def reference(
         weights: the file of Inception's weights; downloaded if not given.
         keep_features: of so many images features are stored too, for KID, precision and recall.
         accelerator: auto, cpu, gpu, cuda or mps.
+        exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
     """
     if source is None and data is None:
         raise ValueError("there are no images: name them, or give --data")
@@ -62,7 +64,7 @@ def reference(
     from ersde_lit.sampling.ranks import fabric
 
     module = options.open_data()
-    images: Any = module if source is None else image_files(source)
+    images: Any = module if source is None else image_files(source, exif=exif)
     ranks = fabric(accelerator)
     choice: Any = options.open_features()
     net, done = features_for(choice, module, weights, device=ranks.device), [0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class ArrayInfo:
     class_names: tuple[str, ...]
     source: str  # digest of what was converted, and how
     sha256: dict[str, str]  # of the array files; empty while they are being written
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what else is to be said of the images
+    command: str = field(default="", compare=False)  # that made it, where one did
 
     @property
     def image_bytes(self) -> int:
@@ -46,6 +48,7 @@ class ArrayInfo:
         try:
             fields = json.loads((folder / INFO).read_text())
             fields |= {name: tuple(fields[name]) for name in ("image_shape", "class_names")}
+            fields["notes"] = tuple(fields.get("notes", ()))
             return cls(**fields)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder / INFO} cannot be read: {error}") from None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 
+from ersde_lit.archives import MIB
+from ersde_lit.data.npz import Array, load_array, open_array
 from ersde_lit.data.sources import Source
 
 CLASSES = 1000
+LARGEST = 4096 * MIB  # of a file's images in memory; those of 64x64 take 1.6 GB
 
 
 class Batches(Source):
@@ -55,21 +57,14 @@ class Batches(Source):
     def _data(self, k: int) -> np.ndarray:
         if self._loaded is None or self._loaded[0] != k:
             self._loaded = None  # before the next one comes: each takes 1.6 GB
-            self._loaded = k, _array(self.paths[k], "data")
+            self._loaded = k, _values(self.paths[k], "data")
         return self._loaded[1]
 
 
 def _count(path: Path, size: int) -> int:
     """How many images of this size the file says it has; reads no more than the head of its array."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("data.npy") as member:
-            version = npy.read_magic(member)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = header(member)
-    except KeyError:
-        raise ValueError(f"{path} has no array `data`: downsampled ImageNet's files have `data` and `labels`") from None
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or not an npz file: {error}") from None
+    with _array(path, "data") as array:
+        shape, dtype = array.shape, array.dtype
     if dtype != np.uint8:
         raise ValueError(f"{path}: `data` is {dtype}, not uint8")
     if len(shape) != 2 or shape[1] != 3 * size * size:
@@ -80,21 +75,31 @@ def _count(path: Path, size: int) -> int:
 
 
 def _labels(path: Path, count: int) -> np.ndarray:
-    labels = _array(path, "labels")
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{path}: `labels` is {labels.dtype} {labels.shape}, not one whole number for {count} images")
+    with _array(path, "labels") as array:
+        shape, dtype = array.shape, array.dtype
+    if shape != (count,) or not (np.issubdtype(dtype, np.integer) or dtype.hasobject):
+        raise ValueError(f"{path}: `labels` is {dtype} {shape}, not one whole number for {count} images")
+    labels = _values(path, "labels")
     if count and not (labels.min() >= 1 and labels.max() <= CLASSES):
         raise ValueError(f"{path}: labels run from {labels.min()} to {labels.max()}, not within 1 .. {CLASSES}")
     return labels.astype(np.int64) - 1
 
 
-def _array(path: Path, name: str) -> np.ndarray:
+@contextmanager
+def _array(path: Path, name: str) -> Iterator[Array]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
+        with open_array(path, name) as array:
+            yield array
     except KeyError:
         raise ValueError(
             f"{path} has no array `{name}`: downsampled ImageNet's files have `data` and `labels`"
         ) from None
+    except Exception as error:  # zip, zlib and numpy raise anything
+        raise ValueError(f"{path} is damaged or not an npz file: {str(error).replace(str(path), 'it')}") from None
+
+
+def _values(path: Path, name: str) -> np.ndarray:
+    try:
+        return load_array(path, name, LARGEST)
     except Exception as error:
         raise ValueError(f"{path}: `{name}` is damaged or no plain array: {error}") from None

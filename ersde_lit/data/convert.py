@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sha256
+from ersde_lit.data.classes import about_empty
 from ersde_lit.data.sources import Source
 
 BLOCK = 256  # images read and written at a time
@@ -56,16 +57,24 @@ def is_finished(source: Source, out: str | Path, held_out: np.ndarray) -> bool:
 
 
 def convert(
-    source: Source, out: str | Path, held_out: np.ndarray, advance: Callable[[int], None] = lambda count: None
+    source: Source,
+    out: str | Path,
+    held_out: np.ndarray,
+    advance: Callable[[int], None] = lambda count: None,
+    command: str = "",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> ArrayInfo:
     """Writes the images of `source`, those at `held_out` last, to the new folder `out`.
 
     All is written to `out`.partial, which is renamed at the end. Called again after an interruption, it goes on where
-    that stopped; images written before are not read again.
+    that stopped; images written before are not read again. Where the same command finds that its data set has changed,
+    it begins anew.
 
     Args:
         held_out: int64 [n], ascending indices into the source.
         advance: is told how many more images are in place: first those of an interrupted call.
+        command: what is asked for, in words: whose beginning may be replaced.
+        tell: is told so, in a line.
 
     Raises:
         ValueError: `out` exists; `out`.partial is being written by another process or is of another source; the disk is
@@ -73,9 +82,15 @@ def convert(
     """
     out = Path(out).expanduser().resolve()
     order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
-    plan = plan_of(source, held_out)
+    plan = replace(plan_of(source, held_out), command=command)
     work = _enter(out, plan)
     with disk_errors(work), (work / IMAGES).open("a+b") as file:
+        _lock(file)
+        if _is_of_another(work, plan):
+            tell(f"the data set has changed since {work} was begun: beginning anew")
+            file.truncate(0)
+            os.fsync(file.fileno())  # before the new plan is there
+            _write(work / INFO, plan.to_json().encode())
         done = _whole_images(file, plan)
         advance(done)
         for start in range(done, len(order), BLOCK):
@@ -103,6 +118,7 @@ def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
         class_names=source.class_names,
         source=hashlib.sha256(source.identity.encode() + held_out.tobytes()).hexdigest(),
         sha256={},
+        notes=(*source.notes, *about_empty(source.labels, source.num_classes)),
     )
 
 
@@ -127,7 +143,7 @@ def _enter(out: Path, plan: ArrayInfo) -> Path:
         work.mkdir(exist_ok=True)
         names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp"}
         if INFO in names:
-            if replace(ArrayInfo.read(work), sha256={}) != plan:
+            if _is_of_another(work, plan) and not (plan.command and ArrayInfo.read(work).command == plan.command):
                 raise ValueError(
                     f"{work} is the beginning of another conversion: end that with its own command, or delete it"
                 )
@@ -136,9 +152,25 @@ def _enter(out: Path, plan: ArrayInfo) -> Path:
         else:
             needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
             if needed > free:
-                raise ValueError(f"{out} will take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+                raise ValueError(f"{out} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
             _write(work / INFO, plan.to_json().encode())
     return work
+
+
+def in_bytes(count: float) -> str:
+    """A size to be read: 312 bytes, 1.5 kB, 15.7 GB."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def _is_of_another(work: Path, plan: ArrayInfo) -> bool:
+    """Whether a folder that is worked in was begun with other images, or for others."""
+    return replace(ArrayInfo.read(work), sha256={}) != plan
 
 
 def _refuse_existing(out: Path) -> None:
@@ -146,12 +178,15 @@ def _refuse_existing(out: Path) -> None:
         raise ValueError(f"{out} exists: choose another name, or delete it first")
 
 
-def _whole_images(file: IO[bytes], plan: ArrayInfo) -> int:
-    """Cuts a torn image off the end of the file, begins it if it is new, and says how many images it holds."""
+def _lock(file: IO[bytes]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{file.name} is being written by another process: wait for its end") from None
+
+
+def _whole_images(file: IO[bytes], plan: ArrayInfo) -> int:
+    """Cuts a torn image off the end of the file, begins it if it is new, and says how many images it holds."""
     header = io.BytesIO()
     shape = (plan.images, *plan.image_shape)
     npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from ersde_lit.data.decode import Exif
+
 Resize = Literal["area", "lanczos"]
 FORMS = (
     "EDM's zip or folder with a dataset.json, downsampled ImageNet's train_data_batch_*.npz (the folder or one file), "
@@ -26,6 +28,7 @@ class Source(ABC):
         class_names: one a class, or none at all.
         image_shape: (C, H, W) of what `read` returns.
         identity: changes with the files and with how they are read.
+        notes: what else is to be said of them, a line each.
     """
 
     labels: np.ndarray
@@ -33,6 +36,7 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int]
     identity: str
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -44,7 +48,12 @@ class Source(ABC):
 
 
 def open_source(
-    path: str | Path, size: int, channels: int = 3, resize: Resize = "area", unlabelled: bool = False
+    path: str | Path,
+    size: int,
+    channels: Literal[1, 3] = 3,
+    resize: Resize = "area",
+    unlabelled: bool = False,
+    exif: Exif = "apply",
 ) -> Source:
     """The data set at `path`, as images of size x size.
 
@@ -58,12 +67,15 @@ def open_source(
             (Chrabaszcz et al., 2017, arXiv:1707.08819, "box"); "lanczos" gives what EDM's data tool makes of ImageNet,
             to the byte.
         unlabelled: leave classes out; then any folder or zip of images will do, cropped unless it has a `dataset.json`.
+        exif: "apply" turns images as their EXIF orientation says, before anything else is done or checked; "ignore"
+            takes pixels as they are stored, as EDM's data tool and torchvision do.
 
     Raises:
         ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
     """
     from ersde_lit.data.batches import Batches
-    from ersde_lit.data.pictures import Folder, Pictures, Zip
+    from ersde_lit.data.files import Folder, Zip
+    from ersde_lit.data.pictures import Pictures
 
     path = Path(path).expanduser()
     if not path.exists():
@@ -73,9 +85,9 @@ def open_source(
             raise ValueError(f"{npz[0]} holds RGB images: leave channels at 3")
         return Batches(npz, size, unlabelled)
     if path.is_dir():
-        return Pictures(Folder(path), size, channels, resize, unlabelled)
+        return Pictures(Folder(path), size, channels, resize, unlabelled, exif)
     if path.suffix.lower() == ".zip":
-        return Pictures(Zip(path), size, channels, resize, unlabelled)
+        return Pictures(Zip(path), size, channels, resize, unlabelled, exif)
     raise ValueError(f"{path} is none of the forms that are read: {FORMS}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,16 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
 from ersde_lit.data.array import INFO, read_array, splits
-from ersde_lit.data.pictures import ENDINGS, Files, Folder, Zip, decode, to_array
+from ersde_lit.data.decode import Exif
+from ersde_lit.data.files import Files, Folder, Zip, notes_on
+from ersde_lit.data.npz import Array, open_array
+from ersde_lit.data.pictures import to_array
 
 FORMS = "a folder or zip of images, an npz with arr_0, or a folder that `python -m ersde_lit data` made"
-GREY = ("1", "L", "LA")
 
 
 class ImageFiles(ABC):
@@ -32,11 +32,18 @@ class ImageFiles(ABC):
         path: where they are.
         image_shape: (C, H, W).
         count: how many there are.
+        notes: what is to be said of how they are read, and of what is left out; a line each.
     """
 
     path: Path
     image_shape: tuple[int, int, int]
     count: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """Whose images they are, in words."""
+        return f"images of {self.path}" + "".join(f" ({note})" for note in self.notes)
 
     def __len__(self) -> int:
         return self.count
@@ -56,13 +63,15 @@ class ImageFiles(ABC):
         """Images of these consecutive ranges, which ascend: uint8 [n, C, H, W]."""
 
 
-def image_files(path: str | Path, channels: Literal[1, 3] | None = None) -> ImageFiles:
+def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: Exif = "apply") -> ImageFiles:
     """The images at `path`, checked as far as can be without reading them all.
 
     Args:
         path: a folder (searched through) or zip of images, as EDM's; an npz with uint8 `arr_0` [n, H, W, C], as ADM's;
             or a folder that `python -m ersde_lit data` made, of which the training images count.
         channels: of image files, 3 for RGB or 1 for grey; None: those of the first one.
+        exif: whether image files are turned as their EXIF orientation says ("apply"), or taken as they are stored
+            ("ignore"), as torchvision and EDM's tool do.
 
     Raises:
         ValueError: nothing is there, it holds no image, or is damaged; names the file.
@@ -73,9 +82,9 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None) -> Imag
     if (path / INFO).is_file():
         return _Array(path)
     if path.is_dir():
-        return _Pictures(Folder(path), channels)
+        return _Pictures(Folder(path), channels, exif)
     if path.suffix.lower() == ".zip":
-        return _Pictures(Zip(path), channels)
+        return _Pictures(Zip(path), channels, exif)
     if path.suffix.lower() == ".npz":
         return _Npz(path)
     raise ValueError(f"{path} is none of the forms that are read: {FORMS}")
@@ -89,16 +98,13 @@ def image_batches(path: str | Path, batch_size: int = 100) -> Iterator[Tensor]:
 class _Pictures(ImageFiles):
     """Image files in the order of their names, all of the size of the first."""
 
-    def __init__(self, files: Files, channels: int | None) -> None:
-        self.files, self.path = files, files.path
-        self.names = sorted(name for name in files.marks if name.lower().endswith(ENDINGS))
-        self.count = len(self.names)
-        if not self.names:
-            raise ValueError(f"{files.path} holds no image")
-        self.channels, self.grey = channels, False
+    def __init__(self, files: Files, channels: Literal[1, 3] | None, exif: Exif) -> None:
+        self.files, self.path, self.names = files, files.path, files.images
+        self.channels, self.exif, self.grey = channels, exif, False
+        self.count, self.notes = len(self.names), (*files.notes, *notes_on(exif))
         first = self._open(self.names[0])
         self.grey = channels is None and first.mode == "L"
-        self.channels = len(first.getbands())
+        self.channels = 1 if first.mode == "L" else 3
         self.image_shape = (self.channels, first.height, first.width)
 
     def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
@@ -115,23 +121,11 @@ class _Pictures(ImageFiles):
         return array
 
     def _open(self, name: str) -> Image.Image:
-        try:
-            data = self.files.read(name)
-            grey = _is_grey(data)
-            image = decode(data, self.channels or (1 if grey else 3))
-            if self.grey and not grey:
-                raise ValueError(f"it is in colour, and {self.names[0]} is grey")
-            return image
-        except Exception as error:  # decoders raise anything
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ValueError(f"{self.files.where(name)} cannot be used: {reason}") from None
-
-
-def _is_grey(data: bytes) -> bool:
-    try:
-        return Image.open(io.BytesIO(data)).mode in GREY
-    except Image.UnidentifiedImageError:
-        return False  # `decode` says what is wrong
+        image = self.files.decode(name, None if self.grey else self.channels, self.exif)
+        if self.grey and image.mode != "L":
+            where, first = self.files.where(name), self.names[0]
+            raise ValueError(f"{where} cannot be used: it is in colour, and {first} is grey")
+        return image
 
 
 class _Npz(ImageFiles):
@@ -139,8 +133,8 @@ class _Npz(ImageFiles):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._array() as (member, shape, dtype):
-            nan = ", with NaN in it" if dtype.kind == "f" and _has_nan(member, dtype) else ""
+        with self._array() as (file, shape, dtype, _):
+            nan = ", with NaN in it" if dtype.kind == "f" and _has_nan(file, dtype) else ""
         if dtype != np.uint8:
             raise ValueError(f"{path}: arr_0 is {dtype}{nan}, not uint8: images are whole numbers 0 .. 255")
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
@@ -153,34 +147,28 @@ class _Npz(ImageFiles):
     def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
         channels, height, width = self.image_shape
         size, at = channels * height * width, 0
-        with self._array() as (member, _, _):
+        with self._array() as (file, *_):
             for part in parts:
-                member.seek((part.start - at) * size, io.SEEK_CUR)
-                data = member.read(len(part) * size)
-                if len(data) < len(part) * size:
-                    raise EOFError("arr_0 is cut short")
-                at = part.stop
+                file.seek((part.start - at) * size, io.SEEK_CUR)
+                data, at = file.read(len(part) * size), part.stop
                 array = np.frombuffer(bytearray(data), np.uint8).reshape(-1, height, width, channels)
                 yield np.ascontiguousarray(rearrange(array, "n h w c -> n c h w"))
 
     @contextmanager
-    def _array(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-        """The bytes of arr_0, and its shape and type."""
+    def _array(self) -> Iterator[Array]:
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
-                header = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
-                shape, fortran, dtype = header(member)
-                if fortran and len(shape) > 1:
+            with open_array(self.path, "arr_0") as array:
+                if array.fortran and len(array.shape) > 1:
                     raise ValueError("arr_0 is in Fortran order: save np.ascontiguousarray of it")
-                yield member, shape, dtype
+                yield array
         except KeyError:
             raise ValueError(f"{self.path} has no array arr_0, where images are: [n, H, W, C], uint8") from None
         except Exception as error:
-            raise ValueError(f"{self.path} cannot be used: {error}") from None
+            raise ValueError(f"{self.path} cannot be used: {str(error).replace(str(self.path), 'it')}") from None
 
 
-def _has_nan(member: IO[bytes], dtype: np.dtype[Any]) -> bool:
-    while data := member.read(dtype.itemsize << 20):
+def _has_nan(file: IO[bytes], dtype: np.dtype[Any]) -> bool:
+    while data := file.read(dtype.itemsize << 20):
         if np.isnan(np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)).any():
             return True
     return False
@@ -191,7 +179,7 @@ class _Array(ImageFiles):
 
     def __init__(self, path: Path) -> None:
         info, whole = read_array(path)
-        self.path, self.image_shape = path, info.image_shape
+        self.path, self.image_shape, self.notes = path, info.image_shape, info.notes
         self.images = splits(info, whole)["train"].images
         self.count = len(self.images)
 

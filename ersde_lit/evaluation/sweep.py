@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
+from ersde_lit.data.decode import Exif
 from ersde_lit.evaluation.cells import REAL, Cell, Cells, Measured, Record, record
 from ersde_lit.evaluation.image_files import image_files
 from ersde_lit.evaluation.protocol import Protocol
@@ -40,9 +41,12 @@ def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
     return Measured(values, scores.num_images, scores.notes, scores.image_shape)
 
 
-def measure_images(path: str | Path, scores: Scores, ranks: Fabric) -> Measured:
-    """Of anybody's images on disk: a folder, a zip or an npz."""
-    return measure(scores, lambda rank, of: image_files(path).batches(BATCH, rank, of), ranks)
+def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif = "apply") -> Measured:
+    """Of anybody's images on disk: a folder, a zip or an npz; `exif` as for `image_files`."""
+    with together(ranks):
+        images = image_files(path, exif=exif)
+    measured = measure(scores, lambda rank, of: images.batches(BATCH, rank, of), ranks)
+    return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ BAD = {
     "sizes differ": (zipped(files(i3=png(pixels(1, 16)[0]))), IMAGE_3, "is 16x16, not 8x8 as --size"),
     "transparent": (zipped(files(i3=rgba(254))), IMAGE_3, "is transparent: put it on a background"),
     "16 bits": (zipped(files(i3=encoded(GREY.convert("I;16")))), IMAGE_3, "its pixels are of the kind I;16"),
-    "the same name twice": (twice, IMAGE_3, "is there twice"),
+    "the same name twice": (twice, "set.zip: ", edm_name(3), "is there twice"),
     "no dataset.json in a zip": (
         lambda folder: write_zip(folder / "set.zip", {"00000/img00000000.png": png(IMAGES[0])}),
         "set.zip is laid out as EDM's data sets are, but has no dataset.json", "--unlabelled",
@@ -298,3 +298,86 @@ assert main(["data", "--help"]) == 0
 assert main(["data", "x", "--size=0"]) == 2 and main(["data"]) == 2
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def turned(image: np.ndarray, orientation: int, kind: str = "png") -> bytes:
+    """Stored so that it is `image` once it is turned as its EXIF says."""
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray(image.transpose(1, 2, 0)).transpose(back[orientation]), kind, exif=exif)
+
+
+def test_pictures_are_turned_as_their_exif_says_before_they_are_cropped(tmp_path, capsys) -> None:
+    tall = np.concatenate([pixels(1, 16)[0], np.zeros((3, 7, 16), np.uint8)], 1)  # 23x16, an odd rest
+    plain = write_folder(tmp_path / "plain", {"cat/a.png": png(tall), "cat/b.png": png(tall)})
+    exif = write_folder(tmp_path / "exif", {"cat/a.png": turned(tall, 6), "cat/b.tif": turned(tall, 8, "tiff")})
+    stored = {}
+    for source, options in ((plain, []), (exif, []), (exif, ["--exif=ignore"])):
+        out = tmp_path / f"out{len(stored)}"
+        assert main(["data", str(source), f"--out={out}", "--size=8", "--val_size=0", *options]) == 0
+        stored[len(stored)] = np.load(out / "images.npy"), json.loads((out / "info.json").read_text())
+        assert ("note: EXIF orientation is ignored" in capsys.readouterr().out) == bool(options)
+    assert np.array_equal(stored[1][0], stored[0][0])
+    assert not np.array_equal(stored[2][0], stored[0][0])
+    assert "EXIF" in stored[2][1]["notes"][0]
+    assert stored[1][1]["source"] != stored[2][1]["source"]
+
+
+def test_sizes_are_those_of_the_turned_picture(tmp_path, capsys) -> None:
+    wide = np.concatenate([IMAGES[0], IMAGES[1]], 2)  # 8x16
+    source = write_zip(tmp_path / "set.zip", files(i3=turned(wide, 6)))
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8"]) == 2
+    assert "is 16x8, not 8x8" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_named_and_every_kind_counts(tmp_path, capsys) -> None:
+    kinds = {"a.jfif": "jpeg", "b.JPE": "jpeg", "c.avif": "avif", "d.jp2": "jpeg2000", "e.tga": "tga", "f.pnm": "ppm"}
+    image = Image.fromarray(IMAGES[0].transpose(1, 2, 0))
+    content = {f"cat/{name}": encoded(image, kind) for name, kind in kinds.items()}
+    source = write_folder(tmp_path / "set", content | {"cat/photo.heic": b"?"})
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8"]) == 0
+    said = capsys.readouterr().out
+    assert "note: 1 file left out (hidden, or of no known kind of image): cat/photo.heic\n" in said
+    assert "6 images of 1 classes" in said
+
+
+def test_empty_classes_are_named(tmp_path, capsys) -> None:
+    source = write_zip(tmp_path / "set.zip", files([0, 7, 0, 7, 0, 7]))
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8", "--val_size=1"]) == 0
+    assert "note: classes 1 to 6 hold no image\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "info.json").read_text())["notes"] == ["classes 1 to 6 hold no image"]
+    few = batch(labels=[1, 3, 3, 3, 1000, 999])(tmp_path)
+    assert main(["data", str(few), f"--out={tmp_path / 'few'}", "--size=8"]) == 0
+    assert "note: classes 1, 3 to 997 hold no image\n" in capsys.readouterr().out
+
+
+def test_folders_named_by_numbers_are_their_own_labels(tmp_path, capsys) -> None:
+    names = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "11"]
+    source = write_folder(tmp_path / "set", {f"{name}/a.png": png(IMAGES[0]) for name in names})
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8", "--val_size=0"]) == 0
+    said = capsys.readouterr().out
+    assert "note: class 10 holds no image\n" in said
+    assert "labels: 0 = 0, 1 = 1, 2 = 2, 3 = 3" in said
+    assert sorted(np.load(tmp_path / "out" / "labels.npy").tolist()) == [*map(int, names)]
+
+
+def test_names_of_classes_are_printed_with_their_labels(tmp_path, capsys) -> None:
+    source = write_folder(tmp_path / "set", {f"n{k:02d}/a.png": png(IMAGES[0]) for k in range(30)})
+    assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8"]) == 0
+    assert "labels: 0 = n00, 1 = n01, 2 = n02, ..., 28 = n28, 29 = n29\n" in capsys.readouterr().out
+
+
+def test_after_a_bad_picture_is_deleted_the_same_command_works(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("ersde_lit.data.convert.BLOCK", 1)
+    source = write_folder(tmp_path / "set", {f"cat/{k}.png": png(image) for k, image in enumerate(IMAGES)})
+    (source / "cat" / "9.png").write_bytes(TRUNCATED)
+    command = ["data", str(source), f"--out={tmp_path / 'out'}", "--size=8", "--val_size=0"]
+    assert main(command) == 2
+    (source / "cat" / "9.png").unlink()
+    assert main([*command, "--size=4"]) == 2  # of another command
+    assert "beginning of another conversion" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "the data set has changed since" in capsys.readouterr().out
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), IMAGES)
+    assert main(["data", str(tmp_path / "out")]) == 0

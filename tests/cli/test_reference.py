@@ -1,10 +1,12 @@
+import csv
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from image_sets import edm_files, pixels, png, write_folder, write_zip
+from image_sets import edm_files, encoded, pixels, png, write_folder, write_zip
+from PIL import Image
 
 from ersde_lit.cli import main
 from ersde_lit.data import Digits
@@ -151,3 +153,58 @@ for wrong in (["x"], ["--out=x.npz"], ["x", "--out=y"]):
     assert main(["reference", *wrong]) == 2
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def upside_down(image):
+    """A PNG that stores `image` turned by half, and says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return encoded(Image.fromarray(image.transpose(1, 2, 0)[::-1, ::-1]), exif=exif)
+
+
+def test_pictures_are_measured_as_they_are_seen_unless_exif_is_ignored(home, own, capsys):
+    write_folder(home / "set", {f"{k}.png": upside_down(image) for k, image in enumerate(IMAGES)})
+    assert main(["reference", "set", "--out=seen.npz", own]) == 0
+    assert "EXIF" not in capsys.readouterr().out
+    assert main(["reference", "set", "--out=stored.npz", own, "--exif=ignore"]) == 0
+    assert "9 images of set (EXIF orientation is ignored, as EDM's data tool and torchvision do), " in (
+        capsys.readouterr().out
+    )
+    stored = IMAGES[:, :, ::-1, ::-1].reshape(9, -1).astype(float)
+    np.testing.assert_allclose(np.load("seen.npz")["mu"], FLAT.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(np.load("stored.npz")["mu"], stored.mean(0), rtol=1e-12)
+    assert "EXIF orientation is ignored" in str(np.load("stored.npz")["description"])
+
+
+def test_evaluate_reads_exif_and_names_what_it_leaves_out(home, own, capsys):
+    write_folder(home / "seen", {f"{k}.png": png(image) for k, image in enumerate(IMAGES)})
+    files = {f"{k}.jfif": upside_down(image) for k, image in enumerate(IMAGES)}
+    write_folder(home / "turned", files | {"photo.heic": b"?", "notes.txt": b"?"})
+    command = ["evaluate", "--images", "turned", "--reference=seen", own, "--out=results"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "Warning: turned: 2 files left out (hidden, or of no known kind of image): notes.txt, photo.heic." in said
+    assert "EXIF" not in said
+    (row,) = csv.DictReader((home / "results" / "results.csv").open())
+    assert row["images"] == "9"
+    assert float(row["fid"]) < 1e-6
+    assert main([*command[:-1], "--exif=ignore"]) == 0
+    assert "Warning: turned: EXIF orientation is ignored" in capsys.readouterr().out
+
+
+def test_a_left_out_file_of_the_reference_is_named(home, own, capsys):
+    write_folder(home / "seen", {f"{k}.png": png(image) for k, image in enumerate(IMAGES)} | {"b.xyz": b"?"})
+    assert main(["evaluate", "--images", "seen", "--reference=seen", own]) == 0
+    said = capsys.readouterr().out
+    assert "Reference: 9 images of seen (1 file left out (hidden, or of no known kind of image): b.xyz)." in said
+
+
+@pytest.mark.parametrize("place", ["--images", "--reference"])
+def test_an_animation_is_refused(home, own, capsys, place):
+    frames = [Image.fromarray(image.transpose(1, 2, 0)) for image in IMAGES[:3]]
+    gif = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
+    write_folder(home / "good", {f"{k}.png": png(image) for k, image in enumerate(IMAGES)})
+    write_folder(home / "bad", {"a.gif": gif, "b.png": png(IMAGES[0])})
+    sets = {"--images": "good", "--reference": "good", place: "bad"}
+    assert main(["evaluate", "--images", sets["--images"], f"--reference={sets['--reference']}", own]) == 2
+    assert "bad/a.gif cannot be used: it has 3 frames" in capsys.readouterr().err

@@ -255,7 +255,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
 def test_too_small_a_disk_is_seen_at_once(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
-    with pytest.raises(ValueError, match=r"out will take 0.0 GB, and 0.0 GB are free"):
+    with pytest.raises(ValueError, match=r"out will take 1.9 kB, and 100 bytes are free"):
         convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 

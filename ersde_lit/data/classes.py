@@ -1,0 +1,44 @@
+"""What there is to say about the classes of a data set: which label is whose, and which hold no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+SHOWN = 20  # names or ranges on a line
+
+
+def about_empty(labels: np.ndarray, num_classes: int, what: str = "image") -> tuple[str, ...]:
+    """A line that says which of 0 .. num_classes - 1 none of the labels is, if any: "classes 1 to 6 hold no image"."""
+    edges = [-1, *np.unique(labels).tolist(), num_classes]
+    empty = [(before + 1, after - 1) for before, after in pairwise(edges) if after - before > 1]
+    if not (num_classes and empty):
+        return ()
+    parts = [f"{first}" if first == last else f"{first} to {last}" for first, last in empty[:SHOWN]]
+    text = ", ".join(parts + ["..."] * (len(empty) > SHOWN))
+    one = len(empty) == 1 and empty[0][0] == empty[0][1]
+    return (f"class {text} holds no {what}" if one else f"classes {text} hold no {what}",)
+
+
+def about_names(names: Sequence[str]) -> str:
+    """Which label is whose: all of them, or the first and the last."""
+    pairs = [f"{label} = {name}" for label, name in enumerate(names)]
+    return "labels: " + ", ".join(pairs if len(pairs) <= SHOWN else [*pairs[:3], "...", *pairs[-2:]])
+
+
+def number_folders(names: Iterable[str]) -> dict[str, int]:
+    """The label of each class folder.
+
+    Whole numbers (0, 1, ..., 11, or 00, 01, ...) are their own labels, unless there are few of them and they run far
+    beyond 1000, as years do: then they count in their order. Any other names count in the order of strings, as in
+    torchvision.
+    """
+    folders = sorted(names)
+    if not all(name.isascii() and name.isdigit() for name in folders) or len({*map(int, folders)}) < len(folders):
+        return {name: label for label, name in enumerate(folders)}
+    folders.sort(key=int)
+    if int(folders[-1]) < max(1000, 2 * len(folders)):
+        return {name: int(name) for name in folders}
+    return {name: label for label, name in enumerate(folders)}

@@ -1,0 +1,143 @@
+"""Picture files in a folder or a zip, and what lies among them that is none."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from PIL import Image
+
+from ersde_lit.archives import open_zip
+from ersde_lit.data.decode import Exif, decode, image_endings
+
+LABELS = "dataset.json"
+KNOWN = {LABELS, "meta.json", "thumbs.db", "desktop.ini", ".ds_store", "__macosx"}  # never pictures, and often there
+NAMED = 3  # of the files that are left out
+
+
+class Files(ABC):
+    """Named files in a folder or a zip.
+
+    Attributes:
+        marks: of each file by its name, which is relative and has forward slashes: something that tells its content
+            from another's (length or checksum). Hidden files are left out.
+        images: the names of those that have an ending of an image that can be read, in order.
+        left_out: what else is there, but for files that never are images.
+
+    Raises:
+        ValueError: there is no image, or a folder or archive that cannot be read.
+    """
+
+    path: Path
+    marks: dict[str, int]
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.marks = path, {}
+        hidden = []
+        for name, mark in self._entries():
+            if mark is not None and all(map(is_visible, name.split("/"))):
+                self.marks[name] = mark
+            else:
+                hidden.append(name)
+        self.images = sorted(name for name in self.marks if PurePosixPath(name).suffix.lower() in image_endings())
+        others = {*self.marks, *hidden} - {*self.images}
+        self.left_out = sorted(name for name in others if not _is_known(name))
+        if not self.images:
+            raise ValueError(f"{path} holds no image{': ' * bool(self.left_out)}{''.join(self.notes)}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line about what is left out, if anything is."""
+        if not self.left_out:
+            return ()
+        count, names = len(self.left_out), ", ".join(self.left_out[:NAMED])
+        more = ", ..." if count > NAMED else ""
+        kind = "hidden, or of no known kind of image"
+        return (f"{count} {'file' if count == 1 else 'files'} left out ({kind}): {names}{more}",)
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    def decode(self, name: str, channels: Literal[1, 3] | None, exif: Exif) -> Image.Image:
+        """The picture of this name, as `decode` gives it; raises ValueError, which names the file."""
+        try:
+            return decode(self.read(name), channels, exif)
+        except Exception as error:  # decoders raise anything
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ValueError(f"{self.where(name)} cannot be used: {reason}") from None
+
+    def where(self, name: str) -> str:
+        """The file in words."""
+        return str(self.path / name)
+
+    @abstractmethod
+    def _entries(self) -> Iterator[tuple[str, int | None]]:
+        """All names with their marks; None: a folder that is not entered."""
+
+
+class Folder(Files):
+    """With all that lies below it; a folder that links lead to several times is entered once."""
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def _entries(self) -> Iterator[tuple[str, int | None]]:
+        root = self.path.resolve()
+        entered = {root, *root.parents}  # a link to a folder above would lead here again
+        for folder, below, names in os.walk(self.path, onerror=_refuse, followlinks=True):
+            inside = "" if folder == str(self.path) else f"{Path(folder).relative_to(self.path).as_posix()}/"
+            for name in names:
+                yield f"{inside}{name}", _size(f"{folder}/{name}")
+            found, below[:] = sorted(below, key=lambda name: (os.path.islink(f"{folder}/{name}"), name)), []
+            for name in found:
+                place = Path(folder, name).resolve()
+                if not is_visible(name) or place in entered:
+                    yield f"{inside}{name}", None
+                else:
+                    entered.add(place)
+                    below.append(name)
+
+
+class Zip(Files):
+    def __init__(self, path: Path) -> None:
+        self.zip = open_zip(path)
+        super().__init__(path)
+
+    def read(self, name: str) -> bytes:
+        return self.zip.read(name)
+
+    def where(self, name: str) -> str:
+        return f"{name} in {self.path}"
+
+    def _entries(self) -> Iterator[tuple[str, int | None]]:
+        return ((entry.filename, entry.CRC) for entry in self.zip.infolist() if not entry.is_dir())
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return os.lstat(path).st_size  # a link to nothing: whoever reads it will say so
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder counts."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def notes_on(exif: Exif) -> tuple[str, ...]:
+    """A line where images are not read as they are seen."""
+    return () if exif == "apply" else ("EXIF orientation is ignored, as EDM's data tool and torchvision do",)
+
+
+def _is_known(name: str) -> bool:
+    """Whether it is one of the files that are no images and need no word."""
+    parts = name.lower().split("/")
+    return parts[-1] in KNOWN or any(part == "__macosx" or part.startswith("._") for part in parts)
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
