@@ -86,13 +86,13 @@ class ReferenceOptions:
             if all_ranks.rank == 0:
                 net = features_for(features, data, self.weights, device=device).cpu()
         net = all_ranks.of_first(net)
+        keep = KEEP if OF_FEATURES & {*self.names} else 0
+        if self.reference is not None:
+            real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks, exif=self.exif)
+        else:
+            assert data is not None  # checked at the beginning
+            real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)
         with all_ranks.together():
-            keep = KEEP if OF_FEATURES & {*self.names} else 0
-            if self.reference is not None:
-                real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks, exif=self.exif)
-            else:
-                assert data is not None  # checked at the beginning
-                real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)
             scores = Scores(net, real, self.names)
         return scores
 

@@ -294,7 +294,7 @@ def _calls(sampler: Sampler, nfes: Sequence[int]) -> list[int]:
 
 def _precision(trainer: Trainer) -> str:
     """In which the network works while it is sampled: what it trains in, by autocast, for averages are float32."""
-    return {"bf16": "bf16", "16": "fp16"}.get(str(trainer.precision).partition("-")[0], "fp32")
+    return {"bf16": "bf16", "16": "fp16", "64": "fp64"}.get(str(trainer.precision).partition("-")[0], "fp32")
 
 
 def _is_trial(trainer: Trainer) -> bool:
