@@ -180,3 +180,17 @@ def test_preconditionings_are_those_of_denoisers(tmp_path) -> None:
         NoisyClassifier(encoder(), preconditioning="vp")
     twin = load_classifier(saved(NoisyClassifier(encoder(), VP(), preconditioning="vp"), tmp_path))
     assert twin.preconditioning == "vp"
+
+
+def test_names_that_wrappers_gave_are_read_and_the_weight_that_does_not_fit_is_named(tmp_path) -> None:
+    module = NoisyClassifier(encoder())
+    path = saved(module, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    weights = {name.replace("network.", "network._orig_mod."): w for name, w in checkpoint["state_dict"].items()}
+    torch.save({**checkpoint, "state_dict": weights}, path)
+    twin = load_classifier(path)
+    assert all(torch.equal(twin.state_dict()[name], w) for name, w in module.state_dict().items())
+    name, _ = weights.popitem()
+    torch.save({**checkpoint, "state_dict": weights}, path)
+    with pytest.raises(ValueError, match=f"lacks 1 weights, among them '{name.replace('_orig_mod.', '')}', which is"):
+        load_classifier(path)
