@@ -42,7 +42,7 @@ class SeededNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+        values = seeds.tolist() if isinstance(seeds, Tensor) else seeds if isinstance(seeds, range) else list(seeds)
         for seed in (*values[:1], *values[-1:]) if isinstance(values, range) else values:
             if isinstance(seed, bool) or not hasattr(seed, "__index__"):
                 raise TypeError(f"a seed must be an integer, not {seed!r}")
@@ -55,7 +55,7 @@ class SeededNoise:
         if isinstance(values, range):  # counted on the device: a copy from here would wait for it
             numbers = torch.arange(len(values), device=device) * values.step + values.start
         else:
-            numbers = torch.tensor(list(values), dtype=torch.int64, device=device)
+            numbers = torch.tensor(values, dtype=torch.int64, device=device)
         self._seeds = numbers.unsqueeze(1)
         pairs = (self.shape.numel() + 1) // 2
         self._elements = _mix(torch.arange(1, pairs + 1, device=device) * _GOLDEN)
