@@ -18,7 +18,7 @@ from einops import rearrange
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -150,7 +150,7 @@ class CLI(LightningCLI):
             )
         if self.finished.exists():
             _say(f"{self.folder} is finished: nothing to do.")
-            self._tell_what_next()
+            self._tell_what_next([f"tensorboard --logdir {self.folder}"] if config.trainer.logger is None else [])
             raise SystemExit(0)
         for path in kept_checkpoints:
             if is_whole(path):
@@ -201,7 +201,7 @@ class CLI(LightningCLI):
             _say(f"Time is up: to go on with {self.folder}, the same command with a longer --trainer.max_time.")
             return
         self.finished.touch()
-        self._tell_what_next()
+        self._tell_what_next([where for logger in self.trainer.loggers if (where := _curves(logger))])
 
     def _time_is_up(self) -> bool:
         timers = [callback for callback in _listed(self.trainer.callbacks) if isinstance(callback, Timer)]  # type: ignore[attr-defined]
@@ -211,11 +211,12 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero:
             Console(soft_wrap=True).print(f"images      {self.folder / 'predictions'}")
 
-    def _tell_what_next(self) -> None:
+    def _tell_what_next(self, curves: Sequence[str]) -> None:
         console = Console(soft_wrap=True)
         if (self.folder / "samples").exists():
             console.print(f"pictures    {self.folder / 'samples'}")
-        console.print(f"curves      tensorboard --logdir {self.folder}")
+        for where in curves:
+            console.print(f"curves      {where}")
         console.print(f"checkpoint  {self.last}")
         console.print("\nNext:")
         console.print(f"python -m ersde_lit sample --ckpt_path {self.last} --seeds 0-499 --nfe 20 --out samples.npz")
@@ -224,6 +225,18 @@ class CLI(LightningCLI):
 @rank_zero_only
 def _say(line: str) -> None:
     Console(soft_wrap=True).print(line)
+
+
+def _curves(logger: Logger) -> str | None:
+    """Where to look at what a logger has kept, if that is known."""
+    match logger:
+        case TensorBoardLogger():
+            return f"tensorboard --logdir {logger.save_dir}"
+        case CSVLogger():
+            return str(Path(logger.log_dir) / "metrics.csv")
+        case WandbLogger():
+            return str(logger.experiment.url or logger.experiment.dir)  # offline there is no address
+    return None
 
 
 def _name(config: Any) -> str:

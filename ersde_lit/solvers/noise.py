@@ -42,8 +42,8 @@ class SeededNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        values = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
-        for seed in values:
+        values = seeds.tolist() if isinstance(seeds, Tensor) else seeds if isinstance(seeds, range) else list(seeds)
+        for seed in (*values[:1], *values[-1:]) if isinstance(values, range) else values:
             if isinstance(seed, bool) or not hasattr(seed, "__index__"):
                 raise TypeError(f"a seed must be an integer, not {seed!r}")
             if not 0 <= seed <= MAX_SEED:
@@ -52,7 +52,11 @@ class SeededNoise:
             raise TypeError(f"noise is of a floating dtype, not {dtype}")
         self.shape = torch.Size(shape)
         self.dtype = dtype
-        self._seeds = torch.tensor(values, dtype=torch.int64, device=device).unsqueeze(1)
+        if isinstance(values, range):  # counted on the device: a copy from here would wait for it
+            numbers = torch.arange(len(values), device=device) * values.step + values.start
+        else:
+            numbers = torch.tensor(values, dtype=torch.int64, device=device)
+        self._seeds = numbers.unsqueeze(1)
         pairs = (self.shape.numel() + 1) // 2
         self._elements = _mix(torch.arange(1, pairs + 1, device=device) * _GOLDEN)
 

@@ -82,6 +82,35 @@ def test_a_run_goes_on_whatever_shows_and_times_it(inside, capsys, monkeypatch) 
     assert_same_weights(load("runs/shown/checkpoints/last.ckpt"), load("runs/half/checkpoints/last.ckpt"))
 
 
+CSV = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: logged, name: '', version: a}}"
+WANDB = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {save_dir: logged, offline: true}}"
+
+
+@pytest.mark.parametrize(
+    ("logger", "shown"),
+    [
+        ("null", ["tensorboard --logdir runs/shown1-4"]),
+        ("false", []),
+        (CSV, ["logged/a/metrics.csv"]),
+        (f"[{WANDB}, {CSV}]", ["logged/wandb/offline-run-", "logged/a/metrics.csv"]),
+    ],
+    ids=["default", "none", "csv", "wandb and csv"],
+)
+def test_curves_are_where_they_are_said_to_be(inside, capsys, monkeypatch, logger, shown) -> None:
+    if "Wandb" in logger:
+        pytest.importorskip("wandb")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+    (inside / "logged").mkdir(exist_ok=True)
+    options = ["--trainer.callbacks=null", "--trainer.max_steps=1", "--trainer.log_every_n_steps=1"]
+    assert main(fit(*options, f"--trainer.logger={logger}", f"--run=shown{len(shown)}-{len(logger)}")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("curves")]
+    assert len(lines) == len(shown)
+    for line, where in zip(lines, shown, strict=True):
+        assert where in line
+        if "tensorboard" not in where:
+            assert Path(line.split()[-1]).exists()
+
+
 def test_time_that_is_up_is_no_end(inside, capsys, monkeypatch) -> None:
     command = fit("--trainer.callbacks=null", "--run=timed")
     with monkeypatch.context() as patch:

@@ -45,6 +45,21 @@ def test_is_what_it_is_said_to_be(seed: int, elements: int) -> None:
         np.testing.assert_allclose(z[1], by_hand(seed, stream, elements), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(5), range(3, 20, 4), range(9, 2, -3), range(MAX_SEED - 2, MAX_SEED + 1), range(4, 4), range(5, 2)]
+)
+def test_a_range_of_seeds_is_a_list_of_them(seeds: range) -> None:
+    noise, same = SeededNoise(seeds, SHAPE), SeededNoise(list(seeds), SHAPE)
+    assert torch.equal(noise.initial(), same.initial())
+    assert torch.equal(noise.step(3), same.step(3))
+
+
+@pytest.mark.parametrize("seeds", [range(-1, 3), range(3, -2, -1), range(MAX_SEED, MAX_SEED + 2)])
+def test_a_range_is_checked_at_both_ends(seeds: range) -> None:
+    with pytest.raises(ValueError, match="a seed must lie between"):
+        SeededNoise(seeds, SHAPE)
+
+
 def test_is_normal() -> None:
     z = torch.cat([SeededNoise(range(100), (5000,)).step(i).flatten() for i in (0, 7)]).double().numpy()
     assert stats.kstest(z, "norm").pvalue > 0.01

@@ -188,3 +188,17 @@ def test_classifiers_are_guarded_too(spoil: Callable, tmp_path) -> None:
     with pytest.raises(FloatingPointError, match="loss"):
         fit(tmp_path, Spoiler(spoil), RollingCheckpoint(steps=2), module=module)
     assert max(kept(tmp_path).values()) <= 7
+
+
+def test_what_another_rank_finds_counts_too(tmp_path, monkeypatch) -> None:
+    runner = trainer(tmp_path)
+    runner.fit(DiffusionModule(network()), datamodule=Pictures(8))
+    runner.save_checkpoint(tmp_path / "sound.ckpt")
+    monkeypatch.setattr(runner.strategy, "reduce_boolean_decision", lambda decision, all: not all)
+    with pytest.raises(FloatingPointError, match="trained weights"):
+        runner.save_checkpoint(tmp_path / "spoilt.ckpt")
+    monkeypatch.setattr(type(runner), "local_rank", 1)
+    with pytest.raises(SystemExit) as quiet:  # the first rank has said it
+        runner.save_checkpoint(tmp_path / "spoilt.ckpt")
+    assert quiet.value.code == 0
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["sound.ckpt"]
