@@ -58,7 +58,8 @@ _OTHERS = {
     *("eta", "euler_at_final", "interpolation_type", "lower_order_final", "noise_sampler_seed", "predict_x0"),
     *("original_inference_steps", "predictor_order", "s_noise", "sample_max_value", "set_alpha_to_one"),
     *("skip_prk_steps", "solver_order", "solver_p", "solver_type", "stochastic_sampling", "tau_func", "tensor_format"),
-    *("time_shift_type", "timestep_scaling", "torch_dtype", "upscale_mode", "variance_type"),
+    *("time_shift_type", "timestep_scaling", "upscale_mode", "variance_type"),
+    *("torch_dtype", "use_safetensors", "variant"),  # of loading
 }
 # Of a flow model that is configured as a VP one.
 _WITHOUT_USE_IN_FLOW = {

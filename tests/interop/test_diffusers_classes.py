@@ -165,6 +165,13 @@ def test_a_misspelt_change_is_refused_and_a_change_of_a_default_kept() -> None:
     assert ERSDEScheduler.from_config(config, beta_end=0.04).config.beta_end == 0.04
 
 
+def test_options_of_loading_are_no_options_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    loading = {"subfolder": "scheduler", "torch_dtype": torch.float16, "use_safetensors": True, "variant": "fp16"}
+    assert ERSDEScheduler.from_pretrained(tmp_path, **loading, order=2).config.order == 2
+
+
 def test_published_configurations_are_taken_over() -> None:
     """As they lie on the hub, with options of other classes."""
     sdxl = {
@@ -175,7 +182,7 @@ def test_published_configurations_are_taken_over() -> None:
         **{"trained_betas": None, "use_karras_sigmas": False, "sigma_max": None, "timestep_type": "discrete"},
     }
     assert not ERSDEScheduler.from_config(sdxl).config.clip_sample
-    wan = dict(diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=5.0).config)
+    wan = diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=5.0).config
     assert ERSDEScheduler.from_config({**wan, "_class_name": "UniPCMultistepScheduler"}).config.flow_shift == 5.0
     flux = {
         **{"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.0.dev0"},
