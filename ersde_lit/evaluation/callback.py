@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.evaluation.features import Features, features_for
 from ersde_lit.evaluation.nearest import nearest_distances
 from ersde_lit.evaluation.protocol import title
@@ -225,9 +226,10 @@ class FIDCallback(Callback):
             yield quantise(made.images), sum(seed - self.first_seed < self.nearest_images for seed in block)
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
-        rows = min(denoiser.num_classes, ROWS) or self.columns
+        classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]
+        rows = len(classes) or self.columns
         seeds = range(self.first_seed, self.first_seed + rows * self.columns)
-        labels = torch.arange(rows).repeat_interleave(self.columns) if denoiser.num_classes else None
+        labels = torch.tensor([*classes]).repeat_interleave(self.columns) if classes else None
         made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
         picture = image_grid(torch.cat([quantise(block.images).cpu() for block in made]), self.columns)
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of `log`; global_step is one ahead of it
