@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnicodeDecodeError as error:
         return fail(f"{command}: a file that should be text, as YAML is, is none: {error}")
     except (ValueError, OSError, FloatingPointError) as error:
-        if not (isinstance(error, OSError) or _is_ours(error)):
+        if (ours := _ours(error)) is None:
             raise
-        return fail(f"{command}: {error}")
+        return fail(f"{command}: {ours}")
     return 0
 
 
@@ -87,8 +87,18 @@ def fail(message: str) -> int:
     return 2
 
 
+def _ours(error: BaseException | None) -> BaseException | None:
+    """What our own code, or the system, raised with a message for the user: the error, or what it was made of.
+
+    The parser makes its own of whatever a class that it instantiates has raised.
+    """
+    while error is not None and not (isinstance(error, OSError) or _is_ours(error)):
+        error = error.__cause__
+    return error
+
+
 def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by our own code, on purpose and with a message for the user."""
+    """Whether the error was raised by our own code."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -40,7 +40,8 @@ class AnalysisOptions:
         lam_max: of the grid: the noise level it starts at.
         ckpt_path: checkpoint that `fit` wrote, to measure errors on its averaged weights; a mixture if not given.
         seeds: which images to measure on, as in 0-63.
-        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes as in 3 or 0,1,5-7.
+        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
+            as in 3 or 0,1,5-7 or cat,dog; a name that is also a number counts as the number.
         substeps: of the reference, on each step.
         batch_size: images at a time.
         accelerator: auto, cpu, gpu or cuda.
@@ -153,7 +154,7 @@ def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]
         from ersde_lit.evaluation.analysis_paths import spread_mixture
 
         return spread_mixture(), "mixture"
-    from ersde_lit.sampling.labels import choose_labels
+    from ersde_lit.sampling.labels import labels_of
     from ersde_lit.sampling.ranks import fabric
     from ersde_lit.training import load
 
@@ -161,7 +162,7 @@ def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]
     if not model.label_dropout and options.labels == "none":
         raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = model.ema_denoiser
-    choose_labels(options.labels, seeds[:1], denoiser.num_classes)
+    labels_of(denoiser, options.labels, seeds[:1])
     return denoiser.to(fabric(options.accelerator).device), "checkpoint"
 
 
@@ -199,12 +200,12 @@ def _measure(
     options: AnalysisOptions, denoiser: Any, solvers: "dict[str, Solver]", lams: "Tensor", seeds: Sequence[int]
 ) -> "dict[str, PathErrors]":
     from ersde_lit.evaluation.analysis_paths import calls_of, mixture_starts, network_starts, path_errors
-    from ersde_lit.sampling.labels import choose_labels
+    from ersde_lit.sampling.labels import labels_of
 
     if options.ckpt_path is None:
         starts = mixture_starts(denoiser, lams, seeds, options.batch_size)
     else:
-        labels = choose_labels(options.labels, seeds, denoiser.num_classes)
+        labels = labels_of(denoiser, options.labels, seeds)
         starts = network_starts(denoiser, lams, seeds, labels, options.batch_size)
     batches = -(-len(seeds) // options.batch_size)
     calls = batches * calls_of(solvers, lams, options.substeps, getattr(denoiser, "levels", None))

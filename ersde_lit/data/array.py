@@ -66,7 +66,7 @@ def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: `python -m ersde_lit data SOURCE --out {folder}` makes it")
     info = ArrayInfo.read(folder)
-    images, labels = _load(folder / IMAGES, map_it=True), _load(folder / LABELS)
+    images, labels = _map(folder / IMAGES), _map(folder / LABELS)
     for name, array, dtype, shape in (
         (IMAGES, images, np.uint8, (info.images, *info.image_shape)),
         (LABELS, labels, np.int64, (info.images,)),
@@ -80,7 +80,7 @@ def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
         raise ValueError(f"{folder / LABELS} runs from {labels.min()} to {labels.max()}, not {low} to {high}")
     with warnings.catch_warnings():  # nobody writes to it; a copy-on-write map is refused where it exceeds the memory
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return info, Split(torch.from_numpy(images), torch.from_numpy(labels))
+        return info, Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)))
 
 
 def splits(info: ArrayInfo, whole: Split) -> dict[str, Split]:
@@ -163,8 +163,9 @@ def _kind(info: ArrayInfo) -> str:
     return f"({info.image_shape}, {info.num_classes} classes)"
 
 
-def _load(path: Path, map_it: bool = False) -> Any:
+def _map(path: Path) -> Any:
+    """An array of which nothing is read yet; a header that claims more than the file holds is refused."""
     try:
-        return np.load(path, mmap_mode="r" if map_it else None, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is missing, cut short or damaged: {error}") from None

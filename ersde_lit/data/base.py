@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ersde_lit.data.classes import about_empty
 from ersde_lit.data.order import SeededOrder, run_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -95,6 +96,8 @@ class ImageDataModule(LightningDataModule, ABC):
             if devices * batches > 1:
                 images = f"{devices} device(s) x {batches} accumulated batch(es) x {self.images_at_a_time} images"
                 rank_zero_info(f"A step is {self.batch_size} images: {images}.")
+            for line in about_empty(self._splits["train"].labels.numpy(), self.num_classes, "image to train on"):
+                rank_zero_info(f"Note: {line}, so no image of theirs will be sampled.")
 
     def split(self, name: str) -> Split:
         """The images and labels of "train", "val" or "test", whole; loads them at the first call."""

@@ -61,12 +61,15 @@ class CIFAR10(ImageDataModule):
         for name, md5 in files:
             if name in there:
                 _read(folder / name, md5)  # nothing that is not the archive's gets overwritten by it
+        archive = root / Published.filename
+        damaged = archive.is_file() and not is_whole(archive, Published.tgz_md5)
         try:
             download_and_extract_archive(Published.url, root, filename=Published.filename, md5=Published.tgz_md5)
         except (OSError, RuntimeError, EOFError) as error:
             reason = " ".join(str(error).split())
+            here = f"; the {archive} that was there is damaged or cut short: its md5 is wrong" if damaged else ""
             raise ValueError(
-                f"CIFAR-10 is not in {folder} and could not be put there ({reason}): go online, or put "
+                f"CIFAR-10 is not in {folder} and could not be put there ({reason}){here}: go online, or put "
                 f"{Published.filename} (md5 {Published.tgz_md5}) into {root}"
             ) from error
 
@@ -81,6 +84,12 @@ class CIFAR10(ImageDataModule):
         )
         order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(self.seed))[: self.val_size]
         return {"train": train, "val": Split(test.images[order], test.labels[order]), "test": test}
+
+
+def is_whole(path: Path, md5: str) -> bool:
+    """Whether a published file is what was published."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
 
 
 def _read(path: Path, md5: str) -> dict[str, Any]:

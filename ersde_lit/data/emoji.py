@@ -108,7 +108,7 @@ class Emoji(ImageDataModule):
         held_out = np.flatnonzero(source.families % 10 == 9)
         if not self.folder.exists():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            convert(source, self.folder, held_out)
+            convert(source, self.folder, held_out, command=f"emoji of {self.font}")
         elif ArrayInfo.read(self.folder).source != plan_of(source, held_out).source:
             raise ValueError(
                 f"{self.folder} was made from another font than {self.font}: delete it, or set another root"

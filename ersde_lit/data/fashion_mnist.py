@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.data.cifar10 import is_whole
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -64,19 +66,23 @@ class FashionMNIST(ImageDataModule):
         """Puts the files in place. Lightning calls it on one rank only; `load` makes good if nobody did."""
         if all((self.raw / name).is_file() for name in FILES):
             return
+        from torchvision.datasets import FashionMNIST as Published
+
+        md5s = dict(Published.resources)
+        packed = [self.raw / f"{name}.gz" for name in FILES]
+        damaged = [path for path in packed if path.is_file() and not is_whole(path, md5s[path.name])]
         try:
             if all((DEBIAN / f"{name}.gz").is_file() for name in FILES):
                 for name in FILES:
                     _unpack(DEBIAN / f"{name}.gz", self.raw / name)
             else:
-                from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
-
-                TorchvisionFashionMNIST(self.raw.parents[1], download=True)
+                Published(self.raw.parents[1], download=True)
         except (OSError, RuntimeError, EOFError) as error:
             reason = " ".join(str(error).split())
+            here = f"; the {damaged[0]} that was there is damaged or cut short: its md5 is wrong" if damaged else ""
             raise ValueError(
-                f"Fashion-MNIST is not in {self.raw} and could not be put there ({reason}): go online, or install "
-                f"Debian's dataset-fashion-mnist, or put the unpacked {', '.join(FILES)} there"
+                f"Fashion-MNIST is not in {self.raw} and could not be put there ({reason}){here}: go online, or "
+                f"install Debian's dataset-fashion-mnist, or put the unpacked {', '.join(FILES)} there"
             ) from error
 
     def load(self) -> dict[str, Split]:
@@ -99,6 +105,11 @@ def _unpack(packed: Path, target: Path) -> None:
     """Gunzips to a name of its own first, so that no other process ever sees half a file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}")
-    with gzip.open(packed) as source, partial.open("wb") as out:
-        shutil.copyfileobj(source, out)
-    partial.replace(target)
+    try:
+        with gzip.open(packed) as source, partial.open("wb") as out:
+            shutil.copyfileobj(source, out)
+        partial.replace(target)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RuntimeError(f"{packed} is damaged or cut short: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ def open_source(
         channels: 3 for RGB, 1 for grey; what is stored otherwise is converted. npz files are always RGB.
         resize: "area" averages the pixels whose middle is under each new one, as downsampled ImageNet was made
             (Chrabaszcz et al., 2017, arXiv:1707.08819, "box"); "lanczos" gives what EDM's data tool makes of ImageNet,
-            to the byte.
+            to the byte (images with an EXIF orientation: with exif "ignore").
         unlabelled: leave classes out; then any folder or zip of images will do, cropped unless it has a `dataset.json`.
         exif: "apply" turns images as their EXIF orientation says, before anything else is done or checked; "ignore"
             takes pixels as they are stored, as EDM's data tool and torchvision do.

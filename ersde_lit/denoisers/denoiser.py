@@ -29,6 +29,8 @@ class Denoiser(nn.Module):
     Attributes:
         lam_min, lam_max: the range in which it may be called; samplers fit their grids into it.
         levels: the lams of a discrete-time process (float64, ascending) or None; samplers snap their grids to them.
+        trained_classes: those that had training images, ascending; None: all. No others are sampled.
+        class_names: one a class, or none at all.
 
     Raises:
         ValueError: process, preconditioning and prediction do not go together.
@@ -53,6 +55,8 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.sigma_data = sigma_data
         self.lam_min, self.lam_max = PRECONDITIONINGS[preconditioning].lam_range(process)
+        self.trained_classes: tuple[int, ...] | None = None
+        self.class_names: tuple[str, ...] = ()
         self.levels = None if preconditioning == "edm" else process.levels
 
     @property

@@ -8,11 +8,13 @@ the papers do to scores or to eps is the same linear combination of the D.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ersde_lit.denoisers.labels import trained_of
 
 Interval = tuple[float, float]
 
@@ -126,7 +128,8 @@ class Autoguidance(Guidance):
             `denoiser`.
 
     Raises:
-        ValueError: the guide is of other images, classes or noise levels, and as `Guidance`.
+        ValueError: the guide is of other images, classes or noise levels, or was trained on fewer classes, and as
+            `Guidance`.
     """
 
     needs_labels = False
@@ -137,6 +140,8 @@ class Autoguidance(Guidance):
             its, own = getattr(guide, name), getattr(denoiser, name)
             if its != own and not (name == "num_classes" and its == 0):
                 raise ValueError(f"the guide is no version of the guided model: its {name} is {its}, not {own}")
+        if guide.num_classes and (missing := {*_trained(denoiser)} - {*_trained(guide)}):
+            raise ValueError(f"the guide has not seen class {min(missing)}, on which the guided model was trained")
         self.guide = guide
 
     def _guided(
@@ -217,6 +222,10 @@ class EpsilonScaling(Wrapper):
         if self.slope:
             divisor = self.scale + self.slope * _per_image(self.process.t_of_lam(lam.to(y.dtype)), y.ndim)
         return x0 + (1 - 1 / divisor) * (y - x0)
+
+
+def _trained(denoiser: Any) -> Sequence[int]:
+    return trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))
 
 
 def _log_probability_gradient(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.evaluation.callback_output import log_picture, table
 from ersde_lit.evaluation.features import Choice, Features, features_for
 from ersde_lit.evaluation.nearest import nearest_distances
@@ -275,9 +276,10 @@ class FIDCallback(Callback):
             return torch.cat([quantise(block.images) for block in made])
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
-        rows = min(denoiser.num_classes, ROWS) or self.columns
+        classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]
+        rows = len(classes) or self.columns
         seeds = range(self.first_seed, self.first_seed + rows * self.columns)
-        labels = torch.arange(rows).repeat_interleave(self.columns) if denoiser.num_classes else None
+        labels = torch.tensor([*classes]).repeat_interleave(self.columns) if classes else None
         try:
             images = self._images(trainer, denoiser, sampler, seeds, nfe, labels).cpu()
         except FloatingPointError as error:

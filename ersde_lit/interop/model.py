@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ersde_lit.interop.published import published
 from ersde_lit.networks import Network
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
+from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.spec import Spec, at_most, build, completed
@@ -40,6 +41,7 @@ class ImportedModel:
         raw: those that are not averaged; the averaged ones where nothing is known of them.
         images_seen: that it was trained on, as far as a training that goes on should count them.
         notes: what else there is to be said, a line each.
+        classes: which were trained, and their names, as a checkpoint keeps them; None: nothing is known.
     """
 
     origin: str
@@ -49,6 +51,7 @@ class ImportedModel:
     raw: Weights | None = None
     images_seen: int = 0
     notes: list[str] = field(default_factory=list)
+    classes: dict[str, Any] | None = None
 
     def module(self) -> DiffusionModule:
         """The model without its weights, which are checked to be all that it needs, and no more; on the meta device.
@@ -71,7 +74,8 @@ class ImportedModel:
         }
         if set(state) != set(module.state_dict()):
             raise ValueError("its weights are not those of the model that it describes")
-        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **_BEGINNING}
+        classes = {CLASSES_KEY: Classes.read(self.classes, module.num_classes).plain()} if self.classes else {}
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **_BEGINNING}
 
     def report(self, module: DiffusionModule) -> str:
         """What was found, in lines of a word and its value."""

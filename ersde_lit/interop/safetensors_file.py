@@ -5,6 +5,7 @@ a noisy classifier `network.NAME`.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from ersde_lit.files import written_whole
 from ersde_lit.interop.model import ImportedClassifier, ImportedModel
 from ersde_lit.training.checkpoint import read
+from ersde_lit.training.classes import CLASSES_KEY
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.weights import plain_name
@@ -44,6 +46,7 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
     if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
+    about |= {CLASSES_KEY: content[CLASSES_KEY]} if CLASSES_KEY in content else {}
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with written_whole(out) as temporary:
         temporary.touch()
@@ -69,7 +72,8 @@ def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
     try:
         about = json.loads(metadata["ersde_lit"])
         spec, images = about[SPEC_KEY], about[IMAGES_KEY]
-        return _model(spec, int(images), tensors)
+        model = _model(spec, int(images), tensors)
+        return replace(model, classes=about.get(CLASSES_KEY)) if isinstance(model, ImportedModel) else model
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} says what cannot be read of its weights: {str(error)[:120]}") from None
 

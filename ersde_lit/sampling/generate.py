@@ -46,11 +46,11 @@ def generate(
             not, whatever torch is set to.
 
     Raises:
-        ValueError: batch_size < 1, or labels that do not fit the seeds or the model.
+        ValueError: batch_size < 1, labels that do not fit the seeds or the model, or of classes that were not trained.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 image is sampled at a time")
-    chosen = labels_for(seeds, labels, denoiser.num_classes)
+    chosen = labels_for(seeds, labels, denoiser.num_classes, getattr(denoiser, "trained_classes", None))
 
     def block(part: slice) -> Block:
         device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.labels import choose_labels
+from ersde_lit.sampling.labels import labels_of
 from ersde_lit.sampling.progress import console, progress
 from ersde_lit.sampling.ranks import gather, together
 from ersde_lit.sampling.views import Preview, Trajectory
@@ -44,7 +44,7 @@ class Job:
     allow_tf32: bool = False
 
     def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
-        return choose_labels(self.labels, seeds, self.denoiser.num_classes)
+        return labels_of(self.denoiser, self.labels, seeds)
 
     def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
         """The images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` sampled at a time."""

@@ -16,6 +16,7 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.networks import Network
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
+from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA, not_in_half
 from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
 from ersde_lit.training.guard import GuardedModule
@@ -79,6 +80,7 @@ class DiffusionModule(GuardedModule):
         self.ema = ema
         self.augment = augment
         self.images_seen = 0
+        self._classes: Classes | None = None  # nothing was trained yet
         self._images_at_step = 0
         self._loss_of_step = torch.zeros(())  # summed over this device's images
         self._evaluation_batch = 0
@@ -140,6 +142,15 @@ class DiffusionModule(GuardedModule):
     def on_fit_start(self) -> None:
         self.train()  # a module that was loaded is in eval mode
 
+    def on_train_start(self) -> None:
+        data = Classes.of_data(getattr(self.trainer, "datamodule", None), self.num_classes)
+        self._know(data.after(self._classes, self.num_classes))  # what is resumed has been read by now
+
+    def _know(self, classes: Classes) -> None:
+        self._classes = classes
+        for denoiser in (self.denoiser, self.ema_denoiser):
+            denoiser.trained_classes, denoiser.class_names = classes.trained, classes.names
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, labels = batch
         seeds = image_seeds(run_seed(), self._dealt(self.images_seen, len(x0)))
@@ -181,6 +192,8 @@ class DiffusionModule(GuardedModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC_KEY] = self.spec
         checkpoint[IMAGES_KEY] = self.images_seen
+        if self._classes is not None:
+            checkpoint[CLASSES_KEY] = self._classes.plain()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where the checkpoint is of another model, or its weights are."""
@@ -195,6 +208,7 @@ class DiffusionModule(GuardedModule):
         if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
             self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
+        self._know(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
 
     # --- evaluation, always with the averaged weights
 
@@ -243,7 +257,7 @@ class DiffusionModule(GuardedModule):
             raise ValueError("sampler and solver both say how to sample: leave one of them out")
         run = registry.as_sampler(solver if sampler is None else sampler)
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
-        chosen = labels_for(seeds, labels, self.num_classes)
+        chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)
         return run(self.ema_denoiser, noise, nfe, labels=None if chosen is None else chosen.to(self.device))
 
     def _known(self, labels: Tensor) -> Tensor | None:

@@ -307,3 +307,19 @@ def test_bad_input_gets_one_line_and_exit_code_2(inside, capsys, options: list[s
     assert len(lines) == 1
     assert "Traceback" not in error
     assert not (inside / "runs/bad/finished").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_data_set_that_is_not_there_gets_one_line(inside, capsys, command) -> None:
+    ckpt = [] if command == "fit" else ["--ckpt_path=runs/digits/checkpoints/last.ckpt"]
+    data = ["--data=ersde_lit.data.ImageArray", "--data.init_args.root=data/nothere"]
+    config = ["--config", str(CONFIGS / "digits.yaml"), "--run=absent"]
+    assert main([command, *config, *data, *ckpt]) == 2
+    error = capsys.readouterr().err.removeprefix("Seed set to 0\n")
+    assert error.startswith(f"ersde_lit: {command}: there is no folder data/nothere: ")
+    assert error.count("\n") == 1
+
+
+def test_what_a_config_says_of_the_data_is_refused_in_one_line(inside, capsys, tmp_path) -> None:
+    assert main(["fit", "--config", str(CONFIGS / "imagenet64_edm_adm.yaml"), "--run=absent2"]) == 2
+    assert "there is no folder data/imagenet64" in capsys.readouterr().err

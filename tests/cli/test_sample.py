@@ -685,3 +685,42 @@ def test_a_bug_is_not_disguised_as_bad_input(inside, monkeypatch) -> None:
     monkeypatch.setattr("ersde_lit.training.load", bug)
     with pytest.raises(KeyError):
         sample("--seeds=0", "--out=bug.npz")
+
+
+@pytest.fixture
+def of_few_classes(inside, tmp_path) -> str:
+    """The run's checkpoint, as if only some digits had been trained."""
+    checkpoint = torch.load(LAST, weights_only=True)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "the nine"]
+    checkpoint["classes"] = {"trained": [0, 7, 9], "names": names}
+    torch.save(checkpoint, tmp_path / "few.ckpt")
+    return str(tmp_path / "few.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("labels", "made"),
+    [([], {0, 7, 9}), (["--labels=all"], {0, 7, 9}), (["--labels=seven,the nine"], {7, 9}), (["--labels=7"], {7})],
+)
+def test_only_trained_classes_are_sampled(of_few_classes, tmp_path, labels, made) -> None:
+    assert sample("--seeds=0-29", "--nfe=2", f"--out={tmp_path / 'a.npz'}", *labels, ckpt_path=of_few_classes) == 0
+    with np.load(tmp_path / "a.npz") as file:
+        assert {*file["arr_1"].tolist()} == made
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [("3", "class 3 had no training image; choose from 0,7,9"), ("three", "class 3 had no training image"),
+     ("sevne", "did you mean 'seven'?"), ("nine", "did you mean 'the nine'?")],
+)  # fmt: skip
+def test_untrained_and_unknown_classes_get_one_line(of_few_classes, tmp_path, capsys, labels, message) -> None:
+    out = tmp_path / "a.npz"
+    assert sample("--seeds=0-9", "--nfe=2", f"--out={out}", f"--labels={labels}", ckpt_path=of_few_classes) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ersde_lit: sample: --labels {labels!r}: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_the_run_s_checkpoint_names_its_classes(inside, tmp_path) -> None:
+    assert torch.load(LAST, weights_only=True)["classes"] == {"trained": None, "names": list("0123456789")}

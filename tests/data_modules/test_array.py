@@ -145,3 +145,17 @@ def test_a_checksum_finds_any_other_byte(copy):
     ImageArray(str(copy)).split("train")  # which would take too long to find it
     with pytest.raises(ValueError, match=r"images.npy is damaged: its checksum"):
         check_array(copy)
+
+
+def test_labels_that_claim_more_than_the_file_holds_take_no_memory(copy):
+    content = (copy / "labels.npy").read_bytes()
+    (copy / "labels.npy").write_bytes(content.replace(b"(10,), }" + b" " * 11, b"(9999999999999,), }"))
+    with pytest.raises(ValueError, match=r"labels.npy is missing, cut short or damaged"):
+        ImageArray(str(copy))
+
+
+def test_notes_and_command_may_be_missing_from_an_older_folder(copy):
+    info = json.loads((copy / "info.json").read_text())
+    del info["notes"], info["command"]
+    (copy / "info.json").write_text(json.dumps(info))
+    assert check_array(copy).notes == ()

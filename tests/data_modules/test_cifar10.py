@@ -97,3 +97,14 @@ def test_the_archive_overwrites_nothing_else(files, tmp_path):
 def test_refuses_a_senseless_split():
     with pytest.raises(ValueError, match="val_size must be between 1 and 10000, not 0"):
         CIFAR10(val_size=0)
+
+
+def test_a_truncated_archive_without_a_network_is_named(files, tmp_path, monkeypatch):
+    archive = write_tar(tmp_path / ARCHIVE, FOLDER, files)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", torchvision.datasets.utils.calculate_md5(archive))
+    archive.write_bytes(archive.read_bytes()[:-100])
+    refused(CIFAR10(str(tmp_path)), f"{archive} that was there is damaged", "md5 is wrong", "Name or service not known")
+    archive.unlink()
+    with pytest.raises(ValueError, match="go online") as caught:
+        CIFAR10(str(tmp_path)).split("train")
+    assert "damaged" not in str(caught.value)

@@ -322,3 +322,35 @@ def test_info_is_plain_json(tmp_path):
     info = json.loads((tmp_path / "out" / "info.json").read_text())
     assert (info["images"], info["val_images"], info["num_classes"]) == (10, 2, 4)
     assert set(info["sha256"]) == {"images.npy", "labels.npy"}
+
+
+def test_the_same_command_begins_anew_where_its_data_set_has_changed(tmp_path, small_blocks):
+    with pytest.raises(Killed):
+        convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
+    source, told = Images(), []
+    source.identity = "those"
+    with pytest.raises(ValueError, match="beginning of another conversion"):
+        convert(source, tmp_path / "out", np.array([0, 5]), command="data other")
+    convert(source, tmp_path / "out", np.array([0, 5]), command="data set", tell=told.append)
+    assert source.blocks == 5
+    assert "has changed" in told[0]
+    assert np.array_equal(read_array(tmp_path / "out")[1].images, IMAGES[[1, 2, 3, 4, 6, 7, 8, 9, 0, 5]])
+
+
+def test_what_another_process_writes_is_not_begun_anew(tmp_path, small_blocks):
+    with pytest.raises(Killed):
+        convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
+    source, before = Images(), stored(tmp_path / "out.partial")
+    source.identity = "those"
+    with (tmp_path / "out.partial" / "images.npy").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=r"being written by another process"):
+            convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
+    assert stored(tmp_path / "out.partial") == before
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1900, "1.9 kB"), (15.7e9, "15.7 GB"), (2e13, "20.0 TB")]
+)
+def test_sizes_in_sensible_units(count, text):
+    assert conversion.in_bytes(count) == text

@@ -139,3 +139,18 @@ def test_shoes_are_not_mirrored_unless_asked():
 def test_refuses_a_senseless_split():
     with pytest.raises(ValueError, match="val_size must be between 1 and 10000, not 0"):
         FashionMNIST(val_size=0)
+
+
+def test_a_truncated_download_without_a_network_is_named(files, tmp_path):
+    data = FashionMNIST(str(tmp_path), val_size=5)
+    unpack({"train-labels-idx1-ubyte.gz": gzip.compress(files["train-labels-idx1-ubyte"])[:-5]}, data.raw)
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte.gz that was there is damaged .* go online"):
+        data.prepare_data()
+
+
+def test_a_damaged_file_of_debians_package_is_named(packed, tmp_path):
+    archive = tmp_path / "debian" / "t10k-labels-idx1-ubyte.gz"
+    archive.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"debian/t10k-labels-idx1-ubyte.gz is damaged"):
+        FashionMNIST(str(tmp_path / "root"), val_size=5).prepare_data()
+    assert not [*(tmp_path / "root" / "FashionMNIST" / "raw").glob("t10k-labels*")]

@@ -383,3 +383,14 @@ def test_wrappers_nest_and_answer_for_the_denoiser_they_wrap() -> None:
 def test_what_cannot_be_guided_is_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(two_classes())
+
+
+def test_a_guide_must_have_seen_all_classes_of_the_guided_model():
+    model, guide = two_classes(), two_classes()
+    guide.trained_classes = (0,)
+    with pytest.raises(ValueError, match="guide has not seen class 1"):
+        Autoguidance(model, guide, 2.0)
+    model.trained_classes = (0,)
+    assert Autoguidance(model, guide, 2.0).trained_classes == (0,)
+    guide.trained_classes = None
+    assert Autoguidance(model, guide, 2.0).trained_classes == (0,)

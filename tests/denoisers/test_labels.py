@@ -75,3 +75,10 @@ def test_labels_are_checked_drawn_or_none():
         labels_for([7, 3], [0, 0], 0)
     with pytest.raises(ValueError, match=r"one an image: \[2\], not torch.int64 \[1\]"):
         labels_for([7, 3], [0], 10)
+
+
+def test_untrained_classes_are_neither_drawn_nor_taken():
+    assert {*labels_of_seeds(range(200), 8, (1, 6)).tolist()} == {1, 6}
+    assert labels_for([7, 3], [1, -1], 8, (1, 6)).tolist() == [1, -1]
+    with pytest.raises(ValueError, match="class 0 had no training image"):
+        labels_for([7, 3], [1, 0], 8, (1, 6))

@@ -125,6 +125,18 @@ def test_the_picture_has_a_row_for_each_class(tmp_path, remembers):
         assert (images[label][:, None] == known).all(-1).any(1).all()  # each a copy of a digit of its class
 
 
+def test_untrained_classes_are_neither_drawn_nor_measured(tmp_path, remembers, monkeypatch):
+    asked = []
+    remembers.ema_denoiser.trained_classes = (3, 7)
+    remembers.ema_denoiser.register_forward_pre_hook(
+        lambda _, given, named: asked.extend(named["labels"].tolist()), with_kwargs=True
+    )
+    trainer_with(tmp_path, make(columns=4), max_epochs=1).fit(remembers, datamodule=Digits())
+    (path,) = (tmp_path / "samples").iterdir()
+    assert Image.open(path).size == (4 * 34, 2 * 34)
+    assert {*asked} == {3, 7}
+
+
 def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path, remembers):
     trainer = trainer_with(tmp_path, make(every_n_validations=3), max_epochs=6)
     trainer.fit(remembers, datamodule=Digits())

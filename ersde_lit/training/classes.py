@@ -1,0 +1,61 @@
+"""Which classes a model was trained on, and what they are called: kept in its checkpoints beside images_seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ersde_lit.data import ImageDataModule
+
+CLASSES_KEY = "classes"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What is known of a model's classes.
+
+    Attributes:
+        trained: those that had training images, ascending; None: all, as far as is known.
+        names: one a class, or none at all.
+    """
+
+    trained: tuple[int, ...] | None = None
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of_data(cls, data: Any, num_classes: int) -> Classes:
+        """Of the training images of a data module; of one that is not ours nothing is known."""
+        if not num_classes or not isinstance(data, ImageDataModule):
+            return cls()
+        found = data.split("train").labels.unique().tolist()
+        names = tuple(data.class_names) if len(data.class_names) == num_classes else ()
+        return cls(None if len(found) == num_classes else tuple(found), names)
+
+    @classmethod
+    def read(cls, plain: Any, num_classes: int) -> Classes:
+        """From a checkpoint, which may be from a stranger, or from before this was kept (None); raises ValueError."""
+        if plain is None:
+            return cls()
+        trained, names = plain["trained"], plain["names"]
+        numbers = trained is None or (isinstance(trained, list) and all(type(label) is int for label in trained))
+        if not numbers or not (trained is None or (trained and {*trained} <= {*range(num_classes)})):
+            raise ValueError(f"its trained classes are not some of 0 to {num_classes - 1}")
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("the names of its classes are no list of texts")
+        if len(names) not in (0, num_classes):
+            raise ValueError(f"it has {len(names)} names for {num_classes} classes")
+        return cls(None if trained is None else tuple(sorted({*trained})), tuple(names))
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"trained": None if self.trained is None else [*self.trained], "names": [*self.names]}
+
+    def after(self, before: Classes | None, num_classes: int) -> Classes:
+        """Of a model that is trained on these, and was trained on others before; None: it was not."""
+        if before is None:
+            return self
+        names = self.names or before.names
+        if self.trained is None or before.trained is None:
+            return Classes(None, names)
+        both = {*self.trained, *before.trained}
+        return Classes(tuple(sorted(both)) if len(both) < num_classes else None, names)
