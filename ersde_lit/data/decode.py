@@ -38,7 +38,7 @@ def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "app
     Args:
         channels: 3 for RGB, 1 for grey, whatever the file has; None: grey where the file is grey.
         exif: "apply" turns and mirrors it as its EXIF orientation says, as every viewer does; "ignore" takes the pixels
-            as they are stored, as EDM's data tool and torchvision do.
+            as they are stored, as EDM's data tool and torchvision do (but Pillow itself turns a TIFF).
 
     Raises:
         ValueError: it is not opaque, has more than 8 bits a channel, several frames or pages, or too many pixels.

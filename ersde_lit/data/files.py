@@ -55,8 +55,8 @@ class Files(ABC):
             return ()
         count, names = len(self.left_out), ", ".join(self.left_out[:NAMED])
         more = ", ..." if count > NAMED else ""
-        kind = "hidden, or of no known kind of image"
-        return (f"{count} {'file' if count == 1 else 'files'} left out ({kind}): {names}{more}",)
+        files = "file" if count == 1 else "files"
+        return (f"{count} {files} left out, hidden or of no known kind of image: {names}{more}",)
 
     @abstractmethod
     def read(self, name: str) -> bytes: ...

@@ -338,7 +338,7 @@ def test_what_is_left_out_is_named_and_every_kind_counts(tmp_path, capsys) -> No
     source = write_folder(tmp_path / "set", content | {"cat/photo.heic": b"?"})
     assert main(["data", str(source), f"--out={tmp_path / 'out'}", "--size=8"]) == 0
     said = capsys.readouterr().out
-    assert "note: 1 file left out (hidden, or of no known kind of image): cat/photo.heic\n" in said
+    assert "note: 1 file left out, hidden or of no known kind of image: cat/photo.heic\n" in said
     assert "6 images of 1 classes" in said
 
 

@@ -183,7 +183,7 @@ def test_evaluate_reads_exif_and_names_what_it_leaves_out(home, own, capsys):
     command = ["evaluate", "--images", "turned", "--reference=seen", own, "--out=results"]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "Warning: turned: 2 files left out (hidden, or of no known kind of image): notes.txt, photo.heic." in said
+    assert "Warning: turned: 2 files left out, hidden or of no known kind of image: notes.txt, photo.heic." in said
     assert "EXIF" not in said
     (row,) = csv.DictReader((home / "results" / "results.csv").open())
     assert row["images"] == "9"
@@ -196,7 +196,17 @@ def test_a_left_out_file_of_the_reference_is_named(home, own, capsys):
     write_folder(home / "seen", {f"{k}.png": png(image) for k, image in enumerate(IMAGES)} | {"b.xyz": b"?"})
     assert main(["evaluate", "--images", "seen", "--reference=seen", own]) == 0
     said = capsys.readouterr().out
-    assert "Reference: 9 images of seen (1 file left out (hidden, or of no known kind of image): b.xyz)." in said
+    assert "Reference: 9 images of seen (1 file left out, hidden or of no known kind of image: b.xyz)." in said
+
+
+def test_the_reference_s_exif_is_ignored_too(home, own, capsys):
+    write_folder(home / "set", {f"{k}.png": upside_down(image) for k, image in enumerate(IMAGES)})
+    write_folder(home / "stored", {f"{k}.png": png(image[:, ::-1, ::-1]) for k, image in enumerate(IMAGES)})
+    command = ["evaluate", "--images", "stored", "--reference=set", own, "--exif=ignore", "--out=results"]
+    assert main(command) == 0
+    assert "Reference: 9 images of set (EXIF orientation is ignored" in capsys.readouterr().out
+    (row,) = csv.DictReader((home / "results" / "results.csv").open())
+    assert float(row["fid"]) < 1e-6
 
 
 @pytest.mark.parametrize("place", ["--images", "--reference"])

@@ -47,7 +47,7 @@ def test_what_never_is_an_image_needs_no_word(opened):
 
 
 def test_no_image_at_all_says_what_there_is(opened):
-    with pytest.raises(ValueError, match=r"set\S* holds no image: 1 file left out .*: movie.mp4"):
+    with pytest.raises(ValueError, match=r"set\S* holds no image: 1 file left out, .*: movie.mp4"):
         opened({"movie.mp4": b"?"})
 
 
