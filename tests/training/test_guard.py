@@ -87,7 +87,7 @@ def kept(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("what", SPOILT)
 def test_what_has_diverged_is_never_saved(what: str, writer: str, tmp_path) -> None:
-    with pytest.raises(FloatingPointError, match=rf"{what}.*good checkpoint is {tmp_path}") as ended:
+    with pytest.raises(FloatingPointError, match=rf"1e\+06: .*{what}.*good checkpoint is {tmp_path}") as ended:
         fit(tmp_path, Spoiler(SPOILT[what]), WRITERS[writer](tmp_path))
     steps = kept(tmp_path)
     assert steps
@@ -104,7 +104,7 @@ def test_averages_that_are_absurd_show_in_the_validation_loss(writer: Callable, 
 
 
 def test_there_may_be_no_good_checkpoint(tmp_path) -> None:
-    with pytest.raises(FloatingPointError, match=r"step 5.*loss.*there is no good checkpoint"):
+    with pytest.raises(FloatingPointError, match=r"step 5.*1e\+06: loss.*there is no good checkpoint"):
         fit(tmp_path, Spoiler(spoil_losses, after=1), RollingCheckpoint(), epochs=1)
     assert not kept(tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_last_step_that_was_left_out_is_no_reason(tmp_path) -> None:
     scaled.precision = "bf16-mixed"  # what a CPU computes in
     train_with_losses_spoilt_in({10}, tmp_path / "scaled", scaled)
     assert kept(tmp_path / "scaled") == {"last.ckpt": 10}
-    with pytest.raises(FloatingPointError, match="loss"):
+    with pytest.raises(FloatingPointError, match=r"1e\+06: .*loss"):
         train_with_losses_spoilt_in({10}, tmp_path / "plain")
     assert kept(tmp_path / "plain") == {"last.ckpt": 9, "previous.ckpt": 8}
 
@@ -163,7 +163,7 @@ def test_losses_that_are_absurd_are_as_bad(options: dict[str, Any], tmp_path) ->
     """As finite ones of 1e21 are, which a learning rate of 1e9 gives."""
     module = DiffusionModule(network())
     module.denoiser.network.leave[2].register_forward_hook(lambda layer, args, out: out + 1e9)
-    with pytest.raises(FloatingPointError, match="loss"):
+    with pytest.raises(FloatingPointError, match=r"1e\+06: .*loss"):
         fit(tmp_path, RollingCheckpoint(), epochs=1, module=module, **options)
     assert not kept(tmp_path)
 
@@ -186,11 +186,10 @@ def test_no_snapshot_is_spoilt(factor: float, dtype: Any, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}])
-@pytest.mark.parametrize("factor", [math.nan, 1e20])
-def test_classifiers_are_guarded_too(factor: float, options: dict[str, Any], tmp_path) -> None:
+def test_classifiers_are_guarded_too(options: dict[str, Any], tmp_path) -> None:
     module = NoisyClassifier(Encoder((1, 4, 4), 3, width=8, multipliers=(1,), blocks=1, attention=()))
-    with pytest.raises(FloatingPointError, match="loss"):
-        fit(tmp_path, Spoiler(times(factor, "network")), RollingCheckpoint(steps=2), module=module, **options)
+    with pytest.raises(FloatingPointError, match=r"1e\+06: .*loss"):
+        fit(tmp_path, Spoiler(times(1e20, "network")), RollingCheckpoint(steps=2), module=module, **options)
     assert max(kept(tmp_path).values()) <= 7
 
 
