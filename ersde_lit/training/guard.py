@@ -42,6 +42,8 @@ class GuardedModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises FloatingPointError where weights or the optimiser's moments are not finite, or losses not sound."""
+        if self._trainer is None:  # somebody makes a checkpoint by hand
+            return
         weights = checkpoint["state_dict"]
         moments = (
             value

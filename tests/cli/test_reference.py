@@ -196,7 +196,7 @@ def test_a_left_out_file_of_the_reference_is_named(home, own, capsys):
     write_folder(home / "seen", {f"{k}.png": png(image) for k, image in enumerate(IMAGES)} | {"b.xyz": b"?"})
     assert main(["evaluate", "--images", "seen", "--reference=seen", own]) == 0
     said = capsys.readouterr().out
-    assert "Reference: 9 images of seen (1 file left out, hidden or of no known kind of image: b.xyz)." in said
+    assert "Reference: 9 images of seen (1 file left out, hidden or of no known kind of image: b.xyz)" in said
 
 
 def test_the_reference_s_exif_is_ignored_too(home, own, capsys):
