@@ -41,7 +41,7 @@ class AnalysisOptions:
         ckpt_path: checkpoint that `fit` wrote, to measure errors on its averaged weights; a mixture if not given.
         seeds: which images to measure on, as in 0-63.
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a name that is also a number counts as the number.
+            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         substeps: of the reference, on each step.
         batch_size: images at a time.
         accelerator: auto, cpu, gpu or cuda.

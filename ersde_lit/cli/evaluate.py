@@ -26,7 +26,7 @@ class WhatOptions:
     Args:
         ckpt_path: checkpoint that `fit` wrote; its averaged weights are sampled.
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a name that is also a number counts as the number.
+            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         out: folder of the results; the same command goes on there after an interruption.
         keep_images: keep each cell's images in it.
         best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
@@ -240,7 +240,7 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
 
     caption = f"{caption} {sizes(report.records)}".rstrip()
     notes = dict.fromkeys(note for record in report.records for note in record["notes"])
-    caption = "\n\n".join([caption, *(f"Warning: {note}." for note in notes)])
+    caption = "\n\n".join([caption, *(f"Warning: {note.removesuffix('?')}." for note in notes)])
     console = Console(soft_wrap=True)
     for table in report.tables():
         console.print(table)

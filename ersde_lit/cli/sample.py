@@ -29,7 +29,7 @@ class ImageOptions:
         seeds: which images, as in 0-499 or 3,7,10-12; image k depends on seed k alone.
         out: a folder for PNGs, or a file: .npz (arr_0, arr_1), .zip (as EDM's data sets), .png (a grid).
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a name that is also a number counts as the number.
+            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         subdirs: a thousand PNGs to a folder.
         columns: of a .png; near to a square if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,7 @@ class Files(ABC):
 
     @abstractmethod
     def _entries(self) -> Iterator[tuple[str, int | None]]:
-        """All names with their marks; None: a folder that is not entered."""
+        """All names with their marks; None: a folder that is not entered, or what is no file."""
 
 
 class Folder(Files):
@@ -116,11 +117,13 @@ class Zip(Files):
         return ((entry.filename, entry.CRC) for entry in self.zip.infolist() if not entry.is_dir())
 
 
-def _size(path: str) -> int:
+def _size(path: str) -> int | None:
+    """None: a pipe, a socket or a device, which may never end."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
         return os.lstat(path).st_size  # a link to nothing: whoever reads it will say so
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def is_visible(name: str) -> bool:

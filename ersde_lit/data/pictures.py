@@ -20,6 +20,7 @@ from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import LABELS, Files, Zip, is_visible, notes_on
 from ersde_lit.data.sources import Resize, Source
 
+MOST_CLASSES = 1_000_000
 FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -97,8 +98,9 @@ def _labels_of_json(files: Files, names: Sequence[str]) -> np.ndarray:
     if len(labels) < len(entries):
         twice, _ = Counter(name for name, _ in entries).most_common(1)[0]
         raise ValueError(f"{where} has two labels for {twice}")
-    if wrong := [item for item in labels.items() if type(item[1]) is not int or not 0 <= item[1] < 2**31]:
-        raise ValueError(f"{where}: the label of {wrong[0][0]} is {wrong[0][1]!r}, not a class 0, 1, ...")
+    if wrong := [item for item in labels.items() if type(item[1]) is not int or not 0 <= item[1] < MOST_CLASSES]:
+        name, label = wrong[0]
+        raise ValueError(f"{where}: the label of {name} is {label!r}, not a class: 0 to {MOST_CLASSES - 1}")
     if missing := [name for name in names if name not in labels]:
         raise ValueError(f"{where} has no label for {missing[0]} ({len(missing)} of {len(names)} images have none)")
     if len(labels) > len(names):
@@ -121,7 +123,8 @@ def _labels_of_folders(files: Files, names: Sequence[str]) -> tuple[tuple[str, .
     filled = {name.partition("/")[0] for name in names}
     folders = sorted(path.name for path in files.path.iterdir() if path.is_dir() and is_visible(path.name))
     if empty := [folder for folder in folders if folder not in filled]:
-        raise ValueError(f"the class folder {files.path / empty[0]} holds no image")
+        left_out = "".join(f" ({note})" for note in files.notes)
+        raise ValueError(f"the class folder {files.path / empty[0]} holds no image that can be read{left_out}")
     number = number_folders(folders)
     class_names = {label: str(label) for label in range(max(number.values()) + 1)}  # of numbers that are left out too
     class_names |= {label: folder for folder, label in number.items()}

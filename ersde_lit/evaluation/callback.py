@@ -149,6 +149,7 @@ class FIDCallback(Callback):
         with ranks.together():
             for images in held_out.split(self.batch_size)[ranks.rank :: ranks.count]:
                 scores.update(images.to(device))
+        with ranks.together():
             values = {f"{metric}/real": value for metric, value in scores.compute().items()}
         if self.nearest_images:
             share = held_out[: self.nearest_images][ranks.rank :: ranks.count].to(device)
@@ -204,14 +205,15 @@ class FIDCallback(Callback):
         data = self._data(trainer) if self.nearest_images else None
         failure, nearest = "", torch.empty(0, device=scores.moments.device)
         scores.reset()
-        try:
-            for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
-                scores.update(images)
-                if leading and data is not None:
-                    found = nearest_distances(images[:leading], data.split("train").images)
-                    nearest = torch.cat([nearest, found])
-        except FloatingPointError as error:
-            failure = str(error)
+        with self._ranks.together():
+            try:
+                for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
+                    scores.update(images)
+                    if leading and data is not None:
+                        found = nearest_distances(images[:leading], data.split("train").images)
+                        nearest = torch.cat([nearest, found])
+            except FloatingPointError as error:
+                failure = str(error)
         failure = next(filter(None, self._ranks.gather(failure)), "")
         if failure:
             names = self.metrics if data is None else (*self.metrics, "nearest")

@@ -35,6 +35,9 @@ def read_diffusers(folder: Path) -> ImportedModel:
     if (found := config.get("_class_name", "UNet2DModel")) != "UNet2DModel":
         raise ValueError(f"{folder}/unet is a {str(found)[:40]}: only UNet2DModel can be imported")
     scheduler = _scheduler(index, options, pipeline)
+    for part in (kept, index.get("scheduler")):
+        if isinstance(part, list) and str(part[0]).partition(".")[0] not in ("diffusers", "ersde_lit"):
+            raise ValueError(f"{folder}: the {str(part[-1])[:60]} is one of {str(part[0])[:40]!r}, not of diffusers")
     trained = trained_with(scheduler, options)
     arguments: dict[str, Any] = {"config": {name: v for name, v in config.items() if not name.startswith("_")}}
     if trained.process.levels is not None:
@@ -73,7 +76,7 @@ def _file(folder: Path) -> tuple[Path, list[str]]:
     """The weights, or the index of their shards, and notes; a variant only where nothing else is."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if match := _WEIGHTS.fullmatch(path.name):
+        if (match := _WEIGHTS.fullmatch(path.name)) and path.is_file():
             found.setdefault(match[1] or match[3] or "", []).append(path)
     if not found:
         raise ValueError(f"{folder} holds no diffusion_pytorch_model.safetensors")

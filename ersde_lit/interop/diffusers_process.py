@@ -67,9 +67,12 @@ def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
 
 def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
     decisive = ["beta_schedule", "beta_start", "beta_end", "prediction_type"]
-    if given.get("predict_epsilon") is False and "prediction_type" not in given:  # what it was called at first
+    prediction_given = given.get("prediction_type")
+    if given.get("predict_epsilon") is False and prediction_given is None:  # what it was called at first
         options["prediction_type"] = "sample"
         decisive.remove("prediction_type")
+    if given.get("predict_epsilon") is False and prediction_given == "epsilon":
+        raise ValueError(f"a {name} with predict_epsilon false and prediction_type epsilon contradicts itself")
     if "num_train_timesteps" not in given:
         raise ValueError(f"a {name} without num_train_timesteps cannot be imported: only one of discrete steps")
     schedule, prediction = options["beta_schedule"], options["prediction_type"]
@@ -88,6 +91,8 @@ def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained
     if clamps := [option for option in _CLAMPS if options.get(option)]:
         notes.append(f"{' and '.join(clamps)}: {name} clamps x0 at each step; the samplers here do not")
     steps = operator.index(options["num_train_timesteps"])
+    if isinstance(options["num_train_timesteps"], bool) or steps < 2:
+        raise ValueError(f"a {name} of {options['num_train_timesteps']} time steps cannot be imported: at least 2")
     if schedule == "squaredcos_cap_v2":
         return Trained(Cosine(steps), "iddpm", _PREDICTIONS[prediction], notes)
     betas = options["beta_start"] * steps, options["beta_end"] * steps

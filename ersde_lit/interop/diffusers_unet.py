@@ -51,6 +51,9 @@ class DiffusersUNet(Network):
         self.num_classes = classes or 0
         self.scale = (steps - 1) / 999  # preconditionings count to 999
         self.unet = cast(Any, UNet2DModel(**config))
+        factor = 2 ** (len(self.unet.down_blocks) - 1)
+        if height % factor or width % factor:
+            raise ValueError(f"sample_size {config['sample_size']} is no multiple of {factor}, which its levels need")
         if classes:
             self.unet.class_embedding = Classes(classes, self.unet.class_embedding.embedding_dim)
 

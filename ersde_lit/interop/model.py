@@ -150,10 +150,13 @@ def _name(value: object) -> str:
 
 
 def _stored(weights: Weights) -> Weights:
-    """Contiguous, in memory of their own, and not in half precision, which is for arithmetic."""
-    half = (torch.float16, torch.bfloat16)
-    whole = {name: (w.float() if w.dtype in half else w).contiguous() for name, w in weights.items()}
+    """Contiguous, in memory of their own, and not in half precision or less, which is for arithmetic."""
+    whole = {name: (w.float() if _is_small(w) else w).contiguous() for name, w in weights.items()}
     return {name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w for name, w in whole.items()}
+
+
+def _is_small(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.itemsize < 4
 
 
 def checked_network(spec: Spec, *weights: Weights) -> Network:
@@ -164,7 +167,7 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
     """
     for each in weights:
         for name, tensor in each.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if tensor.is_floating_point() and not (tensor.float() if _is_small(tensor) else tensor).isfinite().all():
                 raise ValueError(f"its weight {name[:80]!r} is not finite")
     numbers = sum(tensor.numel() for tensor in weights[0].values())
     with torch.device("meta"), at_most(2 * numbers + 1000):  # some are registered twice

@@ -21,9 +21,11 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     path = Path(source)
     if not path.exists():
         raise ValueError(f"there is nothing at {source}")
+    if not (path.is_dir() or path.is_file()):
+        raise ValueError(f"{source} is neither a file nor a folder")
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
-        raise ValueError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not of it")
+        raise ValueError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt: {source} is none")
     if kind == "diffusers":
         from ersde_lit.interop.diffusers_folder import read_diffusers
 
@@ -53,8 +55,10 @@ def _kind(path: Path) -> str:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04") or is_before_zip(path):
         return "guided"
+    # Before pickles: the length of a header of safetensors, its first 8 bytes, may begin as one of them does.
+    fits = int.from_bytes(head[:8], "little") < path.stat().st_size
+    if (head[8:] == b"{" and fits) or path.suffix == ".safetensors":
+        return "safetensors"
     if head.startswith(b"\x80"):
         return "edm"
-    if head[8:] == b"{" or path.suffix == ".safetensors":
-        return "safetensors"
     raise ValueError(f"{path} is none of EDM's pickles, torch.save's files and safetensors: it cannot be imported")

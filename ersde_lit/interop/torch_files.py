@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ersde_lit.training.weights import plain_name
 
 # What state dicts are kept under, the averaged ones first.
 _AVERAGED = ("ema", "params_ema", "ema_state_dict", "model_ema", "ema_model")
-_RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net")
+_RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net", "module", "shadow")
 _COUNTS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
 
 
@@ -63,7 +64,8 @@ def _unwrapped(content: Mapping[Any, Any], notes: list[str], depth: int = 0) -> 
     kept = [key for key in (*_AVERAGED, *_RAW) if isinstance(content.get(key), dict) and _tensors(content[key])]
     if not kept or depth == 2:
         return content, notes
-    others = f", not those under {' or '.join(map(repr, kept[1:]))}" if kept[1:] else ""
+    more = [str(key)[:40] for key, value in content.items() if key != kept[0] and _tensors(value)]
+    others = f", not those under {' or '.join(map(repr, more[:5]))}" if more else ""
     return _unwrapped(content[kept[0]], [*notes, f"the weights are those under {kept[0]!r}{others}"], depth + 1)
 
 
@@ -76,7 +78,9 @@ def _read_zip(path: str | Path) -> Any:
             raise ValueError(f"{path} refused: it is compressed, which torch.save does not do")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         claimed = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}
-    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, NotImplementedError) as error:
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than weights{_foreign(path)}: save its state dict alone") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is damaged, or holds more than weights: {_first_line(error)}") from None
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} is damaged, truncated or hostile: {_first_line(error)}") from None
@@ -97,6 +101,14 @@ def _tensors(content: Any) -> list[Tensor]:
             seen.add(id(value))
             left += value.values() if isinstance(value, Mapping) else value
     return found
+
+
+def _foreign(path: str | Path) -> str:
+    """What a file names that `weights_only` refuses, in words."""
+    with suppress(Exception):  # its pickle may be damaged
+        if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            return f": it names {min(names)[:80]!r}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -30,8 +30,9 @@ def choose_labels(
     Args:
         choice: None or "random": `labels_of_seeds`; "all": the trained classes in turn; "3", "0,1,5-7", "cat" or
             "cat,dog,3": these in turn; "none": -1, unconditional, for models trained with label dropout. In turn is by
-            seed, seed s taking entry s modulo their number, so here too a label follows from its seed. The words win
-            over numbers, and numbers and ranges over names.
+            seed, seed s taking entry s modulo their number, so here too a label follows from its seed. The words count
+            before numbers, and numbers and ranges before names; the number of one class that is the name of another is
+            refused.
         trained: the classes that had training images, ascending; None: all.
         names: one a class, or none at all.
 
@@ -64,9 +65,16 @@ def _parse(choice: str, names: Sequence[str]) -> list[range]:
 
 
 def _part(part: str, choice: str, names: Sequence[str]) -> list[range]:
-    if not names or re.fullmatch(r"[0-9]+(\s*-\s*[0-9]+)?", part):
-        return parse_ranges(part, "--labels", LIKE)
     found = [label for label, name in enumerate(names) if name == part]
+    if not names or re.fullmatch(r"[0-9]+(\s*-\s*[0-9]+)?", part):
+        as_number = parse_ranges(part, "--labels", LIKE)
+        if not (found and part.isdigit()) or int(part) in found:
+            return as_number
+        if int(part) < len(names):
+            raise ValueError(
+                f"--labels {choice!r}: {part} is the number of class {names[int(part)]!r} and the name of class "
+                f"{found[0]}: write {part}-{part} or {found[0]}-{found[0]}"
+            )
     if len(found) == 1:
         return [range(found[0], found[0] + 1)]
     if found:

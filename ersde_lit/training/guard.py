@@ -1,28 +1,35 @@
 """Trainings that diverge: noticed, ended, and never saved over what was good."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+SAVED_NOTHING = "; there is no good checkpoint"
+MOMENTS = "optimiser's moments"
 PATIENCE = 100  # steps in a row whose loss may fail to be sound
-ABSURD = 1e6  # a loss from here on is not: that of a network whose output is zero is about 1
+ABSURD = 1e6  # a loss or a weight from here on is not: those of networks are about 1
 
 
 class GuardedModule(pl.LightningModule):
     """Ends its training rather than let anybody keep what has diverged.
 
-    Whatever writes a checkpoint, Lightning first calls `on_save_checkpoint`, on all ranks; they decide together. Under
-    "16-mixed" a single step's loss is no reason: the step was left out.
+    Whatever writes a checkpoint, Lightning first calls `on_save_checkpoint`, on all ranks; they decide together. In
+    mid-run a single step's loss is no reason, two in a row are: where it is NaN its gradient counts as 0.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._unsound_steps = torch.zeros((), dtype=torch.int64)  # in a row, up to the last
         self._validation_loss = torch.zeros(())  # the largest of this device's batches in the last validation
+
+    def on_fit_start(self) -> None:
+        self._unsound_steps, self._validation_loss = torch.zeros_like(self._unsound_steps), torch.zeros(())
 
     @property
     def loss_is_sound(self) -> bool:
@@ -41,41 +48,44 @@ class GuardedModule(pl.LightningModule):
         self._validation_loss = loss if batch_idx == 0 else torch.maximum(self._validation_loss, loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises FloatingPointError where weights or the optimiser's moments are not finite, or losses not sound."""
-        if self._trainer is None:  # somebody makes a checkpoint by hand
-            return
-        weights = checkpoint["state_dict"]
-        moments = (
-            value
-            for optimizer in checkpoint.get("optimizer_states", [])
-            for state in optimizer.get("state", {}).values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        )
-        self.check_finite(
-            {
-                "averaged weights": (weight for name, weight in weights.items() if name.startswith("ema_")),
-                "trained weights": (weight for name, weight in weights.items() if not name.startswith("ema_")),
-                "optimiser's moments": moments,
-            }
-        )
+        """Raises FloatingPointError where weights, the optimiser's moments or losses are not sound."""
+        if self._trainer is not None:  # otherwise somebody makes a checkpoint by hand
+            self.check_sound(_kept(checkpoint))
 
-    def check_finite(self, kept: Mapping[str, Iterable[Tensor]]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError where a training would go on from weights or moments that are not sound."""
+        spoilt = [what for what, tensors in _kept(checkpoint).items() if _spoilt(what, tensors)]
+        if spoilt and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise ValueError(
+                f"the checkpoint was saved after its training had diverged ({', '.join(spoilt)}): go on from an older "
+                "one in another run (--run NAME --ckpt_path OLDER), or start anew"
+            )
+
+    def check_sound(self, kept: Mapping[str, Iterable[Tensor]]) -> None:
         """To be called by all ranks before something is written.
 
         Args:
             kept: tensors that are about to be, by what they are.
 
         Raises:
-            FloatingPointError: these are not finite, or the losses not sound, on some rank; names the last good
-                checkpoint.
+            FloatingPointError: these, or the losses, are not sound on some rank; names the last good checkpoint.
         """
-        spoilt = {what: _spoilt(tensors) for what, tensors in kept.items()}
-        leaves_out = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        spoilt["loss"] = bool(self._unsound_steps > leaves_out)
+        spoilt = {what: _spoilt(what, tensors) for what, tensors in kept.items()}
+        spoilt["loss"] = bool(self._unsound_steps > 1)
         spoilt["validation loss"] = not self._validation_loss < ABSURD
+        self._end_if(spoilt)
+
+    def check_last_loss(self) -> None:
+        """To be called by all ranks at the end of a training; raises FloatingPointError as `check_sound`.
+
+        Under "16-mixed" the last step alone is no reason: it was left out.
+        """
+        leaves_out = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self._end_if({"loss": bool(self._unsound_steps > leaves_out)})
+
+    def _end_if(self, spoilt: Mapping[str, bool]) -> None:
         if found := [what for what, is_spoilt in spoilt.items() if self._any_rank(is_spoilt)]:
-            why = f"not finite, or a loss above {ABSURD:g}: {', '.join(found)}"
+            why = f"not finite, or above {ABSURD:g}: {', '.join(found)}"
             self._end(f"the training has diverged by step {self.global_step}, and is not saved there ({why})")
 
     def _any_rank(self, decision: bool | Tensor) -> bool:
@@ -86,18 +96,35 @@ class GuardedModule(pl.LightningModule):
             raise SystemExit(0)
         good = _newest_checkpoint(self.trainer)
         raise FloatingPointError(
-            f"{why}: lower the learning rate, clip gradients or use --trainer.precision 32; "
-            + (f"the last good checkpoint is {good}" if good else "there is no good checkpoint")
+            f"{why}: lower the learning rate, clip gradients or use --trainer.precision 32"
+            + (f", with --run NAME --ckpt_path; the last good checkpoint is {good}" if good else SAVED_NOTHING)
         )
 
 
-def _spoilt(tensors: Iterable[Tensor]) -> bool:
-    """Whether anything is not finite; waits for the device once."""
-    return bool(sum((~tensor.isfinite()).any() for tensor in tensors))
+def _kept(checkpoint: Mapping[str, Any]) -> dict[str, Iterable[Tensor]]:
+    """The tensors of a checkpoint, by what they are."""
+    weights = checkpoint.get("state_dict", {})  # FSDP2 loads them itself
+    return {
+        "averaged weights": [weight for name, weight in weights.items() if name.startswith("ema_")],
+        "trained weights": [weight for name, weight in weights.items() if not name.startswith("ema_")],
+        MOMENTS: [
+            value
+            for optimizer in checkpoint.get("optimizer_states", [])
+            for state in optimizer.get("state", {}).values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ],
+    }
+
+
+def _spoilt(what: str, tensors: Iterable[Tensor]) -> bool:
+    """Whether anything is not finite, or a weight absurd; waits for the device once."""
+    bound = math.inf if what == MOMENTS else ABSURD
+    return bool(sum((~(tensor.abs() < bound)).any() for tensor in tensors))
 
 
 def _newest_checkpoint(trainer: pl.Trainer) -> Path | None:
-    """Of those that this training has written or begun with: all are good."""
+    """Of those that this training has written or begun with: all were sound when they were."""
     folders = [Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     written = [path for folder in folders for path in folder.glob("*.ckpt")]
     begun = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []

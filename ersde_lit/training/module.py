@@ -140,6 +140,7 @@ class DiffusionModule(GuardedModule):
     # --- training
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.train()  # a module that was loaded is in eval mode
 
     def on_train_start(self) -> None:
@@ -196,7 +197,8 @@ class DiffusionModule(GuardedModule):
             checkpoint[CLASSES_KEY] = self._classes.plain()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint is of another model, or its weights are."""
+        """Raises ValueError where the checkpoint is of another model, or its weights are, or has diverged."""
+        super().on_load_checkpoint(checkpoint)
         kept, own = dict(checkpoint[SPEC_KEY]), self.spec
         for name, value in (("network", self.denoiser.network), ("process", self.denoiser.process)):
             kept[name], own[name] = completed(kept[name], value), completed(own[name], value)

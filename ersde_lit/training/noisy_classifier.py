@@ -145,7 +145,8 @@ class NoisyClassifier(GuardedModule):
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the weights are of another network."""
+        """Raises ValueError where the weights are of another network, or have diverged."""
+        super().on_load_checkpoint(checkpoint)
         checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
         self.images_seen = checkpoint.get(IMAGES_KEY, 0)
 

@@ -28,7 +28,7 @@ class RollingCheckpoint(Checkpoint):
     logged once more, with equal values.
 
     On SIGTERM the run is saved after the step (or the validation) it is at, and ends with exit code 143. A run that
-    diverges is not saved (`GuardedModule`); in mid-run a step whose loss is not finite is not either, but a later one.
+    diverges is not saved (`GuardedModule`). In mid-run a step whose loss is not finite is not either, but a later one.
 
     Args:
         minutes: between two checkpoints.
@@ -68,6 +68,8 @@ class RollingCheckpoint(Checkpoint):
         self._between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            cast(GuardedModule, pl_module).check_last_loss()
         self._save(trainer)
         if trainer.is_global_zero:
             self._path("previous").unlink(missing_ok=True)

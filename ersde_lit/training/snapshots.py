@@ -86,7 +86,7 @@ class PowerEMA(Callback):
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it from outside
         if self.images // self.every_n_images > before // self.every_n_images and not is_trial:
             values = (value.to(self.dtype) for average in self.averages.values() for value in average.values())
-            module.check_finite({"power-function averages": values})
+            module.check_sound({"power-function averages": values})
             self.snapshots.append(self.images)
             if trainer.is_global_zero:
                 write_snapshot(snapshot_path(trainer.default_root_dir, self.images), self.averages, self.dtype)

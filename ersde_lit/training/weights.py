@@ -47,3 +47,6 @@ def compare(weights: Mapping[str, Tensor], module: nn.Module) -> None:
         if tensor.shape != expected[name].shape:
             theirs, own = list(tensor.shape), list(expected[name].shape)
             raise ValueError(f"its weight {name[:80]!r} is {theirs}, in its network {own}")
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            types = f"{tensor.dtype}, in its network {expected[name].dtype}"
+            raise ValueError(f"its weight {name[:80]!r} is of the type {types}")

@@ -97,3 +97,10 @@ def test_an_entry_that_unpacks_to_very_much_is_refused(tmp_path):
         archive.writestr("a.png", bytes(70_000_000))
     with pytest.raises(ValueError, match=r"bomb.zip refused: .*a.png"):
         Zip(tmp_path / "bomb.zip")
+
+
+def test_a_pipe_among_the_pictures_is_left_out_and_named(tmp_path):
+    folder = write_folder(tmp_path, {"a.png": IMAGE})
+    os.mkfifo(folder / "b.png")
+    files = Folder(folder)
+    assert (files.images, files.left_out) == (["a.png"], ["b.png"])

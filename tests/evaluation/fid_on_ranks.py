@@ -40,6 +40,18 @@ class Slow(Features):
         return torch.stack([images.float().mean((1, 2, 3)), images.float().std((1, 2, 3))], 1)
 
 
+class Broken(Features):
+    """Fails on the second of two ranks, at its part of the held-out images."""
+
+    num_features, batch_size, calls = 2, 1000, 0
+
+    def forward(self, images):
+        self.calls += 1
+        if dist.get_rank() == 1 and self.calls == 2:  # the reference is one batch a rank
+            raise ValueError("features broke")
+        return torch.stack([images.float().mean((1, 2, 3)), images.float().std((1, 2, 3))], 1)
+
+
 class OneBad:
     """A sampler whose image of one seed is not finite."""
 
@@ -67,5 +79,21 @@ def evaluate(ranks: int) -> dict[str, float] | None:
     return metrics if trainer.is_global_zero else None
 
 
-if __name__ == "__main__" and (values := evaluate(int(sys.argv[1]))):
-    print(json.dumps(values))
+def broken(ranks: int) -> str:
+    """How a validation ends whose features fail on one rank: by its error on the first, and not by waiting."""
+    callback = FIDCallback({"any": TableSampler(ERSDE(2))}, [2], 50, Broken(), batch_size=11, nearest_images=9)
+    trainer = Trainer(
+        default_root_dir=tempfile.mkdtemp(), accelerator="cpu", strategy="ddp", devices=ranks, logger=False,
+        enable_progress_bar=False, callbacks=[callback],
+    )  # fmt: skip
+    try:
+        trainer.validate(Remembers(data := Digits()), datamodule=data, verbose=False)
+    except (ValueError, SystemExit) as error:
+        return str(error)
+    return "it went on"
+
+
+if __name__ == "__main__":
+    values, ending = evaluate(int(sys.argv[1])), broken(int(sys.argv[1]))
+    if values:
+        print(json.dumps([values, ending]))

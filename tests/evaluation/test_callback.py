@@ -195,7 +195,8 @@ def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeyp
     two = subprocess.run([sys.executable, script, "2"], capture_output=True, timeout=300)
     assert two.returncode == 0, two.stderr.decode()
     one = runpy.run_path(str(script))["evaluate"](1)
-    both = json.loads(two.stdout.splitlines()[-1])
+    both, ending = json.loads(two.stdout.splitlines()[-1])
+    assert ending == "features broke"
     assert both == pytest.approx(one, rel=1e-6, nan_ok=True)  # float32 in the log
     assert {key for key, value in both.items() if math.isnan(value)} == {"fid/bad/nfe2", "nearest/bad/nfe2"}
 

@@ -193,6 +193,13 @@ CONFIG, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json"
         (SCHEDULER, {"num_train_timesteps": "absent"}, "only one of discrete steps"),
         (SCHEDULER, {"num_train_timesteps": 10**9}, "at most 100,000 steps"),
         (SCHEDULER, {"num_train_timesteps": "x"}, "cannot be read"),
+        (SCHEDULER, {"num_train_timesteps": True}, "at least 2"),
+        (SCHEDULER, {"num_train_timesteps": 1}, "at least 2"),
+        (SCHEDULER, {"predict_epsilon": False, "prediction_type": "epsilon"}, "contradicts itself"),
+        (INDEX, {"unet": ["mine", "UNet2DModel"]}, "UNet2DModel is one of 'mine', not of diffusers"),
+        (INDEX, {"scheduler": ["mine", "DDPMScheduler"]}, "DDPMScheduler is one of 'mine', not of diffusers"),
+        (CONFIG, {"sample_size": 7}, "no multiple of 2"),
+        (CONFIG, {"sample_size": [8, 7]}, "no multiple of 2"),
         (SCHEDULER, {"prediction_type": "flow"}, "cannot be read: 'flow'"),
     ],
 )
@@ -229,3 +236,24 @@ def test_without_diffusers_it_is_said_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match="pip install diffusers"):
         DiffusersUNet(TINY)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight.to(dtype) for name, weight in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=f"of the type {dtype}, in its network torch.float32"):
+        read_source(tmp_path).module()
+
+
+def test_weights_of_8_bits_become_float32(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    small = {name: weight.to(torch.float8_e4m3fn) for name, weight in load_file(path).items()}
+    save_file(small, path)
+    model = read_source(tmp_path)
+    stored = model.checkpoint(model.module())["state_dict"]
+    assert {weight.dtype for weight in stored.values()} == {torch.float32}
+    name = "conv_in.weight"
+    assert torch.equal(stored[f"denoiser.network.unet.{name}"], small[name].float())

@@ -4,6 +4,7 @@ import stat
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import Noise, network, trainer
 
 from ersde_lit.denoisers import VP, LogNormal
@@ -116,3 +117,24 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path) -> None:
     torch.save({"ersde_lit": {}, "state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="holds 'weight', which is no weight of a network"):
         export(tmp_path / "other.ckpt", tmp_path / "net.safetensors")
+
+
+def test_a_header_of_any_length_is_known(tmp_path) -> None:
+    """Some lengths begin with the byte with which pickles do."""
+    export(trained(module(), tmp_path), tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    firsts = set()
+    for pad in range(256):
+        save_file(tensors, tmp_path / "padded", metadata | {"note": "x" * pad})
+        first = (tmp_path / "padded").read_bytes()[0]
+        if first not in firsts:
+            assert len(read_source(tmp_path / "padded").averaged) == len(tensors) // 2
+        firsts.add(first)
+    assert 0x80 in firsts
+
+
+def test_a_pipe_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="neither a file nor a folder"):
+        read_source(tmp_path / "pipe")

@@ -1,5 +1,6 @@
 """Weights as people keep them: wrapped, named by wrappers, averaged and not, in either format of torch.save."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -36,6 +37,7 @@ WRAPPED = {
     "both, nested": {"model": {"state_dict": prefixed("module.")}, "epoch": 3},
     "raw too": {"model": RAW, "ema": PLAIN, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
     "params too": {"params": RAW, "params_ema": PLAIN},
+    **{name: {"ema": {"step": 3, name: PLAIN}} for name in ("module", "shadow")},
     "an ema that holds none": {"model": PLAIN, "ema": {"decay": 0.999}},
 }  # fmt: skip
 
@@ -108,3 +110,22 @@ def test_a_checkpoint_of_ours_in_the_older_format_needs_no_import(tmp_path) -> N
     path = saved({"ersde_lit": {}, "state_dict": {}}, tmp_path / "net.ckpt", False)
     with pytest.raises(ValueError, match="needs no import"):
         read_source(path)
+
+
+@pytest.mark.parametrize("other", [{"ema_params": RAW}, {"model_ema_state": RAW}, {"ema": [*RAW.values()]}])
+def test_other_weights_that_are_passed_over_are_named(tmp_path, other: dict) -> None:
+    path = saved({"model": PLAIN, **other}, tmp_path / "net.pt", True)
+    weights, (note,) = state_dict(read_torch(path), path)
+    assert torch.equal(weights["a.bias"], PLAIN["a.bias"])
+    assert note == f"the weights are those under 'model', not those under {next(iter(other))!r}"
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [(argparse.Namespace(lr=1), "argparse.Namespace"), (nn.Linear(2, 2), "Linear"), (np.float64(0.3), "numpy")],
+)
+def test_what_is_no_weight_is_named(tmp_path, thing: object, name: str) -> None:
+    path = saved({"model": PLAIN, "args": thing}, tmp_path / "net.pt", True)
+    with pytest.raises(ValueError, match=f"more than weights: it names .*{name}") as caught:
+        read_torch(path)
+    assert str(caught.value).isprintable()

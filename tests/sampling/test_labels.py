@@ -79,7 +79,7 @@ NAMES = ("cat", "ankle boot", "T-shirt", "1", "tench, a fish", "3-4", "café")
         ("T-shirt,cat", [2, 0, 2]),
         ("cat, ankle boot", [0, 1, 0]),
         ("cat,5-6", [0, 5, 6]),
-        ("1", [1, 1, 1]),  # the number, not the name
+        ("1-1", [1, 1, 1]),  # the number, not the name
         ("tench, a fish", [4, 4, 4]),
         ("3-4", [3, 4, 3]),
         ("café", [6, 6, 6]),
@@ -115,3 +115,22 @@ def test_a_guided_denoiser_is_asked_through_its_wrappers():
     assert labels_of(guided, "emu", range(2)).tolist() == [2, 2]
     with pytest.raises(ValueError, match="no training image"):
         labels_of(guided, "dog", range(2))
+
+
+def test_a_number_that_is_the_name_of_another_class_is_refused():
+    with pytest.raises(ValueError, match=r"number of class 'ankle boot' and the name of class 3: write 1-1 or 3-3"):
+        choose_labels("1", range(3), 7, names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "choice", "label"),
+    [(("1990", "1991", "2005"), "1991", 1), (("0", "1", "2"), "2", 2), (("1", "1000"), "1000", 1)],
+)
+def test_a_numeral_that_is_a_name_alone_or_its_own_number_is_that_class(names, choice, label):
+    assert choose_labels(choice, range(2), len(names), names=names).tolist() == [label, label]
+
+
+@pytest.mark.parametrize(("names", "choice"), [(("1", "1000"), "1"), (("-1", "0", "1"), "0"), (("00", "01", "1"), "1")])
+def test_numerals_of_two_meanings_are_refused(names, choice):
+    with pytest.raises(ValueError, match="is the number of class"):
+        choose_labels(choice, range(2), len(names), names=names)
