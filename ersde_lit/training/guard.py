@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-SAVED_NOTHING = "; there is no good checkpoint"
 MOMENTS = "optimiser's moments"
 PATIENCE = 100  # steps in a row whose loss may fail to be sound
 ABSURD = 1e6  # a loss or a weight from here on is not: those of networks are about 1
@@ -54,8 +53,9 @@ class GuardedModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where a training would go on from weights or moments that are not sound."""
-        spoilt = [what for what, tensors in _kept(checkpoint).items() if _spoilt(what, tensors)]
-        if spoilt and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if spoilt := [what for what, tensors in _kept(checkpoint).items() if _spoilt(what, tensors)]:
             raise ValueError(
                 f"the checkpoint was saved after its training had diverged ({', '.join(spoilt)}): go on from an older "
                 "one in another run (--run NAME --ckpt_path OLDER), or start anew"
@@ -95,9 +95,10 @@ class GuardedModule(pl.LightningModule):
         if self.trainer.local_rank:  # one process a node says so, as in RollingCheckpoint
             raise SystemExit(0)
         good = _newest_checkpoint(self.trainer)
+        begin = f", with --run NAME --ckpt_path; the last good checkpoint is {good}"
         raise FloatingPointError(
             f"{why}: lower the learning rate, clip gradients or use --trainer.precision 32"
-            + (f", with --run NAME --ckpt_path; the last good checkpoint is {good}" if good else SAVED_NOTHING)
+            f"{begin if good else '; there is no good checkpoint'}"
         )
 
 

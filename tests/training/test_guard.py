@@ -120,13 +120,17 @@ def test_the_checkpoint_that_a_training_began_with_counts_as_good(tmp_path) -> N
     assert not (tmp_path / "own.ckpt").exists()
 
 
-def train_with_losses_spoilt_in(steps: set[int], folder: Path, *plugins: Any) -> None:
+def with_losses_spoilt_in(*steps: int) -> DiffusionModule:
     module = DiffusionModule(network())
     module.denoiser.network.leave[2].register_forward_hook(
         lambda layer, args, out: out * math.nan if module.global_step + 1 in steps else out
     )
+    return module
+
+
+def train_with_losses_spoilt_in(steps: set[int], folder: Path, *plugins: Any) -> None:
     runner = trainer(folder, callbacks=[RollingCheckpoint(steps=1)], plugins=[*plugins], enable_checkpointing=True)
-    runner.fit(module, datamodule=Pictures(8))
+    runner.fit(with_losses_spoilt_in(*steps), datamodule=Pictures(8))
 
 
 def test_some_losses_in_mid_run_are_no_reason(tmp_path) -> None:
@@ -153,22 +157,15 @@ def test_the_only_step_of_a_run_is_one(tmp_path) -> None:
 
 
 def test_a_single_loss_in_mid_run_stops_no_checkpoint_of_others(tmp_path) -> None:
-    writers = [ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_top_k=-1)]
-    module = DiffusionModule(network())
-    module.denoiser.network.leave[2].register_forward_hook(
-        lambda layer, args, out: out * math.nan if module.global_step == 5 else out
-    )
-    fit(tmp_path, *writers, module=module)
+    writer = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_top_k=-1)
+    fit(tmp_path, writer, module=with_losses_spoilt_in(6))
     assert 6 in kept(tmp_path).values()
 
 
 def test_sigterm_after_a_single_loss_saves_and_ends_as_ever(tmp_path) -> None:
-    module = DiffusionModule(network())
-    module.denoiser.network.leave[2].register_forward_hook(
-        lambda layer, args, out: out * math.nan if module.global_step == 5 else out
-    )
+    stop = Spoiler(lambda _: os.kill(os.getpid(), signal.SIGTERM), after=6)
     with pytest.raises(SystemExit) as ended:
-        fit(tmp_path, Spoiler(lambda _: os.kill(os.getpid(), signal.SIGTERM), 6), RollingCheckpoint(), module=module)
+        fit(tmp_path, stop, RollingCheckpoint(), module=with_losses_spoilt_in(6))
     assert ended.value.code == 143
     assert kept(tmp_path)["last.ckpt"] == 6
 
