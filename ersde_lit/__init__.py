@@ -1,13 +1,15 @@
 """Train diffusion denoisers with PyTorch Lightning, sample them with ER-SDE-Solvers.
 
-`import ersde_lit` is light: the rooms (`ersde_lit.solvers`, `.networks`, `.denoisers`, `.data`, `.training`,
-`.sampling`, `.evaluation`) are imported when they are first named.
+`import ersde_lit` is light: a room (`ersde_lit.solvers`, `ersde_lit.training`, ...) is imported when it is first named.
 """
 
 from importlib import import_module
 from typing import Any
 
-_ROOMS = ("solvers", "networks", "denoisers", "data", "training", "sampling", "evaluation")
+_ROOMS = (
+    "solvers", "networks", "denoisers", "data", "metrics", "analysis", "sampling", "training", "callbacks", "sweeps",
+    "interop",
+)  # fmt: skip
 __all__ = ["__version__", *_ROOMS]
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ersde_lit.evaluation import Features
+from ersde_lit.metrics import Features
 
 
 class Projection(Features):

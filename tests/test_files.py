@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
-from ersde_lit.files import written_whole
-from ersde_lit.interop import safetensors_file
+from ersde_lit.files import replacing
+from ersde_lit.interop.weights import safetensors_file
 from ersde_lit.training import AtomicCheckpointIO, snapshots
 from ersde_lit.training.snapshots import write_snapshot
 
@@ -33,7 +33,7 @@ def fails(error: Exception):
 def test_a_full_disk_is_one_kind_of_error_and_leaves_the_old_file(tmp_path, error: Exception) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=r"No space left|disk full") as caught, written_whole(path) as temporary:
+    with pytest.raises(OSError, match=r"No space left|disk full") as caught, replacing(path) as temporary:
         fails(error)(temporary)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
@@ -42,14 +42,14 @@ def test_a_full_disk_is_one_kind_of_error_and_leaves_the_old_file(tmp_path, erro
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyboardInterrupt()])
 def test_other_errors_stay_what_they_are(tmp_path, error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, written_whole(tmp_path / "file"):
+    with pytest.raises(type(error)) as caught, replacing(tmp_path / "file"):
         raise error
     assert caught.value is error
     assert not [*tmp_path.iterdir()]
 
 
 def test_what_is_written_is_whole(tmp_path) -> None:
-    with written_whole(tmp_path / "file") as temporary:
+    with replacing(tmp_path / "file") as temporary:
         temporary.write_bytes(b"new")
         assert not (tmp_path / "file").exists()
     assert (tmp_path / "file").read_bytes() == b"new"

@@ -39,11 +39,11 @@ from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
-from ersde_lit.evaluation import Features, FrechetDistance, Inception, Statistics, image_files
-from ersde_lit.evaluation.features import extract
-from ersde_lit.evaluation.fid import Moments
-from ersde_lit.evaluation.reference import Reference
-from ersde_lit.evaluation.scores import Scores
+from ersde_lit.metrics import Features, FrechetDistance, Inception, Statistics, image_files
+from ersde_lit.metrics.features import extract
+from ersde_lit.metrics.frechet import Moments
+from ersde_lit.metrics.reference import Reference
+from ersde_lit.metrics.scores import Scores
 
 RESULTS = Path(__file__).parent / "results"
 OURS, FIDELITY, CLEAN = "ours", "torch-fidelity", "clean-fid"

@@ -28,7 +28,7 @@ from ersde_lit.denoisers import (
     Unconditional,
     smoothed,
 )
-from ersde_lit.evaluation import Classifier, Recipe, Scores, classifier, reference_of
+from ersde_lit.metrics import Classifier, Recipe, Scores, classifier, reference_of
 from ersde_lit.networks import Encoder
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise

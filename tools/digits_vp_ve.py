@@ -16,7 +16,7 @@ from digits_accuracy import read_right
 from jsonargparse import auto_cli
 
 from ersde_lit.data import Digits
-from ersde_lit.evaluation import Scores, classifier, reference_of
+from ersde_lit.metrics import Scores, classifier, reference_of
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, TableSampler

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ersde_lit.data import Emoji, ImageDataModule, Split
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.evaluation import Recipe, Scores, classifier, nearest_distances, reference_of
+from ersde_lit.metrics import Recipe, Scores, classifier, nearest_distances, reference_of
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise

@@ -12,14 +12,15 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from ersde_lit.cli.choose_sampler import OF_GRID, OF_SOLVER, GridName, SamplerOptions
 from ersde_lit.cli.inline import options_of, read_inline, split
 from ersde_lit.cli.parser import Parser
-from ersde_lit.sampling.output import check_out, disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_out, disk_errors
 from ersde_lit.sampling.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ersde_lit.evaluation.analysis_output import Analysis
-    from ersde_lit.evaluation.analysis_paths import PathErrors
+    from ersde_lit.analysis.paths import PathErrors
+    from ersde_lit.analysis.report import Analysis
     from ersde_lit.solvers import Solver
 
 MOST_SUBSTEPS = 2**15 - 1  # of a path, by `solvers.noise`
@@ -81,19 +82,19 @@ def run(command: str, arguments: Sequence[str]) -> None:
 def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyze") -> "Analysis":
     """Analyses and writes; raises ValueError, in one line, where that cannot be. `made_by` is kept with the numbers."""
     if options.nfe < 2:
-        raise ValueError("--nfe 1 is one step to 0, of which there is nothing to see: take 2 or more")
+        raise UserError("--nfe 1 is one step to 0, of which there is nothing to see: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
-        raise ValueError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
+        raise UserError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
     if options.labels is not None and options.ckpt_path is None:
-        raise ValueError("--labels are for a checkpoint: give its --ckpt_path")
+        raise UserError("--labels are for a checkpoint: give its --ckpt_path")
     if options.nfe * options.substeps > MOST_SUBSTEPS:
         most = MOST_SUBSTEPS // options.nfe
-        raise ValueError(f"--substeps {options.substeps}: take at most {most} on each of {options.nfe} steps")
+        raise UserError(f"--substeps {options.substeps}: take at most {most} on each of {options.nfe} steps")
     seeds = parse_seeds(options.seeds)
     check_out(options.out)
 
-    from ersde_lit.evaluation.analysis_output import MADE_BY, Analysis, Output
-    from ersde_lit.evaluation.analysis_plot import save
+    from ersde_lit.analysis.plot import save
+    from ersde_lit.analysis.report import MADE_BY, Analysis, Output
 
     output = Output(options.out)
     denoiser, problem = _denoiser(options, seeds)
@@ -129,9 +130,9 @@ def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, 
     for entry in split(options.solvers):
         name, own = read_inline("solvers", entry)
         if name == "heun":
-            raise ValueError("--solvers heun: it calls the network twice a step, so it is no table: leave it out")
+            raise UserError("--solvers heun: it calls the network twice a step, so it is no table: leave it out")
         if unknown := set(own) - set(OF_SOLVER):
-            raise ValueError(f"--solvers {entry}: no option {min(unknown)!r}; a solver's are {', '.join(OF_SOLVER)}")
+            raise UserError(f"--solvers {entry}: no option {min(unknown)!r}; a solver's are {', '.join(OF_SOLVER)}")
         several = name == "er_sde" and not own.keys() & {"noise_scale"}
         for noise in [{"noise_scale": scale} for scale in scales] if several else [{}]:
             choice = {"solver": name, **own, **shared, **noise}
@@ -139,28 +140,28 @@ def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, 
                 chosen: SamplerOptions = options_of("solvers", SamplerOptions, choice, {"preset"})
                 sampler, _ = chosen.sampler(denoiser)
             except ValueError as error:
-                raise ValueError(f"--solvers {entry}: {str(error).removeprefix('--solvers: ')}") from None
+                raise UserError(f"--solvers {entry}: {str(error).removeprefix('--solvers: ')}") from None
             assert isinstance(sampler, TableSampler)
             found[" ".join([entry, *noise.values()])] = sampler.solver
             lams = sampler.lams(denoiser, options.nfe)
     if not found:
-        raise ValueError("there is nothing to analyse: name --solvers, and --noise_scales for er_sde")
+        raise UserError("there is nothing to analyse: name --solvers, and --noise_scales for er_sde")
     return found, lams
 
 
 def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]:
     """What errors of paths are measured on, on its device, and its name."""
     if options.ckpt_path is None:
-        from ersde_lit.evaluation.analysis_paths import spread_mixture
+        from ersde_lit.analysis.paths import spread_mixture
 
         return spread_mixture(), "mixture"
+    from ersde_lit.ranks import fabric
     from ersde_lit.sampling.labels import labels_of
-    from ersde_lit.sampling.ranks import fabric
     from ersde_lit.training import load
 
     model = load(options.ckpt_path, options.trust)
     if not model.label_dropout and options.labels == "none":
-        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = model.ema_denoiser
     labels_of(denoiser, options.labels, seeds[:1])
     return denoiser.to(fabric(options.accelerator).device), "checkpoint"
@@ -168,8 +169,8 @@ def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]
 
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
     """Coefficients of the noise scales and tables; errors on Gaussian data."""
-    from ersde_lit.evaluation import analysis as exact
-    from ersde_lit.evaluation.analysis_output import Curve, phi_name
+    from ersde_lit.analysis import steps as exact
+    from ersde_lit.analysis.report import Curve, phi_name
     from ersde_lit.solvers import ERSDE, noise_scale
     from ersde_lit.solvers.oracles import Gaussian
 
@@ -199,7 +200,7 @@ def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequenc
 def _measure(
     options: AnalysisOptions, denoiser: Any, solvers: "dict[str, Solver]", lams: "Tensor", seeds: Sequence[int]
 ) -> "dict[str, PathErrors]":
-    from ersde_lit.evaluation.analysis_paths import calls_of, mixture_starts, network_starts, path_errors
+    from ersde_lit.analysis.paths import calls_of, mixture_starts, network_starts, path_errors
     from ersde_lit.sampling.labels import labels_of
 
     if options.ckpt_path is None:
@@ -214,7 +215,7 @@ def _measure(
 
 
 def _on_paths(analysis: "Analysis", errors: "dict[str, PathErrors]", solvers: "dict[str, Solver]") -> None:
-    from ersde_lit.evaluation.analysis_output import Curve
+    from ersde_lit.analysis.report import Curve
     from ersde_lit.solvers import ERSDE
 
     for name, error in errors.items():
@@ -253,7 +254,7 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
     """A bar of the reference's calls where standard error is a terminal; calls advance it."""
     from rich.progress import Progress
 
-    from ersde_lit.sampling.progress import console
+    from ersde_lit.progress import console
 
     with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("reference", total=total)

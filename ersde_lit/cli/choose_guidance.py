@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ersde_lit.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,12 +40,12 @@ class GuidanceOptions:
     def __post_init__(self) -> None:
         for file, scale in (("guide", "guide_scale"), ("classifier", "classifier_scale")):
             if (getattr(self, file) is None) != (getattr(self, scale) is None):
-                raise ValueError(f"--{file} and --{scale} go together: give both or none")
+                raise UserError(f"--{file} and --{scale} go together: give both or none")
         if self.eps_scale is not None:  # of which YAML may have made a number
             object.__setattr__(self, "eps_scale", str(self.eps_scale))
         _ = self.interval, self.scaling  # raise where they cannot be read
         if self.guidance_interval and not (self.cfg_scale is not None or self.guide or self.classifier):
-            raise ValueError("--guidance_interval: there is no guidance; give --cfg_scale, --guide or --classifier")
+            raise UserError("--guidance_interval: there is no guidance; give --cfg_scale, --guide or --classifier")
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -91,5 +93,5 @@ class GuidanceOptions:
 def _numbers(option: str, text: str, pattern: str, like: str) -> tuple[float, ...]:
     match = re.fullmatch(pattern, text)
     if match is None:
-        raise ValueError(f"--{option} {text!r}: write it as in {like}")
+        raise UserError(f"--{option} {text!r}: write it as in {like}")
     return tuple(float(group) for group in match.groups() if group)

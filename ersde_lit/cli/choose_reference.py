@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from ersde_lit.cli.inline import make, split
+from ersde_lit.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from ersde_lit.data import ImageDataModule
-    from ersde_lit.evaluation import Features, Scores
+    from ersde_lit.metrics import Features, Scores
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class ReferenceOptions:
 
     def __post_init__(self) -> None:
         if self.data is None and self.reference is None:
-            raise ValueError("there is nothing to compare with: give --data or --reference")
+            raise UserError("there is nothing to compare with: give --data or --reference")
         if self.features == "classifier" and self.data is None:
-            raise ValueError("--features classifier is trained on labelled images: give --data")
+            raise UserError("--features classifier is trained on labelled images: give --data")
 
     @property
     def names(self) -> list[Any]:
@@ -65,21 +66,21 @@ class ReferenceOptions:
 
     def open_features(self) -> "str | Features":
         """The name of the features, or one's own; raises ValueError where there is no such class, or no such metric."""
-        from ersde_lit.evaluation import METRICS, Features
+        from ersde_lit.metrics import METRICS, Features
 
         for name in self.names or [""]:
             if name not in METRICS:
-                raise ValueError(f"no metric named {name!r}: choose from {', '.join(METRICS)}")
+                raise UserError(f"no metric named {name!r}: choose from {', '.join(METRICS)}")
         if self.features in ("inception", "classifier"):
             return str(self.features)
         return make("features", Features, self.features)[0]
 
     def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
         """What measures images. Features are the first rank's, to the last bit; the reference is measured by all."""
-        from ersde_lit.evaluation import Scores, features_for, read_reference, reference_of
-        from ersde_lit.evaluation.reference import KEEP
-        from ersde_lit.evaluation.scores import OF_FEATURES
-        from ersde_lit.sampling.ranks import ranks_of
+        from ersde_lit.metrics import Scores, features_for, read_reference, reference_of
+        from ersde_lit.metrics.reference import KEEP
+        from ersde_lit.metrics.scores import OF_FEATURES
+        from ersde_lit.ranks import ranks_of
 
         all_ranks, device, net = ranks_of(ranks), ranks.device, None
         with all_ranks.together():
@@ -103,8 +104,8 @@ def _in_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).expanduser().read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no YAML"
-        raise ValueError(f"--data {path} cannot be read: {reason}") from None
+        raise UserError(f"--data {path} cannot be read: {reason}") from None
     found = content.get("data") if isinstance(content, dict) else None
     if not isinstance(found, dict):
-        raise ValueError(f"--data {path} has no entry `data` with a class_path")
+        raise UserError(f"--data {path} has no entry `data` with a class_path")
     return found

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ersde_lit.errors import UserError
+
 if TYPE_CHECKING:
     from ersde_lit.solvers import Sampler
 
@@ -67,14 +69,14 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         given = [field.name for field in fields(self)[1:] if getattr(self, field.name) != field.default]
         if self.preset and given:
-            raise ValueError(f"--preset {self.preset} says all about how to sample: leave it or --{given[0]} out")
+            raise UserError(f"--preset {self.preset} says all about how to sample: leave it or --{given[0]} out")
         if self.nfe and self.nfe > MOST_CALLS:
-            raise ValueError(f"--nfe {self.nfe} is more than there is noise for: at most {MOST_CALLS}")
+            raise UserError(f"--nfe {self.nfe} is more than there is noise for: at most {MOST_CALLS}")
         for name in given:
             if self.solver == "default" and name in NOT_OF_ER_SDE:
-                raise ValueError(f"--{name} is of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
+                raise UserError(f"--{name} is of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
             if self.paper and name in NOT_OF_PAPER:
-                raise ValueError(f"the published algorithm has no {name}: leave --{name} or --paper out")
+                raise UserError(f"the published algorithm has no {name}: leave --{name} or --paper out")
 
     def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
         """What was chosen, for this denoiser, and the choice as these options and their values.
@@ -139,7 +141,7 @@ def _make(choice: Mapping[str, Any], denoiser: Any) -> "Sampler":
     of_solver, of_grid = ({name: choice[name] for name in names if name in choice} for names in (OF_SOLVER, OF_GRID))
     if choice["grid"] == "uniform_t":
         if of_grid:
-            raise ValueError(f"--{next(iter(of_grid))} is not for --grid uniform_t, which follows the model's process")
+            raise UserError(f"--{next(iter(of_grid))} is not for --grid uniform_t, which follows the model's process")
         low, high = denoiser.process.t_range
         noise_levels: grids.Grid = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ersde_lit.cli.choose_sampler import SamplerOptions
 from ersde_lit.cli.inline import make, options_of, read_inline, split
+from ersde_lit.errors import UserError
 from ersde_lit.sampling.seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class SweepOptions:
         """The numbers of calls asked for."""
         numbers = split(self.nfe)
         if not numbers or not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
-            raise ValueError(f"--nfe {self.nfe}: write numbers of network calls as in 5,10,20")
+            raise UserError(f"--nfe {self.nfe}: write numbers of network calls as in 5,10,20")
         return sorted({int(number) for number in numbers})
 
     def choices(self, denoiser: Any) -> list[Choice]:
@@ -58,7 +59,7 @@ class SweepOptions:
                 try:
                     sampler, named = at(nfe)
                 except ValueError as error:
-                    raise ValueError(f"sampler {label}, NFE {nfe}: {error}") from None
+                    raise UserError(f"sampler {label}, NFE {nfe}: {error}") from None
                 found.setdefault((label, named["nfe"]), Choice(label, nfe, named["nfe"], sampler, named))
         return [*found.values()]
 
@@ -73,7 +74,7 @@ class SweepOptions:
             for grid in grids:
                 on = {} if grid is None else _of_solver("grids", "grid", grid)
                 if twice := on.keys() & given.keys():
-                    raise ValueError(f"sampler {label} has a {min(twice)} of its own: leave it or --grids out")
+                    raise UserError(f"sampler {label} has a {min(twice)} of its own: leave it or --grids out")
                 options = options_of(f"solvers {label}", SamplerOptions, {**given, **on}, {"preset", "nfe"})
                 yield f"{label} on {grid}" if len(grids) > 1 else label, _of_options(options, denoiser)
 
@@ -87,13 +88,13 @@ def seed_sets(texts: Sequence[str]) -> list[Sequence[int]]:
     sets = [parse_seeds(text) for text in texts]
     for seeds, text in zip(sets, texts, strict=True):
         if len(seeds) < 2:
-            raise ValueError(f"--seeds {text}: a set needs at least two images to be measured")
+            raise UserError(f"--seeds {text}: a set needs at least two images to be measured")
         if len(seeds) != len(sets[0]):
-            raise ValueError(f"--seeds: {text} are {len(seeds)} and {texts[0]} {len(sets[0])}: take sets of one size")
+            raise UserError(f"--seeds: {text} are {len(seeds)} and {texts[0]} {len(sets[0])}: take sets of one size")
     together: set[int] = set()
     for seeds, text in zip(sets, texts, strict=True):
         if not together.isdisjoint(seeds):
-            raise ValueError(f"--seeds {text} has seeds of another set: their spread would be too small")
+            raise UserError(f"--seeds {text} has seeds of another set: their spread would be too small")
         together |= set(seeds)
     return sets
 
@@ -112,6 +113,6 @@ def _of_options(options: SamplerOptions, denoiser: Any) -> Callable[[int], tuple
 def _of_class(label: str, given: Mapping[str, Any]) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
     sampler, plain = make("samplers", Callable[..., Any], given)
     if not callable(sampler):
-        raise ValueError(f"sampler {label}: {given['class_path']} is no sampler, which is called")
+        raise UserError(f"sampler {label}: {given['class_path']} is no sampler, which is called")
     calls = getattr(sampler, "calls", None)
     return lambda nfe: (sampler, {"nfe": calls(nfe) if calls else nfe, "sampler": plain})

@@ -7,6 +7,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ersde_lit.cli.parser import Parser
+from ersde_lit.errors import UserError
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -45,11 +46,11 @@ def convert_data(
     from ersde_lit.data.classes import about_names
     from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
     from ersde_lit.data.sources import open_source
-    from ersde_lit.sampling.progress import progress
+    from ersde_lit.progress import progress
 
     if out is None:
         if not (Path(source).expanduser() / INFO).is_file():
-            raise ValueError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
+            raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
         info = check_array(source)
         print(f"{source} is whole: {info.images} images {info.image_shape}, {info.num_classes} classes")
         return

@@ -6,7 +6,8 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ersde_lit.cli.parser import Parser
-from ersde_lit.sampling.output import disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -34,9 +35,9 @@ def ema(
     """
     target = Path(out)
     if target.exists():
-        raise ValueError(f"--out {out} exists; choose another name")
+        raise UserError(f"--out {out} exists; choose another name")
     if not target.resolve().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {target.resolve().parent}; make it first")
+        raise UserError(f"--out {out}: there is no folder {target.resolve().parent}; make it first")
 
     from ersde_lit.training import AtomicCheckpointIO, reconstruct
     from ersde_lit.training.power_ema import sigma_rel_of
@@ -44,7 +45,7 @@ def ema(
     if gamma is not None and sigma_rel is None:
         sigma_rel = sigma_rel_of(gamma)
     elif sigma_rel is None or gamma is not None:
-        raise ValueError("say which average: pass --sigma_rel or --gamma, one of them")
+        raise UserError("say which average: pass --sigma_rel or --gamma, one of them")
     checkpoint = reconstruct(run, sigma_rel, images)
     with disk_errors(out):
         AtomicCheckpointIO().save_checkpoint(checkpoint, out)

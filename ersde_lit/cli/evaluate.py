@@ -12,11 +12,12 @@ from ersde_lit.cli.choose_reference import ReferenceOptions
 from ersde_lit.cli.choose_sweep import SweepOptions, seed_sets
 from ersde_lit.cli.describe import describe, digests
 from ersde_lit.cli.parser import Parser
-from ersde_lit.sampling.output import disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors
 
 if TYPE_CHECKING:
-    from ersde_lit.evaluation.cells import Cell, Record
-    from ersde_lit.evaluation.report import ImagesReport, Report
+    from ersde_lit.sweeps.cells import Cell, Record
+    from ersde_lit.sweeps.report import ImagesReport, Report
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     )
     if options["images"]:
         if what.ckpt_path is not None:
-            raise ValueError("--images are measured as they are: leave them or --ckpt_path out")
+            raise UserError("--images are measured as they are: leave them or --ckpt_path out")
         evaluate_images(options["images"], what.out, reference, machine)
     else:
         evaluate(what, options["seeds"], sweep, reference, guidance, machine)
@@ -90,27 +91,27 @@ def evaluate(
         The report of all cells in `out` that are of these sets; None on all ranks but the first.
     """
     if what.ckpt_path is None or what.out is None:
-        raise ValueError("give --ckpt_path and --out, or --images")
+        raise UserError("give --ckpt_path and --out, or --images")
     sets = seed_sets(seeds)
     _check_files(ckpt_path=what.ckpt_path, **reference.files, **guidance.checkpoints)
 
-    from ersde_lit.evaluation.cells import Cells
-    from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
-    from ersde_lit.evaluation.report import Report
-    from ersde_lit.evaluation.sweep import Sweep
-    from ersde_lit.sampling.ranks import fabric, together
+    from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
+    from ersde_lit.ranks import fabric, together
+    from ersde_lit.sweeps.cells import Cells
+    from ersde_lit.sweeps.report import Report
+    from ersde_lit.sweeps.sweep import Sweep
     from ersde_lit.training import load
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
     model = load(what.ckpt_path, what.trust)
     if not model.label_dropout and (guidance.cfg_scale is not None or what.labels == "none"):
-        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = guidance.wrap(model.ema_denoiser, what.trust)
     cells = _cells(what, what.ckpt_path, sets, sweep, denoiser, guidance, machine)
     data, features = reference.open_data(), reference.open_features()
     if data is not None and tuple(data.image_shape) != tuple(denoiser.image_shape):
-        raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {tuple(denoiser.image_shape)}")
+        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {tuple(denoiser.image_shape)}")
     ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
     denoiser.to(ranks.device)
     machine.compile_networks(denoiser)
@@ -158,15 +159,15 @@ def evaluate_images(
     Returns:
         The report; None on all ranks but the first.
     """
-    from ersde_lit.evaluation import image_files
-    from ersde_lit.evaluation.cells import REAL, Cells, record
-    from ersde_lit.evaluation.protocol import Protocol, statistics_in_brief
-    from ersde_lit.evaluation.report import ImagesReport
-    from ersde_lit.evaluation.sweep import measure, measure_images
-    from ersde_lit.sampling.ranks import fabric
+    from ersde_lit.metrics import image_files
+    from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
+    from ersde_lit.ranks import fabric
+    from ersde_lit.sweeps.cells import REAL, Cells, record
+    from ersde_lit.sweeps.report import ImagesReport
+    from ersde_lit.sweeps.sweep import measure, measure_images
 
     if out is not None and (Cells(out).path.exists() or (Path(out) / "results.csv").exists()):
-        raise ValueError(f"--out {out} holds results of another evaluation; choose another name")
+        raise UserError(f"--out {out} holds results of another evaluation; choose another name")
     _check_files(**reference.files)
     sets = [image_files(path, exif=reference.exif) for path in images]
     data, features = reference.open_data(), reference.open_features()
@@ -194,8 +195,8 @@ def _cells(
     guidance: GuidanceOptions,
     machine: MachineOptions,
 ) -> "list[Cell]":
-    from ersde_lit.evaluation.cells import MADE_HERE, Cell
     from ersde_lit.sampling.run import Job
+    from ersde_lit.sweeps.cells import MADE_HERE, Cell
 
     paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
     files = digests(paths)
@@ -212,7 +213,7 @@ def _cells(
 def _check_files(**files: str) -> None:
     """Raises ValueError where some are not there; names them all, so that they can be got in one go."""
     if absent := [f"--{option} {path}" for option, path in files.items() if not Path(path).expanduser().exists()]:
-        raise ValueError(f"there is nothing at {', '.join(absent)}")
+        raise UserError(f"there is nothing at {', '.join(absent)}")
 
 
 def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:
@@ -222,8 +223,8 @@ def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:
 
 def _tell(record: "Record") -> None:
     """A line for each cell, as it comes."""
-    from ersde_lit.evaluation.protocol import title
-    from ersde_lit.sampling.progress import console
+    from ersde_lit.metrics.protocol import title
+    from ersde_lit.progress import console
 
     what = record["sampler"]
     if record["nfe"] is not None:
@@ -236,7 +237,7 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
     """Prints a report and puts its tables into the folder."""
     from rich.console import Console
 
-    from ersde_lit.evaluation.report import sizes
+    from ersde_lit.sweeps.report import sizes
 
     caption = f"{caption} {sizes(report.records)}".rstrip()
     notes = dict.fromkeys(note for record in report.records for note in record["notes"])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ersde_lit.cli.import_weights import check_new
 from ersde_lit.cli.parser import Parser
-from ersde_lit.sampling.output import disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -28,9 +29,9 @@ def export_weights(checkpoint: str, out: str, averaged_only: bool = False) -> No
     """
     check_new(out)
     if Path(out).suffix.lower() != ".safetensors":
-        raise ValueError(f"--out {out}: give it a name that ends in .safetensors, which is what it will be")
+        raise UserError(f"--out {out}: give it a name that ends in .safetensors, which is what it will be")
 
-    from ersde_lit.interop.safetensors_file import export
+    from ersde_lit.interop.weights.safetensors_file import export
 
     with disk_errors(out):
         parts = export(checkpoint, out, averaged_only)

@@ -5,8 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from ersde_lit.cli.parser import Parser
-from ersde_lit.interop.guided_flags import GuidedFlags
-from ersde_lit.sampling.output import check_out, disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_out, disk_errors
+from ersde_lit.interop.weights.guided_flags import GuidedFlags
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -39,12 +40,12 @@ def import_weights(source: str, out: str, config_out: str | None, flags: GuidedF
     if config_out is not None:
         check_new(config_out, "config_out")
 
-    from ersde_lit.interop.model import ImportedModel, fit_config, write
-    from ersde_lit.interop.sources import read_source
+    from ersde_lit.interop.weights.model import ImportedModel, fit_config, write
+    from ersde_lit.interop.weights.sources import read_source
 
     model = read_source(source, flags)
     if config_out is not None and not isinstance(model, ImportedModel):
-        raise ValueError(f"--config_out: {source} is a classifier, and fit trains denoisers")
+        raise UserError(f"--config_out: {source} is a classifier, and fit trains denoisers")
     with disk_errors(out):
         report = write(model, out)
     print(f"{report}\n{'checkpoint':<17}{out}")
@@ -57,5 +58,5 @@ def import_weights(source: str, out: str, config_out: str | None, flags: GuidedF
 def check_new(out: str, option: str = "out") -> None:
     """Raises ValueError where a file cannot be written, or is there."""
     if Path(out).exists():
-        raise ValueError(f"--{option} {out} exists; choose another name")
+        raise UserError(f"--{option} {out} exists; choose another name")
     check_out(out)

@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ersde_lit.errors import UserError
+
 READABLE = {
     r"Expected a typing\.Literal\[(.*?)\]": r"expected one of \1",
     r"Type collections\.abc\.Callable\S*( typing\.Any\])? expects a function or a callable class: ": "",
@@ -35,9 +37,9 @@ def read_inline(option: str, text: str) -> tuple[str, dict[str, Any]]:
         try:
             options[key.strip()] = yaml.safe_load(value) if given else True
         except yaml.YAMLError:
-            raise ValueError(f"--{option} {text}: {value!r} is no value") from None
+            raise UserError(f"--{option} {text}: {value!r} is no value") from None
     if not name.strip() or "" in options:
-        raise ValueError(f"--{option} {text!r}: write it as in NAME or NAME:option=value:option=value")
+        raise UserError(f"--{option} {text!r}: write it as in NAME or NAME:option=value:option=value")
     return name.strip(), options
 
 
@@ -61,7 +63,7 @@ def make(option: str, kind: Any, choice: Given) -> tuple[Any, dict[str, Any]]:
         plain = yaml.safe_load(parser.dump(config))[option]
         return getattr(parser.instantiate(config), option), plain
     except ArgumentError as error:
-        raise ValueError(f"--{option} {choice.get('class_path', '')}: {_reason(error)}") from None
+        raise UserError(f"--{option} {choice.get('class_path', '')}: {_reason(error)}") from None
 
 
 def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: set[str]) -> Any:
@@ -75,7 +77,7 @@ def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: set[str
     try:
         return group(**parser.parse_object(dict(choice)).as_dict())
     except ArgumentError as error:
-        raise ValueError(f"--{option}: {_reason(error)}") from None
+        raise UserError(f"--{option}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

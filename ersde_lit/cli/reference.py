@@ -8,11 +8,12 @@ from jsonargparse.typing import NonNegativeInt
 
 from ersde_lit.cli.choose_reference import ReferenceOptions
 from ersde_lit.cli.parser import Parser
-from ersde_lit.sampling.output import check_out, disk_errors
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_out, disk_errors
 
 if TYPE_CHECKING:
     from ersde_lit.data import ImageDataModule
-    from ersde_lit.evaluation import ImageFiles
+    from ersde_lit.metrics import ImageFiles
 
 INFO = "info.json"  # of a folder that `data` made
 
@@ -47,21 +48,21 @@ def reference(
         exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
     """
     if source is None and data is None:
-        raise ValueError("there are no images: name them, or give --data")
+        raise UserError("there are no images: name them, or give --data")
     if source is not None and data is not None and features != "classifier":
-        raise ValueError(f"{source} and --data {data} are two sets of images: give one")
+        raise UserError(f"{source} and --data {data} are two sets of images: give one")
     if Path(out).suffix != ".npz":
-        raise ValueError(f"--out {out}: the file is an .npz, name it so")
+        raise UserError(f"--out {out}: the file is an .npz, name it so")
     check_out(out)
     if Path(out).exists():
-        raise ValueError(f"--out {out} exists; choose another name")
+        raise UserError(f"--out {out} exists; choose another name")
     if data is None and features == "classifier" and (Path(source or "").expanduser() / INFO).is_file():
         data = {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": source}}
     options = ReferenceOptions(data, source, features, weights)
 
-    from ersde_lit.evaluation import features_for, image_files, reference_of, too_few, write_reference
-    from ersde_lit.sampling.progress import progress
-    from ersde_lit.sampling.ranks import fabric
+    from ersde_lit.metrics import features_for, image_files, reference_of, too_few, write_reference
+    from ersde_lit.progress import progress
+    from ersde_lit.ranks import fabric
 
     module = options.open_data()
     images: Any = module if source is None else image_files(source, exif=exif)
@@ -78,6 +79,6 @@ def reference(
 
 
 def _count(images: "ImageDataModule | ImageFiles") -> int:
-    from ersde_lit.evaluation import ImageFiles
+    from ersde_lit.metrics import ImageFiles
 
     return len(images) if isinstance(images, ImageFiles) else len(images.split("train").images)

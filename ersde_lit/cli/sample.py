@@ -12,8 +12,9 @@ from ersde_lit.cli.choose_machine import MachineOptions
 from ersde_lit.cli.choose_sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.describe import describe, digests
 from ersde_lit.cli.parser import Parser
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_apart, check_out
 from ersde_lit.sampling.formats import format_of, read_meta
-from ersde_lit.sampling.output import check_apart, check_out
 from ersde_lit.sampling.seeds import parse_seeds
 
 ON_SHEET = 8  # images of --trajectory
@@ -119,7 +120,7 @@ def sample(
     paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
     check_apart({"out": image.out, **machine.views}, paths)
 
-    from ersde_lit.sampling.ranks import fabric, together
+    from ersde_lit.ranks import fabric, together
     from ersde_lit.sampling.run import Job, complete, trajectory
     from ersde_lit.sampling.views import Preview, check_view
     from ersde_lit.sampling.work import Work
@@ -128,7 +129,7 @@ def sample(
     # Whatever can be wrong is found before other ranks are started and anything is written.
     model = load(image.ckpt_path, image.trust)
     if not model.label_dropout and (guidance.cfg_scale is not None or labels == "none"):
-        raise ValueError("the model was trained with labels only, without label_dropout: it knows no other images")
+        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
     denoiser: Any = guidance.wrap(model.ema_denoiser, image.trust)
     sampler, named = sampling.sampler(denoiser)
     job = Job(denoiser, sampler, named["nfe"], labels, machine.dtype, machine.precision == "tf32")
@@ -172,4 +173,4 @@ def _check_checkpoints(like: str, meta: dict[str, Any]) -> None:
     its = read_meta(like)["checkpoints"]
     for name, digest in meta["checkpoints"].items():
         if name in its and its[name] != digest:
-            raise ValueError(f"{meta['paths'][name]} is not the file that {like} was made with: give that by --{name}")
+            raise UserError(f"{meta['paths'][name]} is not the file that {like} was made with: give that by --{name}")

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from ersde_lit.cli import fail
 from ersde_lit.data import ImageDataModule
+from ersde_lit.errors import UserError
 from ersde_lit.sampling.images import quantise
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
 from ersde_lit.training.checkpoint import is_whole
@@ -62,7 +63,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
             args=[command, *arguments],
         )
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 class Parser(LightningArgumentParser):
@@ -115,11 +116,11 @@ class CLI(LightningCLI):
                 self._enter(config)
             return
         if self.subcommand == "predict" and (self.folder / "predictions").exists():
-            raise ValueError(f"{self.folder / 'predictions'} exists: move it away first")
+            raise UserError(f"{self.folder / 'predictions'} exists: move it away first")
         if config.ckpt_path is None:
             config.ckpt_path = str(self.last)
             if not self.last.exists():
-                raise ValueError(f"no checkpoint at {self.last}: run fit first, or pass --ckpt_path")
+                raise UserError(f"no checkpoint at {self.last}: run fit first, or pass --ckpt_path")
 
     @property
     def last(self) -> Path:
@@ -144,7 +145,7 @@ class CLI(LightningCLI):
             self.finished.unlink(missing_ok=True)
             return
         if changed := sorted(_differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump))):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds a run with another configuration ({', '.join(changed[:3])}): "
                 "start a new one with --run NAME"
             )
@@ -158,7 +159,7 @@ class CLI(LightningCLI):
                 _say(f"Resuming {self.folder} from {path}.")
                 return
             _say(f"Warning: {path} is damaged, and skipped.")
-        raise ValueError(f"no checkpoint of {self.folder} is whole: remove its folder, or start anew with --run NAME")
+        raise UserError(f"no checkpoint of {self.folder} is whole: remove its folder, or start anew with --run NAME")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -178,11 +179,11 @@ class CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # strategies that do not go with the accelerator, and the like
-            raise ValueError(str(error)) from error
+            raise UserError(str(error)) from error
         options = self.config_init[self.subcommand]
         if options.device_batch_size is not None:
             if trainer.accumulate_grad_batches != 1:
-                raise ValueError("pass --device_batch_size or --trainer.accumulate_grad_batches, not both")
+                raise UserError("pass --device_batch_size or --trainer.accumulate_grad_batches, not both")
             trainer.accumulate_grad_batches = _accumulation(
                 self.datamodule.batch_size, trainer.world_size, options.device_batch_size
             )
@@ -196,7 +197,7 @@ class CLI(LightningCLI):
         if self.trial or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
         if not self.last.exists():
-            raise ValueError("fit ended before its first step: raise --trainer.max_epochs, max_steps or what limits it")
+            raise UserError("fit ended before its first step: raise --trainer.max_epochs, max_steps or what limits it")
         if self._time_is_up():
             _say(f"Time is up: to go on with {self.folder}, the same command with a longer --trainer.max_time.")
             return
@@ -243,21 +244,21 @@ def _name(config: Any) -> str:
     """Of a run."""
     if config.run is not None:
         if config.run in ("", ".", "..") or Path(config.run).name != config.run:
-            raise ValueError(f"--run {config.run!r}: a run is a folder in runs/; give it a plain name")
+            raise UserError(f"--run {config.run!r}: a run is a folder in runs/; give it a plain name")
         return str(config.run)
     if not config.config:
-        raise ValueError("a run needs a name: pass --config FILE or --run NAME")
+        raise UserError("a run needs a name: pass --config FILE or --run NAME")
     return Path(str(config.config[0])).stem
 
 
 def _accumulation(batch_size: int, devices: int, device_batch_size: int) -> int:
     """How many batches of at most `device_batch_size` images a device takes for a step; raises ValueError."""
     if device_batch_size < 1:
-        raise ValueError(f"--device_batch_size is a number of images, got {device_batch_size}")
+        raise UserError(f"--device_batch_size is a number of images, got {device_batch_size}")
     images = batch_size // devices  # the data refuse what leaves a rest
     batches = max(-(-images // device_batch_size), 1)
     if images % batches:
-        raise ValueError(
+        raise UserError(
             f"{images} images, a device's share of batch_size {batch_size}, are not {batches} equal batches of at most "
             f"--device_batch_size {device_batch_size}: choose a divisor of {images}"
         )

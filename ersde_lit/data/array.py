@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.errors import UserError
 
 IMAGES, LABELS, INFO = "images.npy", "labels.npy", "info.json"
 
@@ -51,7 +52,7 @@ class ArrayInfo:
             fields["notes"] = tuple(fields.get("notes", ()))
             return cls(**fields)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{folder / INFO} cannot be read: {error}") from None
+            raise UserError(f"{folder / INFO} cannot be read: {error}") from None
 
 
 def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
@@ -64,7 +65,7 @@ def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: `python -m ersde_lit data SOURCE --out {folder}` makes it")
+        raise UserError(f"there is no folder {folder}: `python -m ersde_lit data SOURCE --out {folder}` makes it")
     info = ArrayInfo.read(folder)
     images, labels = _map(folder / IMAGES), _map(folder / LABELS)
     for name, array, dtype, shape in (
@@ -72,12 +73,12 @@ def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
         (LABELS, labels, np.int64, (info.images,)),
     ):
         if array.dtype != dtype or array.shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as {INFO} says"
             )
     low, high = (0, info.num_classes - 1) if info.num_classes else (-1, -1)
     if len(labels) and not (labels.min() >= low and labels.max() <= high):
-        raise ValueError(f"{folder / LABELS} runs from {labels.min()} to {labels.max()}, not {low} to {high}")
+        raise UserError(f"{folder / LABELS} runs from {labels.min()} to {labels.max()}, not {low} to {high}")
     with warnings.catch_warnings():  # nobody writes to it; a copy-on-write map is refused where it exceeds the memory
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return info, Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)))
@@ -96,9 +97,9 @@ def check_array(root: str | Path) -> ArrayInfo:
     for name, expected in info.sha256.items():
         path = Path(root).expanduser() / name
         if sha256(path) != expected:
-            raise ValueError(f"{path} is damaged: its checksum is not that of {INFO}")
+            raise UserError(f"{path} is damaged: its checksum is not that of {INFO}")
     if not info.sha256:
-        raise ValueError(f"{Path(root) / INFO} has no checksums: the conversion did not finish")
+        raise UserError(f"{Path(root) / INFO} has no checksums: the conversion did not finish")
     return info
 
 
@@ -141,21 +142,21 @@ class ImageArray(ImageDataModule):
         info, own = read_array(self.root)
         if self.val_root is None:
             if not info.val_images:
-                raise ValueError(f"{self.root} holds nothing out: pass val_root, or convert anew with --val_size")
+                raise UserError(f"{self.root} holds nothing out: pass val_root, or convert anew with --val_size")
             return splits(info, own)
         other, val = read_array(self.val_root)
         if (
             other.image_shape != info.image_shape
             or not min(info.num_classes, 1) <= other.num_classes <= info.num_classes
         ):
-            raise ValueError(f"{self.val_root} {_kind(other)} does not go with {self.root} {_kind(info)}")
+            raise UserError(f"{self.val_root} {_kind(other)} does not go with {self.root} {_kind(info)}")
         if different := [
             names for names in zip(other.class_names, info.class_names, strict=False) if len({*names}) > 1
         ]:
             theirs, ours = different[0]
-            raise ValueError(f"{self.val_root} has other classes than {self.root}: {theirs} in the place of {ours}")
+            raise UserError(f"{self.val_root} has other classes than {self.root}: {theirs} in the place of {ours}")
         if other.sha256 == info.sha256:
-            raise ValueError(f"{self.val_root} holds the very images of {self.root}: nothing would be held out")
+            raise UserError(f"{self.val_root} holds the very images of {self.root}: nothing would be held out")
         return {"train": own, "val": val, "test": val}
 
 
@@ -168,4 +169,4 @@ def _map(path: Path) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is missing, cut short or damaged: {error}") from None
+        raise UserError(f"{path} is missing, cut short or damaged: {error}") from None

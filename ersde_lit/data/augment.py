@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+
 # Low-pass filter of the orthonormal wavelet sym6 (Daubechies 1992): halving undoes doubling.
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
@@ -46,7 +48,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
-            raise ValueError(f"Augment: probability must be in [0, 1], got {self.probability}")
+            raise UserError(f"Augment: probability must be in [0, 1], got {self.probability}")
 
     @property
     def num_draws(self) -> int:

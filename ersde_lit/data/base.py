@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.order import SeededOrder, run_seed
+from ersde_lit.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -75,7 +76,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def __init__(self, batch_size: int = 128, horizontal_flip: bool = False) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.horizontal_flip = batch_size, horizontal_flip
         self._splits: dict[str, Split] = {}
 
@@ -89,7 +90,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if stage == "fit" and self.trainer is not None:
             devices, batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
             if self.batch_size % (devices * batches):
-                raise ValueError(
+                raise UserError(
                     f"batch_size {self.batch_size} cannot be shared by {devices} device(s) x {batches} accumulated "
                     f"batch(es): choose a multiple of {devices * batches}"
                 )
@@ -103,7 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """The images and labels of "train", "val" or "test", whole; loads them at the first call."""
         self.setup()
         if name not in self._splits:
-            raise ValueError(f"no split named {name!r}: choose from {', '.join(self._splits)}")
+            raise UserError(f"no split named {name!r}: choose from {', '.join(self._splits)}")
         return self._splits[name]
 
     def labelled_images(self, split: str, chunk: int = 500) -> Iterator[Batch]:
@@ -118,7 +119,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         train = self.split("train")
         if self.batch_size > len(train.labels):
-            raise ValueError(f"batch_size {self.batch_size} exceeds the {len(train.labels)} training images: lower it")
+            raise UserError(f"batch_size {self.batch_size} exceeds the {len(train.labels)} training images: lower it")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = SeededOrder(
             train.labels, self.batch_size, rank, ranks, run_seed(), self.horizontal_flip, self._images_done

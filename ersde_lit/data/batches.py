@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ersde_lit.archives import MIB
 from ersde_lit.data.npz import Array, load_array, open_array
 from ersde_lit.data.sources import Source
+from ersde_lit.errors import UserError
+from ersde_lit.untrusted.archives import MIB
 
 CLASSES = 1000
 LARGEST = 4096 * MIB  # of a file's images in memory; those of 64x64 take 1.6 GB
@@ -66,11 +67,11 @@ def _count(path: Path, size: int) -> int:
     with _array(path, "data") as array:
         shape, dtype = array.shape, array.dtype
     if dtype != np.uint8:
-        raise ValueError(f"{path}: `data` is {dtype}, not uint8")
+        raise UserError(f"{path}: `data` is {dtype}, not uint8")
     if len(shape) != 2 or shape[1] != 3 * size * size:
         side = isqrt(shape[1] // 3) if len(shape) == 2 else 0
         what = f"images of {side}x{side}: say --size {side}" if side and shape[1] == 3 * side * side else f"{shape}"
-        raise ValueError(f"{path}: `data` holds {what}, not [n, 3 * {size} * {size}]")
+        raise UserError(f"{path}: `data` holds {what}, not [n, 3 * {size} * {size}]")
     return shape[0]
 
 
@@ -78,10 +79,10 @@ def _labels(path: Path, count: int) -> np.ndarray:
     with _array(path, "labels") as array:
         shape, dtype = array.shape, array.dtype
     if shape != (count,) or not (np.issubdtype(dtype, np.integer) or dtype.hasobject):
-        raise ValueError(f"{path}: `labels` is {dtype} {shape}, not one whole number for {count} images")
+        raise UserError(f"{path}: `labels` is {dtype} {shape}, not one whole number for {count} images")
     labels = _values(path, "labels")
     if count and not (labels.min() >= 1 and labels.max() <= CLASSES):
-        raise ValueError(f"{path}: labels run from {labels.min()} to {labels.max()}, not within 1 .. {CLASSES}")
+        raise UserError(f"{path}: labels run from {labels.min()} to {labels.max()}, not within 1 .. {CLASSES}")
     return labels.astype(np.int64) - 1
 
 
@@ -91,15 +92,15 @@ def _array(path: Path, name: str) -> Iterator[Array]:
         with open_array(path, name) as array:
             yield array
     except KeyError:
-        raise ValueError(
+        raise UserError(
             f"{path} has no array `{name}`: downsampled ImageNet's files have `data` and `labels`"
         ) from None
     except Exception as error:  # zip, zlib and numpy raise anything
-        raise ValueError(f"{path} is damaged or not an npz file: {str(error).replace(str(path), 'it')}") from None
+        raise UserError(f"{path} is damaged or not an npz file: {str(error).replace(str(path), 'it')}") from None
 
 
 def _values(path: Path, name: str) -> np.ndarray:
     try:
         return load_array(path, name, LARGEST)
     except Exception as error:
-        raise ValueError(f"{path}: `{name}` is damaged or no plain array: {error}") from None
+        raise UserError(f"{path}: `{name}` is damaged or no plain array: {error}") from None

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.errors import UserError
 
 
 class CIFAR10(ImageDataModule):
@@ -45,7 +46,7 @@ class CIFAR10(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, horizontal_flip)
         if not 1 <= val_size <= 10_000:
-            raise ValueError(f"val_size must be between 1 and 10000, not {val_size}")
+            raise UserError(f"val_size must be between 1 and 10000, not {val_size}")
         self.root, self.val_size, self.seed = root, val_size, seed
 
     def prepare_data(self) -> None:
@@ -68,7 +69,7 @@ class CIFAR10(ImageDataModule):
         except (OSError, RuntimeError, EOFError) as error:
             reason = " ".join(str(error).split())
             here = f"; the {archive} that was there is damaged or cut short: its md5 is wrong" if damaged else ""
-            raise ValueError(
+            raise UserError(
                 f"CIFAR-10 is not in {folder} and could not be put there ({reason}){here}: go online, or put "
                 f"{Published.filename} (md5 {Published.tgz_md5}) into {root}"
             ) from error
@@ -100,7 +101,7 @@ def _read(path: Path, md5: str) -> dict[str, Any]:
     """
     data = path.read_bytes()
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-        raise ValueError(f"{path} is cut short or not the published file (md5 {md5}): delete its folder and retry")
+        raise UserError(f"{path} is cut short or not the published file (md5 {md5}): delete its folder and retry")
     return pickle.loads(data, encoding="latin1")
 
 

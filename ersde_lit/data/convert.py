@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sha256
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.sources import Source
+from ersde_lit.errors import UserError
 
 BLOCK = 256  # images read and written at a time
 
@@ -31,7 +32,7 @@ def draw_held_out(count: int, size: int | None, seed: int) -> np.ndarray:
     """
     size = min(-(-count // 20), 5000) if size is None else size
     if not 0 <= size < count:
-        raise ValueError(f"val_size {size}: hold out 0 to {count - 1} of the {count} images")
+        raise UserError(f"val_size {size}: hold out 0 to {count - 1} of the {count} images")
     return np.sort(np.random.default_rng(seed).permutation(count)[:size])
 
 
@@ -40,7 +41,7 @@ def check_place(out: str | Path, source: str | Path) -> None:
     data = Path(source).expanduser().resolve()
     for folder in Path(out).expanduser().resolve().parents:
         if folder == data or all((folder / name).is_file() for name in (INFO, IMAGES)):
-            raise ValueError(f"{out} would lie inside the data set {folder}: choose a place outside it")
+            raise UserError(f"{out} would lie inside the data set {folder}: choose a place outside it")
 
 
 def is_finished(source: Source, out: str | Path, held_out: np.ndarray) -> bool:
@@ -128,7 +129,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be written: {error.strerror or error}; the same command goes on from there"
         ) from error
 
@@ -137,22 +138,22 @@ def _enter(out: Path, plan: ArrayInfo) -> Path:
     """The folder to work in, new or interrupted, in which `plan` lies."""
     _refuse_existing(out)
     if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} to put {out.name} into: make it first")
+        raise UserError(f"there is no folder {out.parent} to put {out.name} into: make it first")
     work = out.with_name(f"{out.name}.partial")
     with disk_errors(work):
         work.mkdir(exist_ok=True)
         names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp"}
         if INFO in names:
             if _is_of_another(work, plan) and not (plan.command and ArrayInfo.read(work).command == plan.command):
-                raise ValueError(
+                raise UserError(
                     f"{work} is the beginning of another conversion: end that with its own command, or delete it"
                 )
         elif names:
-            raise ValueError(f"{work} is in the way and not a conversion's: move it elsewhere")
+            raise UserError(f"{work} is in the way and not a conversion's: move it elsewhere")
         else:
             needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
             if needed > free:
-                raise ValueError(f"{out} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
+                raise UserError(f"{out} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
             _write(work / INFO, plan.to_json().encode())
     return work
 
@@ -175,14 +176,14 @@ def _is_of_another(work: Path, plan: ArrayInfo) -> bool:
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} exists: choose another name, or delete it first")
+        raise UserError(f"{out} exists: choose another name, or delete it first")
 
 
 def _lock(file: IO[bytes]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{file.name} is being written by another process: wait for its end") from None
+        raise UserError(f"{file.name} is being written by another process: wait for its end") from None
 
 
 def _whole_images(file: IO[bytes], plan: ArrayInfo) -> int:

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image
 
+from ersde_lit.errors import UserError
+
 Exif = Literal["apply", "ignore"]
 
 MOST_PIXELS = 120_000_000
@@ -47,18 +49,18 @@ def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "app
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
-        raise ValueError("it is no image, or its beginning is damaged") from None
+        raise UserError("it is no image, or its beginning is damaged") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {MOST_PIXELS:,} pixels: make it smaller") from None
+        raise UserError(f"it has more than {MOST_PIXELS:,} pixels: make it smaller") from None
     if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}: make it smaller")
+        raise UserError(f"it has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}: make it smaller")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in ONE_PICTURE:
-        raise ValueError(f"it has {frames} frames or pages: save each as an image of its own, or leave it out")
+        raise UserError(f"it has {frames} frames or pages: save each as an image of its own, or leave it out")
     if image.mode not in GREY + COLOUR:
-        raise ValueError(f"its pixels are of the kind {image.mode}: convert it to 8 bits a channel")
+        raise UserError(f"its pixels are of the kind {image.mode}: convert it to 8 bits a channel")
     if _is_deep(image, data):
-        raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
+        raise UserError("it has more than 8 bits a channel: convert it to 8 bits")
     image.load()
     grey = image.mode in GREY
     if exif == "apply":
@@ -66,7 +68,7 @@ def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "app
     if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
-            raise ValueError("it is transparent: put it on a background first")
+            raise UserError("it is transparent: put it on a background first")
     return image.convert("L" if channels == 1 or (channels is None and grey) else "RGB")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.errors import UserError
 
 
 class Digits(ImageDataModule):
@@ -26,7 +27,7 @@ class Digits(ImageDataModule):
     def __init__(self, batch_size: int = 128, val_size: int = 180, seed: int = 0) -> None:
         super().__init__(batch_size)
         if not 10 <= val_size <= 1000:
-            raise ValueError(f"val_size must be between 10 and 1000, not {val_size}")
+            raise UserError(f"val_size must be between 10 and 1000, not {val_size}")
         self.val_size, self.seed = val_size, seed
 
     def load(self) -> dict[str, Split]:

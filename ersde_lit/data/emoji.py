@@ -15,6 +15,7 @@ from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.data.convert import convert, plan_of
 from ersde_lit.data.pictures import centre_square, to_array
 from ersde_lit.data.sources import Source
+from ersde_lit.errors import UserError
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"  # of Debian's package fonts-noto-color-emoji
 SKIN_TONES = {f"u1F3F{digit}" for digit in "BCDEF"}  # glyph names of the five modifiers
@@ -47,11 +48,11 @@ class EmojiFont(Source):
             bitmaps = {name: glyph.imageData for name, glyph in tables["CBDT"].strikeData[0].items()}
             self.families = _families(bitmaps, _ligatures(tables))
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"there is no font {self.path}: apt-get install fonts-noto-color-emoji, or pass font=PATH"
             ) from None
         except Exception as error:  # whatever a damaged table leads to
-            raise ValueError(f"{self.path} is damaged or no font of colour bitmaps: {error!r}") from None
+            raise UserError(f"{self.path} is damaged or no font of colour bitmaps: {error!r}") from None
         self.bitmaps = [*bitmaps.items()]
         self.labels = np.full(len(self.bitmaps), -1)
         self.identity = hashlib.sha256(data + str(size).encode()).hexdigest()
@@ -64,7 +65,7 @@ class EmojiFont(Source):
             with Image.open(io.BytesIO(data)) as bitmap:
                 picture = bitmap.convert("RGBA")
         except Exception as error:
-            raise ValueError(f"{self.path}: the bitmap of {name} is damaged: {error}") from None
+            raise UserError(f"{self.path}: the bitmap of {name} is damaged: {error}") from None
         white = Image.new("RGBA", picture.size, "white")
         white.alpha_composite(picture)
         return to_array(centre_square(white.convert("RGB"), self.image_shape[1]))
@@ -110,7 +111,7 @@ class Emoji(ImageDataModule):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             convert(source, self.folder, held_out, command=f"emoji of {self.font}")
         elif ArrayInfo.read(self.folder).source != plan_of(source, held_out).source:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} was made from another font than {self.font}: delete it, or set another root"
             )
 

@@ -12,6 +12,7 @@ import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.data.cifar10 import is_whole
+from ersde_lit.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -55,7 +56,7 @@ class FashionMNIST(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, horizontal_flip)
         if not 1 <= val_size <= COUNTS["test"]:
-            raise ValueError(f"val_size must be between 1 and {COUNTS['test']}, not {val_size}")
+            raise UserError(f"val_size must be between 1 and {COUNTS['test']}, not {val_size}")
         self.root, self.val_size, self.seed = root, val_size, seed
 
     @property
@@ -80,7 +81,7 @@ class FashionMNIST(ImageDataModule):
         except (OSError, RuntimeError, EOFError) as error:
             reason = " ".join(str(error).split())
             here = f"; the {damaged[0]} that was there is damaged or cut short: its md5 is wrong" if damaged else ""
-            raise ValueError(
+            raise UserError(
                 f"Fashion-MNIST is not in {self.raw} and could not be put there ({reason}){here}: go online, or "
                 f"install Debian's dataset-fashion-mnist, or put the unpacked {', '.join(FILES)} there"
             ) from error
@@ -95,7 +96,7 @@ class FashionMNIST(ImageDataModule):
                 raw = TorchvisionFashionMNIST(self.raw.parents[1], train=name == "train")
                 images, labels = raw.data.view(count, *self.image_shape), raw.targets.view(count).long()
             except (AssertionError, RuntimeError, ValueError, OSError) as error:
-                raise ValueError(f"the {name} files in {self.raw} are damaged: delete that folder and retry") from error
+                raise UserError(f"the {name} files in {self.raw} are damaged: delete that folder and retry") from error
             splits[name] = Split(images, labels)
         order = torch.randperm(COUNTS["test"], generator=torch.Generator().manual_seed(self.seed))[: self.val_size]
         return {**splits, "val": Split(splits["test"].images[order], splits["test"].labels[order])}

@@ -11,8 +11,9 @@ from typing import Literal
 
 from PIL import Image
 
-from ersde_lit.archives import open_zip
 from ersde_lit.data.decode import Exif, decode, image_endings
+from ersde_lit.errors import UserError
+from ersde_lit.untrusted.archives import open_zip
 
 LABELS = "dataset.json"
 KNOWN = {LABELS, "meta.json", "thumbs.db", "desktop.ini", ".ds_store", "__macosx"}  # never pictures, and often there
@@ -47,7 +48,7 @@ class Files(ABC):
         others = {*self.marks, *hidden} - {*self.images}
         self.left_out = sorted(name for name in others if not _is_known(name))
         if not self.images:
-            raise ValueError(f"{path} holds no image{': ' * bool(self.left_out)}{''.join(self.notes)}")
+            raise UserError(f"{path} holds no image{': ' * bool(self.left_out)}{''.join(self.notes)}")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class Files(ABC):
             return decode(self.read(name), channels, exif)
         except Exception as error:  # decoders raise anything
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ValueError(f"{self.where(name)} cannot be used: {reason}") from None
+            raise UserError(f"{self.where(name)} cannot be used: {reason}") from None
 
     def where(self, name: str) -> str:
         """The file in words."""
@@ -143,4 +144,4 @@ def _is_known(name: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}")

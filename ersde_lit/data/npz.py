@@ -12,7 +12,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from ersde_lit.archives import MIB, open_zip
+from ersde_lit.errors import UserError
+from ersde_lit.untrusted.archives import MIB, open_zip
 
 
 class Array(NamedTuple):
@@ -41,7 +42,7 @@ def open_array(path: str | Path, name: str) -> Iterator[Array]:
             claimed, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
             if claimed != there and not dtype.hasobject:
                 what = "cut short" if claimed > there else "longer than it says"
-                raise ValueError(f"{name} is {what}: {claimed:,} bytes by its header, {there:,} in the file")
+                raise UserError(f"{name} is {what}: {claimed:,} bytes by its header, {there:,} in the file")
             yield Array(file, shape, dtype, fortran)
 
 
@@ -53,8 +54,8 @@ def load_array(path: str | Path, name: str, largest: int = 1024 * MIB) -> np.nda
     """
     with open_array(path, name) as array:
         if array.dtype.hasobject:
-            raise ValueError(f"Object arrays cannot be loaded: {name} is pickled")
+            raise UserError(f"Object arrays cannot be loaded: {name} is pickled")
         if (size := math.prod(array.shape) * array.dtype.itemsize) > largest:
-            raise ValueError(f"{name} takes {size:,} bytes, and at most {largest:,} are read")
+            raise UserError(f"{name} takes {size:,} bytes, and at most {largest:,} are read")
         values = np.frombuffer(bytearray(array.file.read()), array.dtype)
         return values.reshape(array.shape, order="F" if array.fortran else "C")

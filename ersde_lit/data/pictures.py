@@ -19,6 +19,7 @@ from ersde_lit.data.classes import number_folders
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import LABELS, Files, Zip, is_visible, notes_on
 from ersde_lit.data.sources import Resize, Source
+from ersde_lit.errors import UserError
 
 MOST_CLASSES = 1_000_000
 FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
@@ -67,9 +68,9 @@ class Pictures(Source):
         name, size = self.names[index], self.image_shape[1]
         image = self.files.decode(name, self.channels, self.exif)
         if self.exact and image.size != (size, size):
-            raise ValueError(f"{self.files.where(name)} is {image.width}x{image.height}, not {size}x{size} as --size")
+            raise UserError(f"{self.files.where(name)} is {image.width}x{image.height}, not {size}x{size} as --size")
         if min(image.size) < size:
-            raise ValueError(f"{self.files.where(name)} is {image.width}x{image.height}: too small for --size {size}")
+            raise UserError(f"{self.files.where(name)} is {image.width}x{image.height}: too small for --size {size}")
         return to_array(centre_square(image, size, self.resize))
 
 
@@ -92,39 +93,39 @@ def _labels_of_json(files: Files, names: Sequence[str]) -> np.ndarray:
         entries = json.loads(files.read(LABELS))["labels"]
         labels = {} if entries is None else dict(entries)
     except (ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{where} is not {{"labels": [[name, class], ...]}} or {{"labels": null}}: {error}') from None
+        raise UserError(f'{where} is not {{"labels": [[name, class], ...]}} or {{"labels": null}}: {error}') from None
     if entries is None:
         return np.full(len(names), -1)
     if len(labels) < len(entries):
         twice, _ = Counter(name for name, _ in entries).most_common(1)[0]
-        raise ValueError(f"{where} has two labels for {twice}")
+        raise UserError(f"{where} has two labels for {twice}")
     if wrong := [item for item in labels.items() if type(item[1]) is not int or not 0 <= item[1] < MOST_CLASSES]:
         name, label = wrong[0]
-        raise ValueError(f"{where}: the label of {name} is {label!r}, not a class: 0 to {MOST_CLASSES - 1}")
+        raise UserError(f"{where}: the label of {name} is {label!r}, not a class: 0 to {MOST_CLASSES - 1}")
     if missing := [name for name in names if name not in labels]:
-        raise ValueError(f"{where} has no label for {missing[0]} ({len(missing)} of {len(names)} images have none)")
+        raise UserError(f"{where} has no label for {missing[0]} ({len(missing)} of {len(names)} images have none)")
     if len(labels) > len(names):
         other = min(set(labels) - set(names), key=str)
-        raise ValueError(f"{where} has {len(labels)} labels for {len(names)} images: {other} is not there")
+        raise UserError(f"{where} has {len(labels)} labels for {len(names)} images: {other} is not there")
     return np.array([labels[name] for name in names], np.int64)
 
 
 def _labels_of_folders(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     without = "; add --unlabelled to take the images without classes"
     if isinstance(files, Zip) or re.fullmatch(r"\d{5}/img\d{8}\.\w+", names[0]):
-        raise ValueError(f"{files.path} is laid out as EDM's data sets are, but has no {LABELS}{without}")
+        raise UserError(f"{files.path} is laid out as EDM's data sets are, but has no {LABELS}{without}")
     for name in names:
         depth = name.count("/")
         if depth == 0:
-            raise ValueError(f"{files.where(name)} is in no class folder, and there is no {LABELS}{without}")
+            raise UserError(f"{files.where(name)} is in no class folder, and there is no {LABELS}{without}")
         if depth > 1:
             top = files.path / name.partition("/")[0]
-            raise ValueError(f"{top} is no class folder: it holds folders; name the folder of class folders{without}")
+            raise UserError(f"{top} is no class folder: it holds folders; name the folder of class folders{without}")
     filled = {name.partition("/")[0] for name in names}
     folders = sorted(path.name for path in files.path.iterdir() if path.is_dir() and is_visible(path.name))
     if empty := [folder for folder in folders if folder not in filled]:
         left_out = "".join(f" ({note})" for note in files.notes)
-        raise ValueError(f"the class folder {files.path / empty[0]} holds no image that can be read{left_out}")
+        raise UserError(f"the class folder {files.path / empty[0]} holds no image that can be read{left_out}")
     number = number_folders(folders)
     class_names = {label: str(label) for label in range(max(number.values()) + 1)}  # of numbers that are left out too
     class_names |= {label: folder for folder, label in number.items()}

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ersde_lit.data.decode import Exif
+from ersde_lit.errors import UserError
 
 Resize = Literal["area", "lanczos"]
 FORMS = (
@@ -79,16 +80,16 @@ def open_source(
 
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"there is no file or folder {path}")
+        raise UserError(f"there is no file or folder {path}")
     if npz := _npz_files(path):
         if channels != 3:
-            raise ValueError(f"{npz[0]} holds RGB images: leave channels at 3")
+            raise UserError(f"{npz[0]} holds RGB images: leave channels at 3")
         return Batches(npz, size, unlabelled)
     if path.is_dir():
         return Pictures(Folder(path), size, channels, resize, unlabelled, exif)
     if path.suffix.lower() == ".zip":
         return Pictures(Zip(path), size, channels, resize, unlabelled, exif)
-    raise ValueError(f"{path} is none of the forms that are read: {FORMS}")
+    raise UserError(f"{path} is none of the forms that are read: {FORMS}")
 
 
 def _npz_files(path: Path) -> Sequence[Path]:
@@ -101,7 +102,7 @@ def _npz_files(path: Path) -> Sequence[Path]:
         if (match := re.fullmatch(r"train_data_batch_(\d+)(\.npz)?", file.name))
     }
     if pickles := [file for _, file in sorted(found.items()) if not file.suffix]:
-        raise ValueError(f"{pickles[0]} is a pickle, which can run code when it is read: take the npz files instead")
+        raise UserError(f"{pickles[0]} is a pickle, which can run code when it is read: take the npz files instead")
     if gaps := set(range(1, max(found, default=0))) - set(found):
-        raise ValueError(f"{path / f'train_data_batch_{min(gaps)}.npz'} is missing: there are later ones")
+        raise UserError(f"{path / f'train_data_batch_{min(gaps)}.npz'} is missing: there are later ones")
     return [file for _, file in sorted(found.items())]

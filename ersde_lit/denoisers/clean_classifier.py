@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
+
 
 class CleanClassifier(nn.Module):
     """A classifier of clean images as one of noisy images, for `ClassifierGuidance`: it reads D(y, lam) = E[x0 | y].
@@ -50,11 +52,11 @@ class CleanClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if joint < 0 or marginal < 0:
-            raise ValueError(f"inverse temperatures must not be negative, got joint {joint} and marginal {marginal}")
+            raise UserError(f"inverse temperatures must not be negative, got joint {joint} and marginal {marginal}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         if not (self.std > 0).all():
-            raise ValueError(f"std must be positive, got {std}")
+            raise UserError(f"std must be positive, got {std}")
         self.denoiser = denoiser
         self.model = model
         self.num_classes = num_classes
@@ -81,7 +83,7 @@ def smoothed(model: nn.Module, beta: float = 3.0) -> nn.Module:
     model = deepcopy(model)
     names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.ReLU)]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no nn.ReLU to smooth")
+        raise UserError(f"{type(model).__name__} has no nn.ReLU to smooth")
     for name in names:
         model.set_submodule(name, nn.Softplus(beta))
     return model

@@ -12,6 +12,7 @@ from ersde_lit.denoisers.preconditioning import (
     check,
 )
 from ersde_lit.denoisers.processes import VE, Process
+from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
 
 
@@ -48,7 +49,7 @@ class Denoiser(nn.Module):
         process = VE() if process is None else process
         check(preconditioning, prediction, process)
         if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data is a standard deviation, got {sigma_data}")
+            raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
         self.network = network
         self.process = process
         self.preconditioning = preconditioning

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.labels import trained_of
+from ersde_lit.errors import UserError
 
 Interval = tuple[float, float]
 
@@ -57,16 +58,16 @@ class Guidance(Wrapper):
     def __init__(self, denoiser: nn.Module, scale: float, interval: Interval | None = None) -> None:
         super().__init__(denoiser)
         if not math.isfinite(scale):
-            raise ValueError(f"the guidance scale must be a finite number, got {scale}")
+            raise UserError(f"the guidance scale must be a finite number, got {scale}")
         if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"a guidance interval is (low, high) with 0 <= low < high, got {tuple(interval)}")
+            raise UserError(f"a guidance interval is (low, high) with 0 <= low < high, got {tuple(interval)}")
         self.scale = scale
         self.interval = interval
 
     def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """x0 prediction [B, ...] from y [B, ...] at lam ([] or [B]); labels int64 [B], -1 = unconditional."""
         if labels is None and self.needs_labels:
-            raise ValueError(f"{type(self).__name__} guides towards a class: pass labels")
+            raise UserError(f"{type(self).__name__} guides towards a class: pass labels")
         lam = lam.to(y.dtype)
         scale = self._scale_at(lam, y.ndim)
         if not isinstance(scale, Tensor) and scale == self.plain:
@@ -100,7 +101,7 @@ class ClassifierFree(Guidance):
     def __init__(self, denoiser: nn.Module, scale: float, interval: Interval | None = None) -> None:
         super().__init__(denoiser, scale, interval)
         if not denoiser.num_classes:
-            raise ValueError("classifier-free guidance needs a class-conditional model; this one has no classes")
+            raise UserError("classifier-free guidance needs a class-conditional model; this one has no classes")
 
     def _guided(
         self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: float | Tensor
@@ -139,9 +140,9 @@ class Autoguidance(Guidance):
         for name in ("image_shape", "num_classes", "lam_min", "lam_max"):
             its, own = getattr(guide, name), getattr(denoiser, name)
             if its != own and not (name == "num_classes" and its == 0):
-                raise ValueError(f"the guide is no version of the guided model: its {name} is {its}, not {own}")
+                raise UserError(f"the guide is no version of the guided model: its {name} is {its}, not {own}")
         if guide.num_classes and (missing := {*_trained(denoiser)} - {*_trained(guide)}):
-            raise ValueError(f"the guide has not seen class {min(missing)}, on which the guided model was trained")
+            raise UserError(f"the guide has not seen class {min(missing)}, on which the guided model was trained")
         self.guide = guide
 
     def _guided(
@@ -175,7 +176,7 @@ class ClassifierGuidance(Guidance):
     ) -> None:
         super().__init__(denoiser, scale, interval)
         if denoiser.num_classes not in (0, classifier.num_classes):
-            raise ValueError(f"the classifier has {classifier.num_classes} classes, the model {denoiser.num_classes}")
+            raise UserError(f"the classifier has {classifier.num_classes} classes, the model {denoiser.num_classes}")
         self.classifier = classifier
         self.num_classes = classifier.num_classes
 
@@ -212,7 +213,7 @@ class EpsilonScaling(Wrapper):
     def __init__(self, denoiser: nn.Module, scale: float, slope: float = 0.0) -> None:
         super().__init__(denoiser)
         if not 0 < scale < math.inf or not math.isfinite(slope):
-            raise ValueError(f"epsilon scaling needs scale > 0 and a finite slope, got {scale} and {slope}")
+            raise UserError(f"epsilon scaling needs scale > 0 and a finite slope, got {scale} and {slope}")
         self.scale, self.slope = scale, slope
 
     def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+
 Trained = Sequence[int] | None  # the classes that had training images, ascending; None: all
 
 
@@ -27,7 +29,7 @@ def labels_for(
         return labels_of_seeds(seeds, num_classes, trained) if num_classes else None
     checked = check_labels(labels, len(seeds), num_classes)
     if untrained := {*checked.unique().tolist()} - {-1} - {*trained_of(num_classes, trained)}:
-        raise ValueError(f"labels: class {min(untrained)} had no training image")
+        raise UserError(f"labels: class {min(untrained)} had no training image")
     return checked
 
 
@@ -60,12 +62,12 @@ def check_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -
         ValueError: not `count` whole numbers in -1..num_classes-1, or the model is unconditional.
     """
     if num_classes == 0:
-        raise ValueError("labels were given, but the model is unconditional")
+        raise UserError("labels were given, but the model is unconditional")
     given = torch.as_tensor(labels).cpu()
     whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if given.shape != (count,) or not whole:
-        raise ValueError(f"labels are whole numbers, one an image: [{count}], not {given.dtype} {[*given.shape]}")
+        raise UserError(f"labels are whole numbers, one an image: [{count}], not {given.dtype} {[*given.shape]}")
     checked = given.long()
     if count and not (checked.min() >= -1 and checked.max() < num_classes):
-        raise ValueError(f"labels run from {checked.min()} to {checked.max()}; the model's are 0 to {num_classes - 1}")
+        raise UserError(f"labels run from {checked.min()} to {checked.max()}; the model's are 0 to {num_classes - 1}")
     return checked

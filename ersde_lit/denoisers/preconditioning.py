@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ersde_lit.denoisers.density import LogNormal, LogUniform, NoiseDensity, UniformTime
 from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process
+from ersde_lit.errors import UserError
 
 PreconditioningName = Literal["edm", "vp", "iddpm", "ve", "flow"]
 PredictionName = Literal["edm", "eps", "x0", "v", "score"]
@@ -104,11 +105,11 @@ def check(preconditioning: str, prediction: str, process: Process) -> None:
         ("prediction", prediction, PREDICTIONS),
     ):
         if name not in table:
-            raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
+            raise UserError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
         if not isinstance(process, table[name].processes):
             needed = " or ".join(p.__name__ for p in table[name].processes)
-            raise ValueError(f"{kind} {name!r} needs the process {needed}, got {type(process).__name__}")
+            raise UserError(f"{kind} {name!r} needs the process {needed}, got {type(process).__name__}")
     if prediction == "edm" and preconditioning != "edm":
-        raise ValueError(
+        raise UserError(
             f"prediction 'edm' assumes inputs of unit variance: it needs preconditioning 'edm', got {preconditioning!r}"
         )

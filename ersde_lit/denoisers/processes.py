@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+
 MOST_STEPS = 100_000  # of a discrete process: a file must not ask for all memory with one number
 
 
@@ -70,12 +72,12 @@ class VP(Process):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"VP needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+            raise UserError(f"VP needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
         if not 0 < self.t_min < 1:
-            raise ValueError(f"VP needs 0 < t_min < 1, got {self.t_min}")
+            raise UserError(f"VP needs 0 < t_min < 1, got {self.t_min}")
         _check_steps(self.steps)
         if self.steps is not None and self.steps <= self.beta_max:
-            raise ValueError(
+            raise UserError(
                 f"VP needs more steps than beta_max = {self.beta_max} (or None: continuous), got {self.steps}"
             )
 
@@ -114,7 +116,7 @@ class ScaledLinear(VP):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is None:
-            raise ValueError("ScaledLinear needs a number of steps: it has no continuous time")
+            raise UserError("ScaledLinear needs a number of steps: it has no continuous time")
 
     @cached_property
     def levels(self) -> Tensor:
@@ -141,7 +143,7 @@ class Cosine(Process):
 
     def __post_init__(self) -> None:
         if self.steps < 2 or self.offset < 0 or not 0 < self.max_beta < 1:
-            raise ValueError(f"Cosine needs 2 steps or more, offset >= 0 and 0 < max_beta < 1, got {self}")
+            raise UserError(f"Cosine needs 2 steps or more, offset >= 0 and 0 < max_beta < 1, got {self}")
         _check_steps(self.steps)
 
     @property
@@ -177,7 +179,7 @@ class VE(Process):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+            raise UserError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -213,7 +215,7 @@ class Flow(Process):
 
 def _check_steps(steps: int | None) -> None:
     if steps is not None and steps > MOST_STEPS:
-        raise ValueError(f"a chain has at most {MOST_STEPS:,} steps, got {steps:,}")
+        raise UserError(f"a chain has at most {MOST_STEPS:,} steps, got {steps:,}")
 
 
 def _levels(betas: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from ersde_lit.denoisers.processes import VE, Flow
-from ersde_lit.interop.diffusers_levels import flow_lams
+from ersde_lit.interop.diffusers.levels import flow_lams
+from ersde_lit.names import MAX_SEED
 from ersde_lit.solvers import ERSDE, SeededNoise, custom, sample
-from ersde_lit.solvers.noise import MAX_SEED
 from ersde_lit.solvers.noise_scale import NoiseScale
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]

@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
@@ -75,9 +76,9 @@ class DiffusersSampler:
 
     def __post_init__(self) -> None:
         if self.scheduler not in _SCHEDULERS:
-            raise ValueError(f"DiffusersSampler runs {', '.join(_SCHEDULERS)}, not {self.scheduler}")
+            raise UserError(f"DiffusersSampler runs {', '.join(_SCHEDULERS)}, not {self.scheduler}")
         if importlib.util.find_spec("diffusers") is None:
-            raise ValueError("DiffusersSampler needs diffusers: pip install diffusers")
+            raise UserError("DiffusersSampler needs diffusers: pip install diffusers")
         _check_options(self.scheduler, self._class, self.config, ours=("prediction_type",))
 
     @property
@@ -151,7 +152,7 @@ class KDiffusionSampler:
 
     def __post_init__(self) -> None:
         if self._name not in _CALLS:
-            raise ValueError(f"KDiffusionSampler runs {', '.join(_CALLS)}, not {self.function}")
+            raise UserError(f"KDiffusionSampler runs {', '.join(_CALLS)}, not {self.function}")
         _check_options(self.function, self._sample, self.options, ours=_K_DIFFUSION_OURS)
 
     @property
@@ -249,7 +250,7 @@ def _levels(grid: Grid, steps: int, denoiser: Denoise, to_zero: bool) -> Tensor:
     with torch.device("cpu"):
         lams = fit(grid(steps), denoiser)
     if to_zero and lams[-1] > 0:
-        raise ValueError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
+        raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
     return lams
 
 
@@ -257,7 +258,7 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
     known = [p for p in inspect.signature(function).parameters if p not in ours]
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} takes no {option!r} here, only {', '.join(known) or 'nothing'}")
+            raise UserError(f"{name} takes no {option!r} here, only {', '.join(known) or 'nothing'}")
 
 
 def k_diffusion_module(name: str) -> ModuleType:
@@ -268,12 +269,10 @@ def k_diffusion_module(name: str) -> ModuleType:
     """
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("k-diffusion is not installed: pip install --no-deps k-diffusion, and torchsde torchdiffeq")
+        raise UserError("k-diffusion is not installed: pip install --no-deps k-diffusion, and torchsde torchdiffeq")
     alone = sys.modules.setdefault("_k_diffusion_alone", ModuleType("_k_diffusion_alone"))
     alone.__path__ = list(spec.submodule_search_locations)
     try:
         return importlib.import_module(f"_k_diffusion_alone.{name}")
     except ImportError as error:
-        raise ValueError(
-            f"k-diffusion's {name} cannot be imported, {error}: pip install torchsde torchdiffeq"
-        ) from None
+        raise UserError(f"k-diffusion's {name} cannot be imported, {error}: pip install torchsde torchdiffeq") from None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngles
 from ersde_lit.networks.residual_unet import ResidualBlock
@@ -41,11 +42,11 @@ class DhariwalEncoder(Network):
     ) -> None:
         super().__init__()
         if label_dim < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, got {label_dim}")
+            raise UserError(f"a classifier needs at least 2 classes, got {label_dim}")
         if channels_per_head < 1:
-            raise ValueError(f"channels_per_head is at least 1, got {channels_per_head}")
+            raise UserError(f"channels_per_head is at least 1, got {channels_per_head}")
         if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1) or num_blocks < 1:
-            raise ValueError(
+            raise UserError(
                 f"img_resolution {img_resolution} does not allow {len(channel_mult)} levels of {num_blocks} blocks"
             )
         self.image_shape = (in_channels, img_resolution, img_resolution)
@@ -94,7 +95,7 @@ class AttentionPool(nn.Module):
     def __init__(self, channels: int, side: int, heads: int, out_channels: int) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{channels} channels do not divide among {heads} attention heads")
+            raise UserError(f"{channels} channels do not divide among {heads} attention heads")
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)
         self.qkv = Linear(channels, 3 * channels)

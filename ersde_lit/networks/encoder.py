@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.unet import Block, Downsample, norm, positional
 
@@ -33,11 +34,11 @@ class Encoder(Network):
     ) -> None:
         super().__init__()
         if len(image_shape) != 3:
-            raise ValueError(f"image_shape is (channels, height, width), got {tuple(image_shape)}")
+            raise UserError(f"image_shape is (channels, height, width), got {tuple(image_shape)}")
         if num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+            raise UserError(f"a classifier needs at least 2 classes, got {num_classes}")
         if width % 8:
-            raise ValueError(f"width must be a multiple of 8 (normalisation groups), got {width}")
+            raise UserError(f"width must be a multiple of 8 (normalisation groups), got {width}")
         channels, height, side = image_shape
         self.image_shape = (channels, height, side)
         self.num_classes = num_classes

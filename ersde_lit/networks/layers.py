@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
+
 Direction = Literal["up", "down"]
 
 
@@ -32,7 +34,7 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         groups = min(32, channels // 4)
         if not groups or channels % groups:
-            raise ValueError(
+            raise UserError(
                 f"{channels} channels do not fall into equal normalisation groups: "
                 "choose model_channels a multiple of 32, or of 4 in a narrow network"
             )
@@ -130,7 +132,7 @@ class FourierAngles(nn.Module):
 def separable_filter(taps: Sequence[int]) -> Tensor:
     """Outer product of the taps with themselves, of sum 1: [1, 1, k, k]; raises ValueError where k is not even."""
     if not taps or len(taps) % 2:
-        raise ValueError(f"resample_filter needs an even number of taps, such as [1, 1] or [1, 3, 3, 1]: {list(taps)}")
+        raise UserError(f"resample_filter needs an even number of taps, such as [1, 1] or [1, 3, 3, 1]: {list(taps)}")
     along = torch.tensor(taps, dtype=torch.float32) / sum(taps)
     return torch.outer(along, along)[None, None]
 

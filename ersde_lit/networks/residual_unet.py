@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample
 
@@ -64,7 +65,7 @@ class ResidualBlock(nn.Module):
         self.heads = (num_heads or (out_channels // head_width if head_width else 1)) if attention else 0
         if self.heads:
             if out_channels % self.heads:
-                raise ValueError(f"{out_channels} channels do not divide among {self.heads} attention heads")
+                raise UserError(f"{out_channels} channels do not divide among {self.heads} attention heads")
             self.norm2 = GroupNorm(out_channels, eps)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = Conv2d(out_channels, out_channels, 1)
@@ -125,14 +126,14 @@ class ResidualUNet(Network):
     ) -> None:
         super().__init__()
         if not widths or img_resolution % 2 ** (len(widths) - 1):
-            raise ValueError(
+            raise UserError(
                 f"each level of channel_mult but the first halves the resolution: img_resolution {img_resolution} "
                 f"does not allow {len(widths)} levels"
             )
         if num_blocks < 1:
-            raise ValueError(f"num_blocks is at least 1, got {num_blocks}")
+            raise UserError(f"num_blocks is at least 1, got {num_blocks}")
         if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is a probability, got {label_dropout}")
+            raise UserError(f"label_dropout is a probability, got {label_dropout}")
         self.image_shape = (in_channels, img_resolution, img_resolution)
         self.num_classes = label_dim
         self.label_dropout = label_dropout
@@ -179,7 +180,7 @@ class ResidualUNet(Network):
             ValueError: an augmentation vector for a network that takes none, whose augmentation would leak.
         """
         if augment is not None and self.map_augment is None:
-            raise ValueError(f"set the network's augment_dim to {augment.shape[1]}: it cannot be told of augmentation")
+            raise UserError(f"set the network's augment_dim to {augment.shape[1]}: it cannot be told of augmentation")
         if augment is None and self.map_augment is not None:  # zeros: DDP takes no weights without a gradient
             augment = x.new_zeros(len(x), self.map_augment.in_features)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would blur neighbouring noise levels

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks.layers import (
     Conv2d,
     ConvThenDownsample,
@@ -78,7 +79,7 @@ class SongUNet(ResidualUNet):
             ("decoder_type", decoder_type, DecoderType),
         ):
             if value not in get_args(allowed):
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(allowed))}")
+                raise UserError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(allowed))}")
         widths = [model_channels * m for m in channel_mult]
         noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         block = partial(

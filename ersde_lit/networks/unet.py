@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 
 
@@ -47,15 +48,15 @@ class UNet(Network):
     ) -> None:
         super().__init__()
         if len(image_shape) != 3:
-            raise ValueError(f"image_shape is (channels, height, width), got {tuple(image_shape)}")
+            raise UserError(f"image_shape is (channels, height, width), got {tuple(image_shape)}")
         if width % 8:
-            raise ValueError(f"width must be a multiple of 8 (normalisation groups), got {width}")
+            raise UserError(f"width must be a multiple of 8 (normalisation groups), got {width}")
         if not multipliers or min(*multipliers, blocks, head_width, patch_size) < 1:
-            raise ValueError(
+            raise UserError(
                 "multipliers, blocks, head_width and patch_size are positive, and there is one level at least"
             )
         if not set(attention) <= set(range(len(multipliers))):
-            raise ValueError(f"attention names levels 0 .. {len(multipliers) - 1}, got {list(attention)}")
+            raise UserError(f"attention names levels 0 .. {len(multipliers) - 1}, got {list(attention)}")
         channels, height, side = image_shape
         self.image_shape = (channels, height, side)
         self.num_classes = num_classes
@@ -103,7 +104,7 @@ class UNet(Network):
             ValueError: augment conditions for a network of augment_dim 0: its samples would come out augmented.
         """
         if augment is not None and self.embed_augment is None:
-            raise ValueError("this network cannot be told of augmentation: set its augment_dim, or leave augment out")
+            raise UserError("this network cannot be told of augmentation: set its augment_dim, or leave augment out")
         height, side = x.shape[-2:]
         x = F.pad(x, (0, -side % self.multiple, 0, -height % self.multiple))
         x = self.enter(F.pixel_unshuffle(x, self.patch_size))
@@ -153,7 +154,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_width: int) -> None:
         super().__init__()
         if channels % head_width:
-            raise ValueError(
+            raise UserError(
                 f"self-attention, which the middle of the network always has, needs channels ({channels}) to be a "
                 f"multiple of head_width ({head_width})"
             )

@@ -7,6 +7,8 @@ it (paths, versions, the device) may differ between two runs of the same images.
 import json
 from typing import Any
 
+from ersde_lit.errors import UserError
+
 Meta = dict[str, Any]
 
 
@@ -14,9 +16,9 @@ def parse_meta(text: str) -> Meta:
     """A description from its JSON; ValueError if it is none."""
     meta = json.loads(text)
     if not (isinstance(meta, dict) and isinstance(meta.get("seeds"), str)):
-        raise ValueError("not a description of images")
+        raise UserError("not a description of images")
     if not all(isinstance(meta.get(key), dict) for key in ("options", "checkpoints", "paths")):
-        raise ValueError("not a description of images")
+        raise UserError("not a description of images")
     return meta
 
 

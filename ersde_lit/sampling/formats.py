@@ -18,8 +18,9 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from ersde_lit.archives import open_stored
+from ersde_lit.errors import UserError
 from ersde_lit.sampling.description import Meta, parse_meta
+from ersde_lit.untrusted.archives import open_stored
 
 Encoded = Mapping[str, bytes]  # a block's images by name, as the format keeps them
 BLOCK = "images.npy"
@@ -33,7 +34,7 @@ class Format(ABC):
     def check(self, count: int, image_shape: Sequence[int]) -> None:
         """Raises ValueError where `count` images of this shape, (C, H, W), cannot be kept so."""
         if image_shape[0] not in (1, 3):
-            raise ValueError(f"a PNG holds 1 or 3 channels, not {image_shape[0]}; use --out NAME.npz")
+            raise UserError(f"a PNG holds 1 or 3 channels, not {image_shape[0]}; use --out NAME.npz")
 
     @abstractmethod
     def names(self, seeds: Sequence[int]) -> list[str]:
@@ -199,7 +200,7 @@ class Picture(Arrays):
     def check(self, count: int, image_shape: Sequence[int]) -> None:
         super().check(count, image_shape)
         if count * math.prod(image_shape[1:]) > LARGEST_PICTURE:
-            raise ValueError(f"{count} images are too many for one picture; use a folder, .npz or .zip")
+            raise UserError(f"{count} images are too many for one picture; use a folder, .npz or .zip")
 
     def write(
         self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
@@ -227,12 +228,12 @@ def format_of(out: str | Path, **options: Any) -> Format:
     """
     ending = Path(out).suffix.lower()
     if ending not in _FORMATS:
-        raise ValueError(f"--out {out}: unknown ending {ending}; use a folder (no ending), .npz, .zip or .png")
+        raise UserError(f"--out {out}: unknown ending {ending}; use a folder (no ending), .npz, .zip or .png")
     found = _FORMATS[ending]
     given = {name: value for name, value in options.items() if value}
     for name in given:
         if name not in getattr(found, "__dataclass_fields__", {}):
-            raise ValueError(f"--{name} is not for --out {out}: subdirs are of a folder, columns of a .png")
+            raise UserError(f"--{name} is not for --out {out}: subdirs are of a folder, columns of a .png")
     return found(**given)
 
 
@@ -243,9 +244,9 @@ def read_meta(path: str | Path) -> Meta:
         ValueError: nothing is there, or it cannot be read, or holds no such description.
     """
     if not Path(path).exists():
-        raise ValueError(f"there is nothing at {path}")
+        raise UserError(f"there is nothing at {path}")
     if Path(path).suffix.lower() not in _FORMATS:
-        raise ValueError(f"{path} is no set of samples: those are a folder (no ending), .npz, .zip or .png")
+        raise UserError(f"{path} is no set of samples: those are a folder (no ending), .npz, .zip or .png")
     if (meta := format_of(path).meta(Path(path))) is None:
-        raise ValueError(f"{path} is damaged, or holds no images that this version of `sample` made")
+        raise UserError(f"{path} is damaged, or holds no images that this version of `sample` made")
     return meta

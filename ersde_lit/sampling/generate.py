@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import labels_for
-from ersde_lit.sampling.tf32 import tf32
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import Sampler, SeededNoise
 from ersde_lit.solvers.loop import Callback
+from ersde_lit.tf32 import tf32
 
 
 class Block(NamedTuple):
@@ -49,7 +50,7 @@ def generate(
         ValueError: batch_size < 1, labels that do not fit the seeds or the model, or of classes that were not trained.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; at least 1 image is sampled at a time")
+        raise UserError(f"batch_size is {batch_size}; at least 1 image is sampled at a time")
     chosen = labels_for(seeds, labels, denoiser.num_classes, getattr(denoiser, "trained_classes", None))
 
     def block(part: slice) -> Block:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import Trained, labels_of_seeds, trained_of
+from ersde_lit.errors import UserError
 from ersde_lit.sampling.seeds import format_seeds, parse_ranges
 
 LIKE = "random, all, none, or classes as in 3 or 0,1,5-7"
@@ -42,7 +43,7 @@ def choose_labels(
     """
     if num_classes == 0:
         if choice is not None:
-            raise ValueError(f"--labels {choice!r}: the model is unconditional; leave --labels out")
+            raise UserError(f"--labels {choice!r}: the model is unconditional; leave --labels out")
         return None
     if choice is None or choice == "random":
         return labels_of_seeds(seeds, num_classes, trained)
@@ -50,11 +51,11 @@ def choose_labels(
         return torch.full((len(seeds),), -1)
     turns = [trained_of(num_classes, trained)] if choice == "all" else _parse(choice, names)
     if (largest := max(turn[-1] for turn in turns)) >= num_classes:
-        raise ValueError(f"--labels {choice!r}: no class {largest}; the model's are 0 to {num_classes - 1}")
+        raise UserError(f"--labels {choice!r}: no class {largest}; the model's are 0 to {num_classes - 1}")
     cycle = np.fromiter(chain.from_iterable(turns), dtype=np.int64)
     if untrained := {*cycle.tolist()} - {*trained_of(num_classes, trained)}:
         which, had = min(untrained), format_seeds(trained or ())
-        raise ValueError(f"--labels {choice!r}: class {which} had no training image; choose from {had}")
+        raise UserError(f"--labels {choice!r}: class {which} had no training image; choose from {had}")
     return torch.from_numpy(cycle[np.asarray(seeds, dtype=np.int64) % len(cycle)])
 
 
@@ -71,15 +72,15 @@ def _part(part: str, choice: str, names: Sequence[str]) -> list[range]:
         if not (found and part.isdigit()) or int(part) in found:
             return as_number
         if int(part) < len(names):
-            raise ValueError(
+            raise UserError(
                 f"--labels {choice!r}: {part} is the number of class {names[int(part)]!r} and the name of class "
                 f"{found[0]}: write {part}-{part} or {found[0]}-{found[0]}"
             )
     if len(found) == 1:
         return [range(found[0], found[0] + 1)]
     if found:
-        raise ValueError(f"--labels {choice!r}: classes {format_seeds(found)} are all named {part!r}; give the number")
+        raise UserError(f"--labels {choice!r}: classes {format_seeds(found)} are all named {part!r}; give the number")
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(part.casefold(), folded, 1)
     hint = f"did you mean {folded[near[0]]!r}?" if near else f"the model's are {', '.join(map(repr, names[:3]))}, ..."
-    raise ValueError(f"--labels {choice!r}: no class is named {part!r}; {hint}")
+    raise UserError(f"--labels {choice!r}: no class is named {part!r}; {hint}")

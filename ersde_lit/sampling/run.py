@@ -15,11 +15,12 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.errors import UserError
+from ersde_lit.progress import console, progress
+from ersde_lit.ranks import gather, together
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.labels import labels_of
-from ersde_lit.sampling.progress import console, progress
-from ersde_lit.sampling.ranks import gather, together
 from ersde_lit.sampling.views import Preview, Trajectory
 from ersde_lit.sampling.work import Work
 from ersde_lit.solvers import Sampler
@@ -130,7 +131,7 @@ def _fitting(work: Work, job: Job, seeds: Sequence[int], preview: Preview | None
         # Not in the except clause: there, the traceback still holds the tensors.
         torch.cuda.empty_cache()
         if size == 1:
-            raise ValueError("out of memory with one image at a time: use a smaller network, or --precision bf16")
+            raise UserError("out of memory with one image at a time: use a smaller network, or --precision bf16")
         if work.shrink(half := -(-size // 2)):
             console.print(f"out of memory with {size} images at a time: going on with {half}")
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
-MAX_SEED = 2**48 - 1  # that of `solvers.noise`, written again so that reading seeds does not wait for torch
+from ersde_lit.errors import UserError
+from ersde_lit.names import MAX_SEED
 
 
 def parse_ranges(text: str, option: str, like: str) -> list[range]:
@@ -18,12 +19,12 @@ def parse_ranges(text: str, option: str, like: str) -> list[range]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,999})\s*(?:-\s*([0-9]{1,999})\s*)?", part)
         if match is None:
-            raise ValueError(f"{option} {text!r}: {part!r} is no number or range; write {like}")
+            raise UserError(f"{option} {text!r}: {part!r} is no number or range; write {like}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"{option} {text!r}: the range {part.strip()} runs downwards; write {last}-{first}")
+            raise UserError(f"{option} {text!r}: the range {part.strip()} runs downwards; write {last}-{first}")
         if last > MAX_SEED:
-            raise ValueError(f"{option} {text!r}: {last} is above the largest, 2^48 - 1 = {MAX_SEED}")
+            raise UserError(f"{option} {text!r}: {last} is above the largest, 2^48 - 1 = {MAX_SEED}")
         ranges.append(range(first, last + 1))
     return ranges
 
@@ -37,7 +38,7 @@ def parse_seeds(text: str) -> Sequence[int]:
     ranges = parse_ranges(text, "--seeds", "seeds as in 0-499 or 3,7,10-12")
     for before, after in pairwise(sorted(ranges, key=lambda r: r.start)):
         if after.start < before.stop:
-            raise ValueError(f"--seeds {text!r}: {after.start} is given twice")
+            raise UserError(f"--seeds {text!r}: {after.start} is given twice")
     return ranges[0] if len(ranges) == 1 else list(chain.from_iterable(ranges))
 
 

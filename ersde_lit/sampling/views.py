@@ -8,9 +8,10 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_out, disk_errors
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.output import check_out, disk_errors
 
 MARK = {"made by": "ersde_lit sample"}
 
@@ -67,9 +68,9 @@ def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> Non
     check_out(path, option)
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise ValueError(f"--{option} {path}: it is a picture; give it a name that ends in .png")
+        raise UserError(f"--{option} {path}: it is a picture; give it a name that ends in .png")
     if image_shape[0] not in (1, 3):
-        raise ValueError(f"--{option} {path}: a PNG holds 1 or 3 channels, not {image_shape[0]}")
+        raise UserError(f"--{option} {path}: a PNG holds 1 or 3 channels, not {image_shape[0]}")
     if target.exists():
         try:
             with Image.open(target, formats=["png"]) as image:
@@ -77,4 +78,4 @@ def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> Non
         except (OSError, ValueError):
             ours = False
         if not ours:
-            raise ValueError(f"--{option} {path} exists and is another picture, so it stays; choose another name")
+            raise UserError(f"--{option} {path} exists and is another picture, so it stays; choose another name")

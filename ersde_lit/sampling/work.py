@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ersde_lit.archives import open_stored
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_out, disk_errors
 from ersde_lit.sampling.description import Meta, differences, parse_meta
 from ersde_lit.sampling.formats import Encoded, Format, read_meta
-from ersde_lit.sampling.output import check_out, disk_errors
+from ersde_lit.untrusted.archives import open_stored
 
 
 class Work:
@@ -69,7 +70,7 @@ class Work:
             kept = self._kept()
             differing = differences(kept, self.meta) if kept else ""
             if differing and self.done() and not self.overwrite:
-                raise ValueError(
+                raise UserError(
                     f"--out {self.out}: an unfinished run of another command lies there, it differs in {differing}; "
                     "finish it, choose another name, or add --overwrite to drop it"
                 )
@@ -81,11 +82,11 @@ class Work:
                 what = f"differs in {differences(read_meta(self.target), self.meta)}"
             except ValueError:
                 what = "is not known to be of this command"
-            raise ValueError(
+            raise UserError(
                 f"--out {self.out} exists and {what}; choose another name, or add --overwrite to replace it"
             )
         if not self.format.holds(self.target):
-            raise ValueError(f"--out {self.out} exists and is not a set of samples, so it stays; choose another name")
+            raise UserError(f"--out {self.out} exists and is not a set of samples, so it stays; choose another name")
 
     def _kept(self) -> Meta | None:
         """The description of the run under way; None without one."""
@@ -117,7 +118,7 @@ class Work:
         try:
             self.lock.acquire()
         except Timeout:
-            raise ValueError(f"--out {self.out}: another process is working on it; wait for it to end") from None
+            raise UserError(f"--out {self.out}: another process is working on it; wait for it to end") from None
         except NotImplementedError:
             pass  # a file system without locks
 
@@ -220,7 +221,7 @@ class Work:
                     block = {name: file.read(name) for name in self.format.names(self.block(number))}
             except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
                 path.unlink(missing_ok=True)
-                raise ValueError(f"{path} is damaged and was removed: run the same command again") from error
+                raise UserError(f"{path} is damaged and was removed: run the same command again") from error
             yield block
 
 

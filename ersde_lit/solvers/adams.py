@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import exponential
 from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
@@ -41,7 +42,7 @@ class IPNDM:
 
     def __post_init__(self) -> None:
         if not is_integer(self.order, 1, 4):
-            raise ValueError(f"order of IPNDM must be 1 to 4, not {self.order!r}")
+            raise UserError(f"order of IPNDM must be 1 to 4, not {self.order!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending; its history is d."""
@@ -70,7 +71,7 @@ class DEIS:
 
     def __post_init__(self) -> None:
         if not is_integer(self.order, 1, 4):
-            raise ValueError(f"order of DEIS must be 1 to 4, not {self.order!r}")
+            raise UserError(f"order of DEIS must be 1 to 4, not {self.order!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending; its history is d."""

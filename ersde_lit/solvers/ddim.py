@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers.checks import is_number
 from ersde_lit.solvers.tableau import Tableau, check_lams
 
@@ -27,7 +28,7 @@ class DDIM:
 
     def __post_init__(self) -> None:
         if not is_number(self.eta, 0, 1):
-            raise ValueError(f"eta of DDIM must be in [0, 1], not {self.eta!r}")
+            raise UserError(f"eta of DDIM must be in [0, 1], not {self.eta!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending; its rows are of order 1."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import exponential
 from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
@@ -39,7 +40,7 @@ class DPMSolverPP:
 
     def __post_init__(self) -> None:
         if not is_integer(self.order, 2, 3):
-            raise ValueError(f"order of DPMSolverPP must be 2 or 3, not {self.order!r}")
+            raise UserError(f"order of DPMSolverPP must be 2 or 3, not {self.order!r}")
         _check_solver_type(self.solver_type)
 
     def tableau(self, lams: Tensor) -> Tableau:
@@ -94,4 +95,4 @@ _MOMENTS = {"midpoint": _midpoint, "heun": _heun}
 
 def _check_solver_type(solver_type: str) -> None:
     if solver_type not in _MOMENTS:
-        raise ValueError(f'solver_type must be "midpoint" or "heun", not {solver_type!r}')
+        raise UserError(f'solver_type must be "midpoint" or "heun", not {solver_type!r}')

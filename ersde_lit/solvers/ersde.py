@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers.checks import is_integer, is_positive
 from ersde_lit.solvers.noise_scale import NoiseScale, noise_scale
 from ersde_lit.solvers.paper import paper_tableau
@@ -62,17 +63,17 @@ class ERSDE:
     def __post_init__(self) -> None:
         noise_scale(self.noise_scale)
         if not is_integer(self.order, 1):
-            raise ValueError(f"order must be an integer of at least 1, not {self.order!r}")
+            raise UserError(f"order must be an integer of at least 1, not {self.order!r}")
         if self.corrector is not None and not is_integer(self.corrector, 1):
-            raise ValueError(f"corrector must be None or an integer of at least 1, not {self.corrector!r}")
+            raise UserError(f"corrector must be None or an integer of at least 1, not {self.corrector!r}")
         if self.paper and self.order > 3:
-            raise ValueError(
+            raise UserError(
                 f"the published algorithm has orders 1 to 3, not {self.order}: take one of these, or leave paper out"
             )
         if self.nodes not in ("lam", "log") and not is_positive(self.nodes):
-            raise ValueError(f"nodes must be lam, log or a positive number, not {self.nodes!r}")
+            raise UserError(f"nodes must be lam, log or a positive number, not {self.nodes!r}")
         if self.relative and self.nodes in ("lam", "log"):
-            raise ValueError(f"relative nodes need a number, the s of asinh(lam / s), not {self.nodes!r}")
+            raise UserError(f"relative nodes need a number, the s of asinh(lam / s), not {self.nodes!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), finite, descending, the last may be 0; float64, in about a millisecond."""
@@ -89,7 +90,7 @@ class ERSDE:
         r[:full] = (end / start) * change.exp()
         b[:full] = end * (-torch.expm1(2 * change)).sqrt()
         if self.nodes == "log" and self.order > 2 and b.any():
-            raise ValueError("log nodes above order 2 are unstable with noise: take nodes lam or a number, or ode")
+            raise UserError("log nodes above order 2 are unstable with noise: take nodes lam or a number, or ode")
 
         c = torch.zeros(n, self.order, dtype=torch.float64)
         c[full:, 0] = 1
@@ -130,7 +131,7 @@ def _check_rows(phi: NoiseScale, lams: Tensor, r: Tensor, rows: Tensor) -> None:
     wrong = ~(missed <= 1e-9)
     if wrong.any():
         i = int(wrong.int().argmax())
-        raise ValueError(
+        raise UserError(
             f"noise scale {phi} gives no table: from lam {lams[i]:.6g} to {lams[i + 1]:.6g} a constant x0 is missed by "
             f"{missed[i]:.1g}; its kappa must be d ln phi / d ln lam, and smooth"
         )

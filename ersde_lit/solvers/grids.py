@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers.checks import is_integer, is_positive
 from ersde_lit.solvers.tableau import check_lams
 
@@ -68,7 +69,7 @@ def vp_cosine(n: int, t_min: float = 1e-3, t_max: float = 0.9946, s: float = 0.0
     t_max = 0.9946, lam 118, is where DPM-Solver starts it; below 1, where lam is infinite."""
     _check_positive(t_min=t_min, t_max=t_max, s=s)
     if t_max >= 1:
-        raise ValueError(f"t_max of vp_cosine must be below 1, where lam is infinite, not {t_max}")
+        raise UserError(f"t_max of vp_cosine must be below 1, where lam is infinite, not {t_max}")
     return uniform_t(n, lambda t: _cosine_lam(t, s), t_min, t_max, zero)
 
 
@@ -85,7 +86,7 @@ def vp_discrete(n: int, levels: Tensor | None = None, zero: bool = False) -> Ten
     levels = vp_levels() if levels is None else levels
     _ramp(n, zero)
     if n >= len(levels):
-        raise ValueError(f"a process of {len(levels)} levels has no grid of {n} calls; at most {len(levels) - 1}")
+        raise UserError(f"a process of {len(levels)} levels has no grid of {n} calls; at most {len(levels) - 1}")
     lams = levels[torch.arange(n, -1, -1) * len(levels) // (n + 1)]
     return _grid(lams[:-1] if zero else lams, zero)
 
@@ -97,7 +98,7 @@ def iddpm(n: int, lam_min: float = 0.002, lam_max: float = 81.0, steps: int = 10
     levels = levels[(levels >= lam_min) & (levels <= lam_max)]
     ramp = _ramp(n, zero)
     if len(ramp) > len(levels):
-        raise ValueError(f"there are {len(levels)} levels from {lam_max} to {lam_min}: too few for {n} calls")
+        raise UserError(f"there are {len(levels)} levels from {lam_max} to {lam_min}: too few for {n} calls")
     return _grid(levels[((len(levels) - 1) * ramp).round().long()], zero)
 
 
@@ -110,7 +111,7 @@ class Fixed:
     def __call__(self, n: int) -> Tensor:
         lams = check_lams(torch.as_tensor(self.lams, dtype=torch.float64))
         if n != len(lams) - 1:
-            raise ValueError(f"the list of {len(lams)} lams makes {len(lams) - 1} calls, not {n}")
+            raise UserError(f"the list of {len(lams)} lams makes {len(lams) - 1} calls, not {n}")
         return lams
 
 
@@ -122,13 +123,13 @@ def _cosine_lam(t: Tensor, s: float) -> Tensor:
 
 def check_nfe(n: int) -> None:
     if not is_integer(n, 1):
-        raise ValueError(f"the number of calls must be an integer of at least 1, not {n!r}")
+        raise UserError(f"the number of calls must be an integer of at least 1, not {n!r}")
 
 
 def _check_positive(**parameters: float) -> None:
     for name, value in parameters.items():
         if not is_positive(value):
-            raise ValueError(f"{name} of a grid must be a positive number, not {value!r}")
+            raise UserError(f"{name} of a grid must be a positive number, not {value!r}")
 
 
 def _ramp(n: int, zero: bool) -> Tensor:

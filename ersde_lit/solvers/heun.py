@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.checks import is_interval, is_number
 from ersde_lit.solvers.grids import Grid, check_nfe
@@ -43,9 +44,9 @@ class Heun:
     def __post_init__(self) -> None:
         for name in ("churn", "s_noise"):
             if not is_number(value := getattr(self, name), 0):
-                raise ValueError(f"{name} of Heun must be finite and at least 0, not {value!r}")
+                raise UserError(f"{name} of Heun must be finite and at least 0, not {value!r}")
         if not is_interval((self.s_min, self.s_max)):
-            raise ValueError(f"Heun needs 0 <= s_min <= s_max, not {self.s_min!r} and {self.s_max!r}")
+            raise UserError(f"Heun needs 0 <= s_min <= s_max, not {self.s_min!r} and {self.s_max!r}")
 
     def calls(self, nfe: int) -> int:
         """The calls made when asked for `nfe`: the largest odd number up to it."""
@@ -71,7 +72,7 @@ class Heun:
         with torch.device("cpu"):
             lams = fit(self.grid((self.calls(nfe) + 1) // 2), denoiser)
         if lams[-1] != 0:
-            raise ValueError(f"the grid of Heun must end in 0, not {lams[-1]:.6g}")
+            raise UserError(f"the grid of Heun must end in 0, not {lams[-1]:.6g}")
         raised = self._raised(lams, denoiser)
         start = noise.initial()
         y = start.to(torch.promote_types(start.dtype, torch.float32)) * float(lams[0])

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers.tableau import Tableau
 
 Denoise = Callable[..., Tensor]
@@ -85,7 +86,7 @@ def sample(
 def check_shape(what: str, value: Tensor, y: Tensor) -> Tensor:
     """`value`; ValueError unless it is shaped as y, where broadcasting would mix images silently."""
     if value.shape != y.shape:
-        raise ValueError(f"{what} must have the shape of y, {[*y.shape]}, not {[*value.shape]}")
+        raise UserError(f"{what} must have the shape of y, {[*y.shape]}, not {[*value.shape]}")
     return value
 
 

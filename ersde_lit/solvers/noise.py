@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_SEED = 2**48 - 1
-_MAX_STEP = 2**15 - 2
+from ersde_lit.errors import UserError
+from ersde_lit.names import MAX_SEED, MAX_STEPS
+
+_MAX_STEP = MAX_STEPS - 1
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, made odd: spreads the element numbers
 _LEA = 0xDABA0B6EB09322E3 - 2**64
 
@@ -47,7 +49,7 @@ class SeededNoise:
             if isinstance(seed, bool) or not hasattr(seed, "__index__"):
                 raise TypeError(f"a seed must be an integer, not {seed!r}")
             if not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"a seed must lie between 0 and 2**48 - 1, not be {seed}")
+                raise UserError(f"a seed must lie between 0 and 2**48 - 1, not be {seed}")
         if not dtype.is_floating_point:
             raise TypeError(f"noise is of a floating dtype, not {dtype}")
         self.shape = torch.Size(shape)
@@ -67,7 +69,7 @@ class SeededNoise:
     def step(self, i: int) -> Tensor:
         """The noise of step i, from 0."""
         if not 0 <= i <= _MAX_STEP:
-            raise ValueError(f"a step is a number from 0 to {_MAX_STEP}, not {i}")
+            raise UserError(f"a step is a number from 0 to {_MAX_STEP}, not {i}")
         return self._normal(i + 1)
 
     def _normal(self, stream: int) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers.checks import is_number, is_positive
 
 Curve = Callable[[Tensor], Tensor]
@@ -56,7 +57,7 @@ class NoiseScale:
         invalid = ~(change <= 1e-14 * (1 + log_g[1:].abs()))
         if invalid.any():
             i = int(invalid.int().argmax())
-            raise ValueError(
+            raise UserError(
                 f"noise scale {self.name} is not valid from lam {lams[i]:.6g} to {lams[i + 1]:.6g}: phi / lam must be "
                 f"finite and must not grow as lam falls; lower lam_max or take another noise scale"
             )
@@ -66,7 +67,7 @@ class NoiseScale:
 def power(p: float) -> NoiseScale:
     """phi = lam^p, p >= 1. A step of it is the exponential integrator of every ODE (p = 1) or SDE (p = 2) solver."""
     if not is_number(p, 1):
-        raise ValueError(f"power p must be a number of at least 1, not {p!r}")
+        raise UserError(f"power p must be a number of at least 1, not {p!r}")
     return NoiseScale(
         f"power({p})", lambda lam: (p - 1) * lam.log(), lambda lam: torch.full_like(lam, p), min(2.0, STEEPEST / p)
     )
@@ -76,7 +77,7 @@ def eta(base: str | NoiseScale, s: float) -> NoiseScale:
     """phi = lam^(1-s) base^s, s >= 0: from the ODE (0) through `base` (1) to more noise than it adds."""
     base = noise_scale(base)
     if not is_number(s, 0):
-        raise ValueError(f"eta s must be a number of at least 0, not {s!r}")
+        raise UserError(f"eta s must be a number of at least 0, not {s!r}")
     return NoiseScale(
         f"eta({base.name}, {s})",
         lambda lam: s * base.log_g(lam),
@@ -97,7 +98,7 @@ def window(strength: float, low: float, high: float, width: float = 0.25) -> Noi
     """
     edges_valid = is_positive(low) and is_positive(high) and low < high
     if not (is_number(strength, 0) and edges_valid and is_number(width, 0.1)):
-        raise ValueError(
+        raise UserError(
             f"window needs strength >= 0, 0 < low < high and width >= 0.1, not {strength}, {low}, {high}, {width}"
         )
 
@@ -127,7 +128,7 @@ def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> No
     """
     for function in (fn, kappa):
         if function is not None and not callable(function):
-            raise ValueError(f"custom takes functions of lam, not {function!r}")
+            raise UserError(f"custom takes functions of lam, not {function!r}")
     label = name or f"custom({getattr(fn, '__name__', fn)})"
 
     def log_g(lam: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def custom(fn: Curve, kappa: Curve | None = None, name: str | None = None) -> No
             try:
                 (gradient,) = torch.autograd.grad(fn(log_lam.exp()).log().sum(), log_lam)
             except RuntimeError as error:
-                raise ValueError(f"autograd cannot follow {label}, pass kappa=, its d ln phi / d ln lam") from error
+                raise UserError(f"autograd cannot follow {label}, pass kappa=, its d ln phi / d ln lam") from error
         return gradient
 
     return NoiseScale(label, log_g, kappa or derivative)
@@ -210,11 +211,11 @@ def noise_scale(name: str | NoiseScale) -> NoiseScale:
             return window(*(_number(name, word) for word in words))
     close = get_close_matches(str(name), _NAMED, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"unknown noise scale {name!r}, choose from {', '.join([*_NAMED, *_WRITTEN])}{hint}")
+    raise UserError(f"unknown noise scale {name!r}, choose from {', '.join([*_NAMED, *_WRITTEN])}{hint}")
 
 
 def _number(name: str, word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise ValueError(f"noise scale {name!r}: {word!r} is no number; write it as {' or '.join(_WRITTEN)}") from None
+        raise UserError(f"noise scale {name!r}: {word!r} is no number; write it as {' or '.join(_WRITTEN)}") from None

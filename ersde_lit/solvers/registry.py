@@ -7,6 +7,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.adams import DEIS, IPNDM
 from ersde_lit.solvers.ddim import DDIM
@@ -72,7 +73,7 @@ def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
     if choice is None or isinstance(choice, str):
         return sampler("default" if choice is None else choice)
     if isinstance(choice, type) or not (isinstance(choice, Solver) or callable(choice)):
-        raise ValueError(f"{choice!r} is no sampler, solver or name of one")
+        raise UserError(f"{choice!r} is no sampler, solver or name of one")
     return TableSampler(choice) if isinstance(choice, Solver) else choice
 
 
@@ -80,9 +81,9 @@ def _with_options(
     kind: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]
 ) -> Callable[..., Any]:
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}, choose from {', '.join(table)}")
+        raise UserError(f"unknown {kind} {name!r}, choose from {', '.join(table)}")
     known = [p for p in signature(table[name]).parameters if p not in ("n", "grid")]
     for option in options:
         if option not in known:
-            raise ValueError(f"{kind} {name} has no option {option!r}, only {', '.join(known)}")
+            raise UserError(f"{kind} {name} has no option {option!r}, only {', '.join(known)}")
     return partial(table[name], **options)

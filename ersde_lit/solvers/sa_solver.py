@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import exponential
 from ersde_lit.solvers.checks import is_integer, is_interval, is_number
 from ersde_lit.solvers.tableau import Tableau, check_lams
@@ -37,13 +38,13 @@ class SASolver:
 
     def __post_init__(self) -> None:
         if not is_integer(self.predictor_order, 1, 4):
-            raise ValueError(f"predictor_order of SASolver must be 1 to 4, not {self.predictor_order!r}")
+            raise UserError(f"predictor_order of SASolver must be 1 to 4, not {self.predictor_order!r}")
         if not is_integer(self.corrector_order, 0, 4):
-            raise ValueError(f"corrector_order of SASolver must be 0 to 4, not {self.corrector_order!r}")
+            raise UserError(f"corrector_order of SASolver must be 0 to 4, not {self.corrector_order!r}")
         if not is_number(self.tau, 0):
-            raise ValueError(f"tau of SASolver must be finite and at least 0, not {self.tau!r}")
+            raise UserError(f"tau of SASolver must be finite and at least 0, not {self.tau!r}")
         if not is_interval(self.window):
-            raise ValueError(f"window of SASolver must be (low, high), not {self.window!r}")
+            raise UserError(f"window of SASolver must be (low, high), not {self.window!r}")
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending, with its corrector."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid, check_nfe
@@ -92,7 +93,7 @@ def fit(lams: Tensor, denoiser: Any) -> Tensor:
     if len(finite) == 1:
         finite = finite.clamp(lam_min, lam_max)
     elif low >= high:
-        raise ValueError(f"the grid, {finite[0]:.6g} to {finite[-1]:.6g}, misses the denoiser's {lam_max} to {lam_min}")
+        raise UserError(f"the grid, {finite[0]:.6g} to {finite[-1]:.6g}, misses the denoiser's {lam_max} to {lam_min}")
     elif high < finite[0] or low > finite[-1]:
         position = (finite / finite[-1]).log() / (finite[0] / finite[-1]).log()
         finite = (low * (high / low) ** position).clamp(low, high)
@@ -105,7 +106,7 @@ def fit(lams: Tensor, denoiser: Any) -> Tensor:
 def _snap(lams: Tensor, levels: Tensor) -> Tensor:
     levels = levels.to("cpu", torch.float64).sort(descending=True).values
     if len(lams) > len(levels):
-        raise ValueError(f"a model of {len(levels)} noise levels cannot be sampled at {len(lams)} of them; lower nfe")
+        raise UserError(f"a model of {len(levels)} noise levels cannot be sampled at {len(lams)} of them; lower nfe")
     nearest = (lams.log().unsqueeze(1) - levels.log()).abs().argmin(1)
     # Strictly ascending indices, moving as few as possible: nearest - order may only rise, up to what is left.
     order = torch.arange(len(lams))

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+
 
 class Tableau(NamedTuple):
     """A sampler with N steps, ready for `sample`: float64 CPU tensors throughout.
@@ -58,13 +60,13 @@ def check_lams(lams: Tensor) -> Tensor:
     """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
     lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu").detach()
     if lams.ndim != 1 or len(lams) < 2:
-        raise ValueError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
+        raise UserError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
     valid = lams.isfinite() & (lams > 0)
     valid[-1] |= lams[-1] == 0
     valid[1:] &= lams.diff() < 0
     if not valid.all():
         i = int(valid.int().argmin())
-        raise ValueError(
+        raise UserError(
             "lams must be finite, positive and strictly descending, only the last may be 0; "
             f"level {i} is {lams[i]:.6g}" + (f" after {lams[i - 1]:.6g}" if i else "")
         )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.solvers import exponential
 from ersde_lit.solvers.checks import is_integer
 from ersde_lit.solvers.tableau import Tableau, check_lams
@@ -33,9 +34,9 @@ class UniPC:
 
     def __post_init__(self) -> None:
         if not is_integer(self.order, 1):
-            raise ValueError(f"order of UniPC must be an integer of at least 1, not {self.order!r}")
+            raise UserError(f"order of UniPC must be an integer of at least 1, not {self.order!r}")
         if self.variant not in ("bh1", "bh2"):
-            raise ValueError(f'variant of UniPC must be "bh1" or "bh2", not {self.variant!r}')
+            raise UserError(f'variant of UniPC must be "bh1" or "bh2", not {self.variant!r}')
 
     def tableau(self, lams: Tensor) -> Tableau:
         """The table for `lams`, (N+1,), descending, with its corrector."""

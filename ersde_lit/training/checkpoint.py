@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ersde_lit.files import written_whole
-from ersde_lit.torch_before_zip import is_before_zip, read_before_zip
+from ersde_lit.errors import UserError
+from ersde_lit.files import replacing
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
 from ersde_lit.training.spec import at_most, brief, build
+from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -24,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with written_whole(path) as temporary:
+        with replacing(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def rebuild(kind: type[Module], settings: dict[str, Any], checkpoint: dict[str, 
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # what a file says may be wrong in any way
-        raise ValueError(f"checkpoint {path} cannot be rebuilt: {brief(error)}") from error
+        raise UserError(f"checkpoint {path} cannot be rebuilt: {brief(error)}") from error
     return module.eval()
 
 
@@ -87,13 +88,13 @@ def read(path: str | Path) -> dict[str, Any]:
     Under `SPEC_KEY` is a dict, under "state_dict" one of tensors by name, and "images_seen", if any, is a number.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint at {path or repr('')}: check the path (`fit` prints it at the end)")
+        raise UserError(f"no checkpoint at {path or repr('')}: check the path (`fit` prints it at the end)")
     try:
         checkpoint = read_before_zip(path) if is_before_zip(path) else _load(path)
     except Exception:
-        raise ValueError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
+        raise UserError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
     if not _is_ours(checkpoint):
-        raise ValueError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")
+        raise UserError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")
     return checkpoint
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ersde_lit.data import ImageDataModule
+from ersde_lit.errors import UserError
 
 CLASSES_KEY = "classes"
 
@@ -39,11 +40,11 @@ class Classes:
         trained, names = plain["trained"], plain["names"]
         numbers = trained is None or (isinstance(trained, list) and all(type(label) is int for label in trained))
         if not numbers or not (trained is None or (trained and {*trained} <= {*range(num_classes)})):
-            raise ValueError(f"its trained classes are not some of 0 to {num_classes - 1}")
+            raise UserError(f"its trained classes are not some of 0 to {num_classes - 1}")
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError("the names of its classes are no list of texts")
+            raise UserError("the names of its classes are no list of texts")
         if len(names) not in (0, num_classes):
-            raise ValueError(f"it has {len(names)} names for {num_classes} classes")
+            raise UserError(f"it has {len(names)} names for {num_classes} classes")
         return cls(None if trained is None else tuple(sorted({*trained})), tuple(names))
 
     def plain(self) -> dict[str, Any]:

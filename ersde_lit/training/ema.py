@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
 from ersde_lit.training.fsdp import whole_weights
 
 
@@ -25,7 +26,7 @@ class EMA:
 
     def __post_init__(self) -> None:
         if self.half_life < 0 or self.ramp_up < 0:
-            raise ValueError(f"EMA half_life and ramp_up must not be negative, got {self.half_life} and {self.ramp_up}")
+            raise UserError(f"EMA half_life and ramp_up must not be negative, got {self.half_life} and {self.ramp_up}")
 
     def decay(self, images: int, images_seen: int) -> float:
         """The factor the average keeps in a step over `images` images, after `images_seen` in all."""

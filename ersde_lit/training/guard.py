@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from ersde_lit.errors import UserError
+
 MOMENTS = "optimiser's moments"
 PATIENCE = 100  # steps in a row whose loss may fail to be sound
 ABSURD = 1e6  # a loss or a weight from here on is not: those of networks are about 1
@@ -56,7 +58,7 @@ class GuardedModule(pl.LightningModule):
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         if spoilt := [what for what, tensors in _kept(checkpoint).items() if _spoilt(what, tensors)]:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was saved after its training had diverged ({', '.join(spoilt)}): go on from an older "
                 "one in another run (--run NAME --ckpt_path OLDER), or start anew"
             )

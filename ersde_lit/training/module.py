@@ -14,6 +14,7 @@ from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import Denoiser, NoiseDensity, Process
 from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
+from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
 from ersde_lit.training.classes import CLASSES_KEY, Classes
@@ -70,7 +71,7 @@ class DiffusionModule(GuardedModule):
     ) -> None:
         super().__init__()
         if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is a probability, got {label_dropout}")
+            raise UserError(f"label_dropout is a probability, got {label_dropout}")
         self.denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data)
         self.ema_denoiser = deepcopy(self.denoiser).requires_grad_(False).eval()
         self._apply(lambda value: value)  # the network may have been made in half precision
@@ -114,14 +115,14 @@ class DiffusionModule(GuardedModule):
     def setup(self, stage: str) -> None:
         """Raises ValueError where data and network disagree, or averaged weights would not be whole."""
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
-            raise ValueError("averaged weights must be whole on every device: use --trainer.strategy ddp or fsdp2")
+            raise UserError("averaged weights must be whole on every device: use --trainer.strategy ddp or fsdp2")
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
         if (theirs := tuple(data.image_shape)) != (own := tuple(self.image_shape)):
-            raise ValueError(f"the data's images are {theirs}, the network's {own}")
+            raise UserError(f"the data's images are {theirs}, the network's {own}")
         if self.num_classes not in (0, data.num_classes):
-            raise ValueError(f"the data has {data.num_classes} classes, the network {self.num_classes}")
+            raise UserError(f"the data has {data.num_classes} classes, the network {self.num_classes}")
 
     def configure_model(self) -> None:
         """Shards the weights that are trained, where the strategy is FSDP2."""
@@ -204,7 +205,7 @@ class DiffusionModule(GuardedModule):
             kept[name], own[name] = completed(kept[name], value), completed(own[name], value)
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
             if kept[name] != own[name]:
-                raise ValueError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
+                raise UserError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
         if "state_dict" in checkpoint:  # FSDP2 loads the weights itself
             checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
         if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
@@ -256,7 +257,7 @@ class DiffusionModule(GuardedModule):
             ValueError: labels that do not fit seeds or network, no such sampler, or two.
         """
         if sampler is not None and solver is not None:
-            raise ValueError("sampler and solver both say how to sample: leave one of them out")
+            raise UserError("sampler and solver both say how to sample: leave one of them out")
         run = registry.as_sampler(solver if sampler is None else sampler)
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
         chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, check
+from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
 from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.checkpoint import read, rebuild
@@ -56,9 +57,9 @@ class NoisyClassifier(GuardedModule):
     ) -> None:
         super().__init__()
         if network.num_classes < 2:
-            raise ValueError(f"a classifier needs a network with at least 2 classes, not {network.num_classes}")
+            raise UserError(f"a classifier needs a network with at least 2 classes, not {network.num_classes}")
         if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data is a standard deviation, got {sigma_data}")
+            raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
         self.network = network
         self.process = process or VE()
         check(preconditioning, "eps", self.process)
@@ -103,7 +104,7 @@ class NoisyClassifier(GuardedModule):
             return
         its, own = (tuple(data.image_shape), data.num_classes), (tuple(self.image_shape), self.num_classes)
         if its != own:
-            raise ValueError(f"the data's images are {its[0]} in {its[1]} classes, the network's {own[0]} in {own[1]}")
+            raise UserError(f"the data's images are {its[0]} in {its[1]} classes, the network's {own[0]} in {own[1]}")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, labels = batch
@@ -164,5 +165,5 @@ def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:
     checkpoint = read(path)
     kept = checkpoint[SPEC_KEY]
     if not isinstance(kept.get(KIND), dict):
-        raise ValueError(f"checkpoint {path} holds no noisy classifier: is it that of a denoiser?")
+        raise UserError(f"checkpoint {path} holds no noisy classifier: is it that of a denoiser?")
     return rebuild(NoisyClassifier, kept[KIND], checkpoint, path, trust)

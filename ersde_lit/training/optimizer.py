@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ersde_lit.errors import UserError
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -29,7 +31,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise ValueError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
+            raise UserError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # Plain floats whatever was given (a list by YAML, numpy's numbers): optimiser states go into checkpoints.

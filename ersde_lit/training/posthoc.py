@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ersde_lit.errors import UserError
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.power_ema import Profile, combine, gamma_of
 from ersde_lit.training.snapshots import STATE_KEY, read_snapshot, snapshot_path
@@ -46,13 +47,13 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
     checkpoint = read(last)
     tracked = checkpoint.get("callbacks", {}).get(STATE_KEY)
     if not tracked or not tracked["images"]:
-        raise ValueError(f"{last} has no power-function averages: train with the callback ersde_lit.training.PowerEMA")
+        raise UserError(f"{last} has no power-function averages: train with the callback ersde_lit.training.PowerEMA")
     sources = _sources(Path(run), last, tracked, images)
     images, lengths = sources[-1].images, [*tracked["averages"]]
     known = [Profile(gamma_of(length), source.images) for source in sources for length in lengths]
     coefficients, error = combine(known, Profile(gamma, images))
     if error > WORST:
-        raise ValueError(
+        raise UserError(
             f"{len(sources)} snapshots of {run} give sigma_rel {sigma_rel:.4g} only to {error:.1%}: choose a length "
             f"nearer to {' or '.join(map(str, lengths))}, or train with more snapshots or with that length"
         )
@@ -76,7 +77,7 @@ def _sources(run: Path, last: Path, tracked: Mapping[str, Any], images: int | No
         return [*sources.values()]
     if images not in sources:
         nearest = sorted(sorted(sources, key=lambda other: abs(other - images))[:2])
-        raise ValueError(f"{run} has no snapshot at {images} images; the nearest: {' and '.join(map(str, nearest))}")
+        raise UserError(f"{run} has no snapshot at {images} images; the nearest: {' and '.join(map(str, nearest))}")
     return [source for source in sources.values() if source.images <= images]
 
 
@@ -88,7 +89,7 @@ def _add(total: dict[str, Tensor], coefficients: Mapping[float, float], source: 
         tensors = ((length, name, value) for length, part in source.averages.items() for name, value in part.items())
     for length, name, tensor in tensors:
         if tensor.shape != total[name].shape:
-            raise ValueError(f"{source.path} is of another network: move it away to use the others alone")
+            raise UserError(f"{source.path} is of another network: move it away to use the others alone")
         if not tensor.isfinite().all():
-            raise ValueError(f"{source.path} holds weights that are not finite: the training has failed by then")
+            raise UserError(f"{source.path} holds weights that are not finite: the training has failed by then")
         total[name].add_(tensor, alpha=coefficients[length])

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ersde_lit.errors import UserError
+
 WIDEST = 1 / math.sqrt(12)  # sigma_rel of gamma = 0, the plain mean of all weights
 
 
@@ -32,14 +34,14 @@ class Combination(NamedTuple):
 def sigma_rel_of(gamma: float) -> float:
     """Relative width of an exponent gamma >= 0 (equation 123): in (0, `WIDEST`]."""
     if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be a number of at least 0, got {gamma}")
+        raise UserError(f"gamma must be a number of at least 0, got {gamma}")
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def gamma_of(sigma_rel: float) -> float:
     """Exponent of a relative width in (0, `WIDEST`]: the inverse of `sigma_rel_of`."""
     if not 0 < sigma_rel <= WIDEST:
-        raise ValueError(f"sigma_rel must be above 0 and at most {WIDEST:.4f} (the plain mean), got {sigma_rel}")
+        raise UserError(f"sigma_rel must be above 0 and at most {WIDEST:.4f} (the plain mean), got {sigma_rel}")
     # With k = 1 / (gamma + 2), sigma_rel = k sqrt((1 - k) / (1 + k)): concave and rising up to k = 1/2, so Newton's
     # method comes from the left without overstepping, and k has full relative precision.
     k = sigma_rel

@@ -13,6 +13,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ersde_lit.errors import UserError
 from ersde_lit.training.guard import GuardedModule
 
 STEP_KEY = "step_of_epoch"
@@ -42,7 +43,7 @@ class RollingCheckpoint(Checkpoint):
 
     def __init__(self, minutes: float = 10.0, steps: int | None = None) -> None:
         if minutes <= 0 or (steps is not None and steps < 1):
-            raise ValueError(f"minutes and steps between checkpoints must be positive, got {minutes} and {steps}")
+            raise UserError(f"minutes and steps between checkpoints must be positive, got {minutes} and {steps}")
         self.minutes, self.steps = minutes, steps
         self._validated = self._terminated = False
         self._saved_step, self._saved_at = 0, 0.0

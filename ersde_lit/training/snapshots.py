@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ersde_lit.files import written_whole
+from ersde_lit.errors import UserError
+from ersde_lit.files import replacing
 from ersde_lit.training.ema import follow
 from ersde_lit.training.fsdp import whole_weights
 from ersde_lit.training.module import DiffusionModule
@@ -49,11 +50,11 @@ class PowerEMA(Callback):
         dtype: Literal["float16", "float32"] = "float32",
     ) -> None:
         if every_n_images < 1:
-            raise ValueError(f"PowerEMA: every_n_images must be at least 1, not {every_n_images}")
+            raise UserError(f"PowerEMA: every_n_images must be at least 1, not {every_n_images}")
         if not lengths or len(set(lengths)) < len(lengths):
-            raise ValueError(f"PowerEMA: lengths must be one or more different numbers, not {[*lengths]}")
+            raise UserError(f"PowerEMA: lengths must be one or more different numbers, not {[*lengths]}")
         if dtype not in ("float16", "float32"):
-            raise ValueError(f"PowerEMA: dtype must be float16 or float32, not {dtype}")
+            raise UserError(f"PowerEMA: dtype must be float16 or float32, not {dtype}")
         self.every_n_images, self.dtype = every_n_images, getattr(torch, dtype)
         self.gammas = {float(length): gamma_of(length) for length in lengths}
         self.averages: dict[float, dict[str, Tensor]] = {}  # by length, then by parameter
@@ -64,7 +65,7 @@ class PowerEMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast(DiffusionModule, pl_module)
         if self.images > module.images_seen:
-            raise ValueError("this PowerEMA has followed another training: give each training a new one")
+            raise UserError("this PowerEMA has followed another training: give each training a new one")
         kept, self.averages = self.averages, {length: {} for length in self.gammas}
         if not kept:  # no checkpoint brought them
             self.images = module.images_seen
@@ -101,7 +102,7 @@ class PowerEMA(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         kept, own = [*state_dict["averages"]], [*self.gammas]
         if kept != own:
-            raise ValueError(f"PowerEMA: the checkpoint's lengths are {kept}, not {own}: go on with the same")
+            raise UserError(f"PowerEMA: the checkpoint's lengths are {kept}, not {own}: go on with the same")
         self.images, self.averages = state_dict["images"], state_dict["averages"]
         self.snapshots = state_dict["snapshots"]
 
@@ -119,7 +120,7 @@ def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]], d
     }
     crc = reduce(_checksum, tensors.values(), 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {CHECKSUM_KEY: str(crc)})
 
 
@@ -139,7 +140,7 @@ def read_snapshot(path: Path, lengths: Iterable[float], names: Iterable[str]) ->
             if file.metadata()[CHECKSUM_KEY] != str(crc):
                 raise SafetensorError("checksum")
     except (SafetensorError, OSError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged or of another run: move it away to use the others alone") from None
+        raise UserError(f"{path} is damaged or of another run: move it away to use the others alone") from None
 
 
 def _key(length: float, name: str) -> str:

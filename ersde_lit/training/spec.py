@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
 
 Spec = dict[str, Any]
@@ -69,12 +70,12 @@ def build(spec: Any, trust: bool = False) -> Any:
     path, init_args = str(spec["class_path"]), spec["init_args"]
     cls = _find(path, trust)
     if not isinstance(init_args, dict):
-        raise ValueError(f"{path} was saved with arguments that have no names")
+        raise UserError(f"{path} was saved with arguments that have no names")
     arguments = {str(name): build(value, trust) for name, value in init_args.items()}
     try:
         return cls(**arguments)
     except Exception as error:  # constructors have many ways to say that they cannot take what a file says
-        raise ValueError(f"{path} does not take the arguments it was saved with: {brief(error)}") from error
+        raise UserError(f"{path} does not take the arguments it was saved with: {brief(error)}") from error
 
 
 def brief(error: BaseException) -> str:
@@ -92,7 +93,7 @@ def at_most(numbers: int) -> Iterator[None]:
         nonlocal left
         left -= 0 if parameter is None else parameter.numel()
         if left < 0:
-            raise ValueError(f"it describes a larger network than its {numbers:,} weights")
+            raise UserError(f"it describes a larger network than its {numbers:,} weights")
 
     handle = register_module_parameter_registration_hook(hook)
     try:
@@ -104,13 +105,11 @@ def at_most(numbers: int) -> Iterator[None]:
 def _find(path: str, trust: bool) -> type:
     module, _, name = path.rpartition(".")
     if not (trust or module.split(".")[0] == "ersde_lit"):
-        raise ValueError(
-            f"the class {path} is not part of ersde_lit: pass trust=True (--trust) if you trust its source"
-        )
+        raise UserError(f"the class {path} is not part of ersde_lit: pass trust=True (--trust) if you trust its source")
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise ValueError(f"there is no class {path}: install the package it comes from") from None
+        raise UserError(f"there is no class {path}: install the package it comes from") from None
     if not (isinstance(cls, type) and (issubclass(cls, Network) or dataclasses.is_dataclass(cls))):
-        raise ValueError(f"{path} is neither a Network nor a dataclass: it cannot come from a checkpoint of ours")
+        raise UserError(f"{path} is neither a Network nor a dataclass: it cannot come from a checkpoint of ours")
     return cls

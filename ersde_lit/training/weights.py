@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ersde_lit.errors import UserError
+
 _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and AveragedModel, and of torch.compile
 
 
@@ -23,7 +25,7 @@ def fitted(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor
     for name, tensor in weights.items():
         new = own.get(plain_name(name), name)
         if new in found:
-            raise ValueError(f"it has the weight {new[:80]!r} twice, as {name[:80]!r} too")
+            raise UserError(f"it has the weight {new[:80]!r} twice, as {name[:80]!r} too")
         found[new] = tensor
     compare(found, module)
     return found
@@ -34,19 +36,19 @@ def compare(weights: Mapping[str, Tensor], module: nn.Module) -> None:
     expected = module.state_dict()
     if lacking := expected.keys() - weights.keys():
         first = min(lacking)
-        raise ValueError(
+        raise UserError(
             f"it lacks {len(lacking)} weights, among them {first[:80]!r}, which is {list(expected[first].shape)}"
         )
     if unknown := weights.keys() - expected.keys():
         first = min(unknown)
-        raise ValueError(
+        raise UserError(
             f"it has {len(unknown)} weights that its network has not, among them {first[:80]!r}, "
             f"which is {list(weights[first].shape)}"
         )
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             theirs, own = list(tensor.shape), list(expected[name].shape)
-            raise ValueError(f"its weight {name[:80]!r} is {theirs}, in its network {own}")
+            raise UserError(f"its weight {name[:80]!r} is {theirs}, in its network {own}")
         if expected[name].is_floating_point() and not tensor.is_floating_point():
             types = f"{tensor.dtype}, in its network {expected[name].dtype}"
-            raise ValueError(f"its weight {name[:80]!r} is of the type {types}")
+            raise UserError(f"its weight {name[:80]!r} is of the type {types}")

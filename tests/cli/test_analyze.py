@@ -141,7 +141,7 @@ def test_the_same_command_replaces_its_own_files_alone(here, capsys) -> None:
 
 
 def test_what_fails_leaves_nothing(here, monkeypatch) -> None:
-    from ersde_lit.evaluation import analysis_plot
+    from ersde_lit.analysis import plot as analysis_plot
 
     assert analyze("--out=e.png", *FEW) == 0
     before = {path.name: path.read_bytes() for path in here.iterdir()}

@@ -21,8 +21,8 @@ from ersde_lit.cli import main
 from ersde_lit.cli.choose_sweep import SweepOptions
 from ersde_lit.data import Digits
 from ersde_lit.denoisers import VE
-from ersde_lit.evaluation import Features, Scores, reference_of, write_reference
-from ersde_lit.evaluation.classifier import classifier
+from ersde_lit.metrics import Features, Scores, reference_of, write_reference
+from ersde_lit.metrics.classifier import classifier
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import DDIM, ERSDE, Heun, TableSampler, grids
@@ -344,8 +344,8 @@ class TestGoingOn:
             raise AssertionError("measured again")
 
         with monkeypatch.context() as patch:
-            patch.setattr("ersde_lit.evaluation.sweep.measure", never)
-            patch.setattr("ersde_lit.evaluation.sweep.complete", never)
+            patch.setattr("ersde_lit.sweeps.sweep.measure", never)
+            patch.setattr("ersde_lit.sweeps.sweep.complete", never)
             assert evaluate(*flags) == 0
         assert Path("once/cells.jsonl").read_text() == before
         assert evaluate("--solvers=ddim", *flags) == 0  # joins those that are there
@@ -441,7 +441,7 @@ class TestGoingOn:
         out = "--out=given/images/any_name.npz"
         assert main(["sample", f"--ckpt_path={LAST}", *flags, "--solver=er_sde", "--order=2", "--nodes=0.5", out]) == 0
         with monkeypatch.context() as patch:
-            patch.setattr("ersde_lit.evaluation.sweep.complete", None)  # nobody samples
+            patch.setattr("ersde_lit.sweeps.sweep.complete", None)  # nobody samples
             assert evaluate(*flags, "--out=given", "--solvers=er_sde:order=2:nodes=0.5") == 0
         assert evaluate(*flags, "--out=not_given", "--solvers=er_sde:order=2:nodes=0.5") == 0
         label = ("er_sde:order=2:nodes=0.5", 3, "0-29")

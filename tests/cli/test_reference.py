@@ -10,7 +10,7 @@ from PIL import Image
 
 from ersde_lit.cli import main
 from ersde_lit.data import Digits
-from ersde_lit.evaluation import classifier, read_reference, reference_of
+from ersde_lit.metrics import classifier, read_reference, reference_of
 
 IMAGES = pixels(9, 4)
 FLAT = IMAGES.reshape(9, -1).astype(float)
@@ -30,7 +30,7 @@ def refuse(*_, **__):
 
 
 MODULE = """
-from ersde_lit.evaluation import Features
+from ersde_lit.metrics import Features
 
 class Pixels(Features):
     num_features = 48

@@ -13,8 +13,8 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from ersde_lit.callbacks import FIDCallback
 from ersde_lit.cli.choose_sweep import SweepOptions
-from ersde_lit.evaluation import FIDCallback
 from ersde_lit.interop.rivals import DiffusersSampler, KDiffusionSampler
 from ersde_lit.solvers import (
     DDIM,

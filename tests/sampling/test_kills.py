@@ -47,7 +47,7 @@ def test_what_fails_on_a_rank_is_told_once(checkpoint, tmp_path) -> None:
     script = """
 import sys
 from ersde_lit.cli import main
-from ersde_lit.sampling.output import disk_errors
+from ersde_lit.files import disk_errors
 from ersde_lit.sampling.work import Work
 save = Work.save
 def full(work, number, images):

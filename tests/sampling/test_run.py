@@ -10,12 +10,12 @@ from PIL import Image
 from tiny import network
 
 from ersde_lit.denoisers import Denoiser
+from ersde_lit.progress import progress
+from ersde_lit.ranks import CHATTY, fabric, gather, together
 from ersde_lit.sampling import run
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.progress import progress
-from ersde_lit.sampling.ranks import CHATTY, fabric, gather, together
 from ersde_lit.sampling.run import Job, complete, trajectory
 from ersde_lit.sampling.views import MARK, Preview, Trajectory, check_view
 from ersde_lit.sampling.work import Work
@@ -255,7 +255,7 @@ def test_no_bar_without_a_terminal(capsys) -> None:
 def test_the_bar_counts_what_is_done(capsys, monkeypatch) -> None:
     from rich.console import Console
 
-    from ersde_lit.sampling import progress as module
+    from ersde_lit import progress as module
 
     monkeypatch.setattr(module, "console", Console(stderr=True, force_terminal=True, width=80))
     asked = threading.Event()

@@ -73,6 +73,6 @@ def test_the_largest_seed_is_that_of_the_noise():
 def test_seeds_and_outputs_are_checked_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import ersde_lit.sampling.seeds, ersde_lit.sampling.output, ersde_lit.sampling.formats"
+        "import ersde_lit.sampling.seeds, ersde_lit.files, ersde_lit.sampling.formats"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

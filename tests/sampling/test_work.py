@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ersde_lit.files import check_apart, check_out
 from ersde_lit.sampling.description import differences
 from ersde_lit.sampling.formats import format_of
-from ersde_lit.sampling.output import check_apart, check_out
 from ersde_lit.sampling.views import check_view
 from ersde_lit.sampling.work import Work
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Noise, network, trainer
 
 from ersde_lit.denoisers import VP, LogNormal
-from ersde_lit.interop.safetensors_file import export, read_safetensors, read_tensors
+from ersde_lit.interop.weights.safetensors_file import export, read_safetensors, read_tensors
 from ersde_lit.networks import Network
 from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, load
 from ersde_lit.training.checkpoint import is_whole, read

@@ -4,9 +4,9 @@ from tiny import Noise, network, trainer
 
 from ersde_lit.data import ImageDataModule, Split
 from ersde_lit.denoisers.labels import labels_of_seeds
-from ersde_lit.interop.model import write
-from ersde_lit.interop.safetensors_file import export
-from ersde_lit.interop.sources import read_source
+from ersde_lit.interop.weights.model import write
+from ersde_lit.interop.weights.safetensors_file import export
+from ersde_lit.interop.weights.sources import read_source
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import default
 from ersde_lit.training import DiffusionModule, load

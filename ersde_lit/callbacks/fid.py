@@ -1,0 +1,306 @@
+"""FID and its kin while training: every sampler at every NFE, with the averaged weights, at each validation."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from ersde_lit.callbacks.fid_output import log_picture, table
+from ersde_lit.data import ImageDataModule
+from ersde_lit.denoisers import Denoiser
+from ersde_lit.denoisers.labels import trained_of
+from ersde_lit.errors import UserError
+from ersde_lit.metrics.features import Choice, Features, features_for
+from ersde_lit.metrics.nearest import nearest_distances
+from ersde_lit.metrics.protocol import size_in_words
+from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of
+from ersde_lit.metrics.scores import OF_FEATURES, MetricName, Scores
+from ersde_lit.ranks import Ranks
+from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid
+from ersde_lit.sampling.images import quantise
+from ersde_lit.solvers import Sampler
+
+ROWS = 10  # of a picture, at most
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Real(NamedTuple):
+    """What is known of the real images before any is generated."""
+
+    features: Features
+    reference: Reference
+    values: dict[str, float]  # of held-out ones, as they are logged
+
+
+class FIDCallback(Callback):
+    """Samples at each validation with every sampler at every NFE, and logs what came of it.
+
+    - `fid/<sampler>/nfe<k>`: FID of the images of seeds first_seed .. first_seed + num_samples - 1 to the reference,
+      label k drawn from seed k: the very images that `sample` makes of these seeds. Other metrics likewise.
+    - `fid/real`: FID of held-out real images (the "test" split, at most num_samples) to the reference: what a perfect
+      model would get. FID falls with the number of images, so with fewer held out than sampled it is too high.
+    - `nearest/<sampler>/nfe<k>`, `nearest/real`: mean distance to the nearest training image (`nearest_distances`), of
+      the first `nearest_images` of the same images. Well below that of real images means learnt by heart.
+    - a picture of fixed seeds for each, one row a class (of the first ten), in TensorBoard, Weights & Biases and
+      <default_root_dir>/samples.
+
+    They can be monitored by a ModelCheckpoint from the first validation on. Weights are those of `ema_denoiser`; the
+    network works in the trainer's precision by autocast ("bf16-mixed" and "bf16-true" alike), solver and features in
+    float32 without TF32. Blocks of `batch_size` seeds are dealt to the ranks, and so is the reference, so neither the
+    images nor the values depend on their number. A block of images is in memory at a time. Where a sample is not
+    finite, the values of its sampler and NFE are NaN, with a warning, and training goes on.
+
+    Args:
+        samplers: by the name they get in the logs.
+        nfes: numbers of network calls an image.
+        num_samples: images for each value, at least 2.
+        features: "classifier" (a small network trained on the data set's labels, cached), "inception",
+            "inception_or_classifier" (the second where Inception's weights cannot be had), or a `Features` of your own.
+        weights: the file of Inception's weights; downloaded if not given.
+        reference: a file of statistics or images, as for `read_reference`; None: the training images. With a file,
+            and features other than "classifier", any data will do; then nothing is known of real images.
+        metrics: as for `Scores`.
+        batch_size: images sampled at a time.
+        every_n_validations: evaluate at the first validation and every n-th after it, and at the last of the run.
+        first_seed: of the images.
+        nearest_images: how many images look for their nearest neighbour; 0: none, and nothing is logged of it.
+        columns: of the pictures.
+        max_seconds: once these are over, no other sampler or NFE is begun in this validation. The first is always
+            measured, so monitor that; what is left out is named, and not logged this time.
+
+    Raises:
+        ValueError: an argument out of range, a trainer without an ImageDataModule, no labels for "classifier", no file
+            or other metrics than the features or the reference can serve.
+    """
+
+    def __init__(
+        self,
+        samplers: dict[str, Callable[..., Any]],  # of Sampler; jsonargparse takes a Protocol for a function
+        nfes: Sequence[int] = (5, 10, 20),
+        num_samples: int = 1000,
+        features: Choice | Features = "classifier",
+        batch_size: int = 250,
+        every_n_validations: int = 1,
+        first_seed: int = 0,
+        nearest_images: int = 500,
+        columns: int = 10,
+        max_seconds: float | None = None,
+        weights: str | None = None,
+        reference: str | None = None,
+        metrics: Sequence[MetricName] = ("fid",),
+    ) -> None:
+        if not samplers or not nfes:
+            raise UserError("FIDCallback needs at least one sampler and one NFE")
+        if not metrics:
+            raise UserError("FIDCallback needs at least one metric")
+        if max_seconds is not None and not max_seconds > 0:
+            raise UserError(f"FIDCallback: max_seconds must be above 0, not {max_seconds}")
+        least = {"num_samples": 2, "batch_size": 1, "every_n_validations": 1, "nearest_images": 0, "columns": 1}
+        given = locals()
+        for name, bound in least.items():
+            if given[name] < bound:
+                raise UserError(f"FIDCallback: {name} must be at least {bound}, not {given[name]}")
+        self.samplers, self.nfes, self.num_samples, self.features = samplers, nfes, num_samples, features
+        self.batch_size, self.every_n_validations, self.first_seed = batch_size, every_n_validations, first_seed
+        self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
+        self.weights, self.reference, self.metrics = weights, reference, tuple(metrics)
+        self._real: _Real | None = None
+        self._ranks = Ranks()
+        self._validations = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Measures the real images, once, on all ranks."""
+        if stage in ("fit", "validate") and not _is_trial(trainer):
+            self._ranks = Ranks.beside(trainer)
+            self._real = self._real or self._measure_real(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
+
+    def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> _Real:
+        device, ranks, features = trainer.strategy.root_device, self._ranks, None
+        if self.features == "classifier":
+            pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
+        with ranks.together():
+            data = self._data(trainer)
+            if ranks.rank == 0:
+                features = features_for(self.features, data, self.weights, device=device).cpu()
+        features = ranks.of_first(features)  # the same to the last bit
+        keep = KEEP if OF_FEATURES & {*self.metrics} else 0
+        if self.reference is not None:
+            reference = read_reference(self.reference, features, device, keep_features=keep, ranks=ranks)
+        else:
+            assert data is not None
+            reference = reference_of(data, features, device, keep_features=keep, ranks=ranks)
+        with ranks.together():
+            scores = self._scores(features, reference).to(device)
+        size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
+        how = f"sampled in {_precision(trainer)}, without TF32"
+        if data is None:
+            pl_module.print(f"FID: {features.description}; against {reference.description}{size}; {how}")
+            return _Real(features.cpu(), reference, {})
+        held_out, near = data.split("test").images[: self.num_samples], ""
+        with ranks.together():
+            for images in held_out.split(self.batch_size)[ranks.rank :: ranks.count]:
+                scores.update(images.to(device))
+        with ranks.together():
+            values = {f"{metric}/real": value for metric, value in scores.compute().items()}
+        if self.nearest_images:
+            share = held_out[: self.nearest_images][ranks.rank :: ranks.count].to(device)
+            values["nearest/real"] = self._mean(nearest_distances(share, data.split("train").images))
+            near = f", {values['nearest/real']:.1f} grey levels from the nearest"
+        count = "" if reference.num_images is None else f"{reference.num_images} "
+        against = f"{count}{'training images' if self.reference is None else 'images of the reference'}{size}"
+        pl_module.print(
+            f"FID: {features.description}; {len(held_out)} held-out against {against}: "
+            f"{values[f'{self.metrics[0]}/real']:.4g}{near}; {how}"
+        )
+        return _Real(features.cpu(), reference, values)
+
+    def _scores(self, features: Features, reference: Reference) -> Scores:
+        return Scores(features, reference, self.metrics, sync=self._ranks.count > 1, group=self._ranks.group)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or _is_trial(trainer) or not self._due(trainer):
+            return
+        assert self._real is not None
+        denoiser = cast(Denoiser, pl_module.ema_denoiser)
+        scores = self._scores(self._real.features, self._real.reference).to(pl_module.device)
+        values, start = dict(self._real.values), time.monotonic()
+        left_out: list[str] = []
+        cells = {name: _calls(sampler, self.nfes) for name, sampler in self.samplers.items()}
+        for name, sampler in self.samplers.items():
+            for nfe in cells[name]:
+                cell = f"{name}/nfe{nfe}"
+                if left_out or self._late(start, begun=len(values) > len(self._real.values)):
+                    left_out.append(cell)
+                    continue
+                measured, failure = self._measure(trainer, denoiser, scores, sampler, nfe)
+                values |= {f"{metric}/{cell}": value for metric, value in measured.items()}
+                if failure:
+                    rank_zero_warn(f"{cell} cannot be measured, it is logged as NaN: {failure}")
+                if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
+                    self._draw(trainer, denoiser, name, sampler, nfe)
+        self._ranks.gather(None)  # pictures may take the first rank longer than Lightning waits
+        for key, value in values.items():
+            pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
+        images = f"{self.num_samples} samples of {size_in_words(denoiser.image_shape)}"
+        pl_module.print(table(self.metrics[0], values, cells, images, trainer.global_step))
+        if left_out:
+            pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
+
+    def _measure(
+        self, trainer: Trainer, denoiser: Denoiser, scores: Scores, sampler: Sampler, nfe: int
+    ) -> tuple[dict[str, float], str]:
+        """The metrics, and the distance to the nearest training image where that is asked for, over all ranks.
+
+        Where a sample of any rank is not finite they are NaN, and what went wrong is said.
+        """
+        data = self._data(trainer) if self.nearest_images else None
+        failure, nearest = "", torch.empty(0, device=scores.moments.device)
+        scores.reset()
+        with self._ranks.together():
+            try:
+                for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
+                    scores.update(images)
+                    if leading and data is not None:
+                        found = nearest_distances(images[:leading], data.split("train").images)
+                        nearest = torch.cat([nearest, found])
+            except FloatingPointError as error:
+                failure = str(error)
+        failure = next(filter(None, self._ranks.gather(failure)), "")
+        if failure:
+            names = self.metrics if data is None else (*self.metrics, "nearest")
+            return dict.fromkeys(names, math.nan), failure
+        values = scores.compute()
+        return (values if data is None else {**values, "nearest": self._mean(nearest)}), ""
+
+    def _mean(self, values: Tensor) -> float:
+        """Over all ranks, of any number on each."""
+        everyone = torch.cat(self._ranks.gather(values.double().cpu()))
+        return everyone.mean().item()
+
+    def _late(self, start: float, begun: bool) -> bool:
+        """Whether time is up, by the first rank's clock."""
+        if self.max_seconds is None or not begun:
+            return False
+        return bool(self._ranks.of_first(time.monotonic() - start > self.max_seconds))
+
+    def _data(self, trainer: Trainer) -> ImageDataModule | None:
+        """The real images; None where there are none and none are needed."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule):
+            return data
+        if self.reference is None or self.features == "classifier":
+            raise UserError("FIDCallback compares with real images: give the trainer an ImageDataModule")
+        return None
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each of several in one trainer."""
+        return self._generate_state_key(samplers=[*self.samplers], nfes=[*self.nfes], num_samples=self.num_samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True
+        self._validations += 1
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return last or (self._validations - 1) % self.every_n_validations == 0
+
+    def _blocks(self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int) -> Iterator[tuple[Tensor, int]]:
+        """This rank's images, uint8, block by block, and how many of a block are among the first `nearest_images`."""
+        seeds = range(self.first_seed, self.first_seed + self.num_samples)
+        blocks = [seeds[start : start + self.batch_size] for start in range(0, self.num_samples, self.batch_size)]
+        for block in blocks[self._ranks.rank :: self._ranks.count]:
+            images = self._images(trainer, denoiser, sampler, block, nfe)
+            yield images, sum(seed - self.first_seed < self.nearest_images for seed in block)
+
+    def _images(
+        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], nfe: int,
+        labels: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """uint8; the network's arithmetic is that of training. Raises FloatingPointError where one is not finite."""
+        made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
+        dtype = DTYPES.get(_precision(trainer), torch.float32)
+        with torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32):
+            return torch.cat([quantise(block.images) for block in made])
+
+    def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
+        classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]
+        rows = len(classes) or self.columns
+        seeds = range(self.first_seed, self.first_seed + rows * self.columns)
+        labels = torch.tensor([*classes]).repeat_interleave(self.columns) if classes else None
+        try:
+            images = self._images(trainer, denoiser, sampler, seeds, nfe, labels).cpu()
+        except FloatingPointError as error:
+            rank_zero_warn(f"no picture of {name}/nfe{nfe}: {error}")
+            return
+        log_picture(trainer, image_grid(images, self.columns), name, nfe)
+
+
+def _calls(sampler: Sampler, nfes: Sequence[int]) -> list[int]:
+    """The NFEs a sampler really runs when asked for these: Heun's are odd."""
+    calls = getattr(sampler, "calls", None)
+    return list(dict.fromkeys(calls(nfe) if calls else nfe for nfe in nfes))
+
+
+def _precision(trainer: Trainer) -> str:
+    """In which the network works while it is sampled: what it trains in, by autocast, for averages are float32."""
+    return {"bf16": "bf16", "16": "fp16", "64": "fp64"}.get(str(trainer.precision).partition("-")[0], "fp32")
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning sets it from outside

@@ -1,0 +1,1 @@
+"""ER-SDE-Solvers as schedulers of diffusers."""

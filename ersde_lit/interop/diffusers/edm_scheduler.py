@@ -1,0 +1,111 @@
+"""An ER-SDE scheduler for diffusers' EDM models; see `diffusers_scheduler`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
+from ersde_lit.denoisers.processes import VE
+from ersde_lit.errors import UserError
+from ersde_lit.interop.diffusers.configuration import one_of
+from ersde_lit.interop.diffusers.levels import as_levels
+from ersde_lit.interop.diffusers.steps import (
+    SchedulerMixin,
+    TableScheduler,
+    only_one,
+    register_to_config,
+)
+from ersde_lit.solvers import check_lams, grids
+
+__all__ = ["ERSDEEDMScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
+
+
+class ERSDEEDMScheduler(TableScheduler):
+    """For models with EDM's preconditioning (Karras et al. 2022, table 1), in sigma: EDMEulerScheduler's twin.
+
+    A state is x = x0 + sigma eps, the model sees `scale_model_input` of it and ``timesteps = ln(sigma) / 4``, and a run
+    starts from ``init_noise_sigma = sqrt(sigma_max^2 + 1)`` times standard normal noise.
+
+    Args:
+        sigma_min, sigma_max, sigma_data: range and data of the model.
+        sigma_schedule: "karras", of `rho`, or "exponential".
+        num_train_timesteps: levels before `set_timesteps`.
+        prediction_type: "epsilon", EDM's own F, or "v_prediction", its negative.
+        final_sigmas_type: "zero", or "sigma_min": then N + 1 levels from sigma_max end there.
+        order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
+
+    Raises:
+        ValueError: an unknown option.
+    """
+
+    process = VE()
+    prediction = "edm"
+
+    @register_to_config
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        sigma_schedule: str = "karras",
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+        rho: float = 7.0,
+        final_sigmas_type: str = "zero",
+        order: int = 3,
+        noise_scale: str = "er_sde_5",
+        corrector: int | None = None,
+        nodes: str | float = "lam",
+        relative: bool = False,
+        paper: bool = False,
+    ) -> None:
+        self._check_solver()
+        one_of(self.config, "sigma_schedule", "karras", "exponential")
+        one_of(self.config, "prediction_type", "epsilon", "v_prediction")
+        one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
+        self._sigma_data = sigma_data
+        self.set_timesteps(num_train_timesteps)
+        self.num_inference_steps = None
+
+    @property
+    def init_noise_sigma(self) -> float:  # type: ignore[override]
+        return math.hypot(self.config.sigma_max, 1)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """The schedule of the next run: num_inference_steps calls of the model, or `sigmas` (N+1,), descending, with
+        the last, usually 0."""
+        only_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
+        c = self.config
+        if sigmas is None:
+            grid = partial(grids.edm, rho=c.rho) if c.sigma_schedule == "karras" else grids.log_uniform
+            levels = grid(
+                num_inference_steps or 0, lam_min=c.sigma_min, lam_max=c.sigma_max, zero=c.final_sigmas_type == "zero"
+            )
+        else:
+            levels = check_lams(as_levels(sigmas))
+        self._set_levels(levels, levels, PRECONDITIONINGS["edm"].c_noise(levels[:-1], levels[:-1]).float(), device)
+        self.num_inference_steps = len(self.timesteps)
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """``x / sqrt(sigma^2 + sigma_data^2)``."""
+        lam = self._lams[self._find_step(timestep)]
+        return sample * float(PRECONDITIONINGS["edm"].c_in(lam, self._sigma_data, self.process))
+
+    def _trained_lam(self, timestep: float) -> float:
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if not math.log(low) / 4 - 1e-5 <= timestep <= math.log(high) / 4 + 1e-5:  # they are float32
+            raise UserError(f"timesteps must be ln(sigma) / 4 of a sigma from {low} to {high}, not {timestep:g}")
+        return math.exp(4 * timestep)
+
+    def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
+        return super()._denoised(y, lam, output if self.config.prediction_type == "epsilon" else -output)

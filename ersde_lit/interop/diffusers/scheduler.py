@@ -1,0 +1,231 @@
+"""ER-SDE-Solvers as schedulers of diffusers:
+
+    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, order=2, noise_scale="er_sde_3")
+
+`ERSDEScheduler` serves variance preserving models, with the conventions of DPMSolverMultistepScheduler;
+`ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
+All three take the options of `ersde_lit.solvers.ERSDE`, compute what `ersde_lit.solvers.sample` does with its table,
+and save and load their configuration. `from_config` takes over that of any scheduler of diffusers with the same noising
+process; of others, or with an option that is not known to leave the process as it is, it is refused by its name. Needs
+diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ersde_lit.denoisers.processes import VP, Flow
+from ersde_lit.errors import UserError
+from ersde_lit.interop.diffusers.configuration import one_of, the_one
+from ersde_lit.interop.diffusers.edm_scheduler import ERSDEEDMScheduler
+from ersde_lit.interop.diffusers.flow_scheduler import ERSDEFlowMatchScheduler
+from ersde_lit.interop.diffusers.levels import (
+    SPACINGS,
+    as_levels,
+    flow_lam,
+    flow_lams,
+    shifted,
+    spaced_timesteps,
+    trained_lams,
+)
+from ersde_lit.interop.diffusers.steps import (
+    COMPATIBLE,
+    SchedulerMixin,
+    TableScheduler,
+    only_one,
+    register_to_config,
+)
+from ersde_lit.solvers import check_lams, grids
+
+# A pipeline that loads a scheduler from here looks here for the class it derives from too.
+__all__ = ["ERSDEEDMScheduler", "ERSDEFlowMatchScheduler", "ERSDEScheduler", "SchedulerMixin"]
+
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
+
+
+class ERSDEScheduler(TableScheduler):
+    """For models of a discrete VP process, and flow models that use the same interface (`use_flow_sigmas`).
+
+    A state is x = alpha (x0 + lam eps) with alpha^2 = 1 / (1 + lam^2), a run starts from standard normal noise,
+    `sigmas` are lams: as in Stable Diffusion's and DDPM's pipelines. Timesteps are those of
+    DPMSolverMultistepScheduler with the same options, but no level is ever met twice: where that one would end in
+    sigma_min twice, or run a timestep twice, the levels are spread.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
+            snr_shift_scale: the process.
+        prediction_type: "epsilon", "sample" (x0), "v_prediction" or, with use_flow_sigmas, "flow_prediction".
+        thresholding, dynamic_thresholding_ratio, sample_max_value: of x0 (Saharia et al. 2022, section 2.3).
+        clip_sample, clip_sample_range: clamp x0 to plus or minus this; thresholding goes before.
+        order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
+        use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas: levels between the process' ends,
+            in place of timestep_spacing; the model is told the nearest timesteps, as integers, or where two of them
+            would be the same, all exactly, as floats.
+        use_flow_sigmas, flow_shift: x = (1 - t) x0 + t eps; `sigmas` are t, timesteps ``num_train_timesteps * t``.
+        final_sigmas_type: where the last step ends, "zero" or "sigma_min", the process' lowest level.
+        lambda_min_clipped: leave out the levels whose -ln lam is below.
+        timestep_spacing, steps_offset: "linspace", "leading" or "trailing".
+
+    Raises:
+        ValueError: options that are unknown or do not go together.
+    """
+
+    _compatibles = COMPATIBLE
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        order: int = 3,
+        noise_scale: str = "er_sde_5",
+        corrector: int | None = None,
+        nodes: str | float = "lam",
+        relative: bool = False,
+        paper: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        lambda_min_clipped: float = -math.inf,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+    ) -> None:
+        self._check_solver()
+        one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
+        one_of(self.config, "prediction_type", *_PREDICTIONS)
+        if (prediction_type, use_flow_sigmas) in (("v_prediction", True), ("flow_prediction", False)):
+            raise UserError(f"prediction_type {prediction_type} does not go with use_flow_sigmas={use_flow_sigmas}")
+        self._spacing = the_one(self.config, *SPACINGS, "use_flow_sigmas")
+        self.process = Flow() if use_flow_sigmas else VP()
+        self.prediction = _PREDICTIONS[prediction_type]
+        if use_flow_sigmas:
+            times = torch.arange(1, num_train_timesteps, dtype=torch.float64) / num_train_timesteps
+            self._trained = shifted(times, flow_shift)
+        else:
+            self._trained = trained_lams(
+                beta_schedule,
+                num_train_timesteps,
+                beta_start,
+                beta_end,
+                trained_betas,
+                rescale_betas_zero_snr,
+                snr_shift_scale,
+            )
+            self.alphas_cumprod = (1 / (1 + self._trained**2)).float()
+        self._set(torch.cat([self._trained.flip(0), torch.zeros(1).double()]))
+        self.num_inference_steps = None
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """The schedule of the next run, by one of the three.
+
+        Args:
+            num_inference_steps: N calls of the model, at most as many as it has levels.
+            device: of `timesteps`.
+            timesteps: (N,) of the process, descending; between two, levels are interpolated.
+            sigmas: (N+1,) descending, with the last, usually 0, as EulerDiscreteScheduler takes them.
+            mu: must be None: only ERSDEFlowMatchScheduler can shift by it.
+        """
+        if mu is not None:
+            raise UserError(f"ERSDEScheduler cannot be shifted by mu={mu}: use ERSDEFlowMatchScheduler, or flow_shift")
+        only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        if sigmas is not None:
+            levels = as_levels(sigmas)
+        elif timesteps is not None:
+            levels = self._ended(self._levels_at(as_levels(timesteps)))
+        elif num_inference_steps is not None and self._spacing:
+            levels = self._spread(num_inference_steps)
+        else:
+            least = (-self._trained.log() >= self.config.lambda_min_clipped).sum()
+            told = spaced_timesteps(
+                self.config.timestep_spacing, num_inference_steps or 0, int(least), self.config.steps_offset
+            )
+            levels = self._ended(self._trained[told])
+        self._set(levels, device)
+        self.num_inference_steps = len(self.timesteps)
+
+    def _set(self, levels: Tensor, device: str | torch.device | None = None) -> None:
+        if self.config.use_flow_sigmas:
+            lams = flow_lams(levels)
+            levels = self.process.t_of_lam(lams)
+            told = (len(self) * levels[:-1]).float()
+        else:
+            lams = levels
+            position = np.interp(lams[:-1].log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
+            exact = torch.from_numpy(position)
+            told = exact.round().long()
+            if (told.diff() == 0).any():  # more than one level to a timestep: then told between them
+                told = exact.float()
+        self._set_levels(check_lams(lams), levels, told, device)
+
+    def _levels_at(self, timesteps: Tensor) -> Tensor:
+        if self.config.use_flow_sigmas:
+            return timesteps / len(self)
+        if not ((timesteps >= 0) & (timesteps <= len(self._trained) - 1)).all():
+            raise UserError(f"timesteps must be from 0 to {len(self._trained) - 1}, not {timesteps.tolist()}")
+        below, above = self._trained[timesteps.floor().long()], self._trained[timesteps.ceil().long()]
+        return below * (above / below) ** timesteps.frac()
+
+    def _trained_lam(self, timestep: float) -> float:
+        if self.config.use_flow_sigmas:
+            return flow_lam(timestep / len(self))
+        return float(self._levels_at(torch.tensor(timestep, dtype=torch.float64)))
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a model of prediction_type "v_prediction", or "flow_prediction", should say of `add_noise` of these:
+        ``alpha noise - sigma sample``, or ``noise - sample``."""
+        if self.config.use_flow_sigmas:
+            return noise - sample
+        alpha, sigma = self._alpha_sigma(timesteps, sample)
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    def _ended(self, levels: Tensor) -> Tensor:
+        """With where the last step ends: from the lowest level of all there is only 0 to go to."""
+        low = self._trained[:1]
+        return torch.cat([levels, 0 * low if self.config.final_sigmas_type == "zero" or levels[-1] <= low else low])
+
+    def _spread(self, n: int) -> Tensor:
+        """N + 1 levels from the highest of the process, not bound to its timesteps."""
+        zero = self.config.final_sigmas_type == "zero"
+        low, high = self._trained[[0, -1]].tolist()
+        if self._spacing != "use_flow_sigmas":
+            return SPACINGS[self._spacing](n, lam_min=low, lam_max=high, zero=zero)
+        grids.check_nfe(n)
+        times = torch.linspace(1 - 1 / len(self), 0 if zero else 1 / len(self), n + 1, dtype=torch.float64)
+        return shifted(times, self.config.flow_shift)
+
+    def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
+        x0 = super()._denoised(y, lam, output)
+        if self.config.thresholding:
+            size = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, dim=1)
+            size = size.clamp(1, self.config.sample_max_value).view(-1, *[1] * (x0.ndim - 1))
+            x0 = x0.clamp(-size, size) / size
+        elif self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x0

@@ -1,0 +1,124 @@
+"""What the configuration of a diffusers scheduler says of the process that its model was trained with.
+
+A scheduler is mostly a way of sampling, which matters no more once ours sample. What matters is the noising process,
+and what the model predicts.
+"""
+
+import inspect
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ersde_lit.denoisers import VE, VP, Cosine, Process, ScaledLinear
+from ersde_lit.errors import UserError
+
+_VP = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+    *("PNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
+    *("DPMSolverSDEScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "ERSDEScheduler"),
+)
+FAMILIES = dict.fromkeys(_VP, "VP") | {"ScoreSdeVeScheduler": "VE"}  # of the schedulers that are known
+PIPELINES = dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"), "VP") | {"ScoreSdeVePipeline": "VE"}
+
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_NEUTRAL = {  # options that change the process, where they are not this
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
+    "use_flow_sigmas": False,
+    "timestep_type": "discrete",
+}
+_FOREIGN = ("shift", "base_shift", "max_shift", "invert_sigmas", "sigma_data", "sigma_schedule")  # flow's and EDM's
+_CLAMPS = ("clip_sample", "thresholding")
+
+
+class Trained(NamedTuple):
+    """The arguments of `DiffusionModule` that go with a model, and what is to be said of them, a line each."""
+
+    process: Process
+    preconditioning: str
+    prediction: str
+    notes: list[str]
+
+
+def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
+    """What a model was trained with.
+
+    Args:
+        name: of the scheduler's class, one of `FAMILIES`; its defaults hold for what is not given.
+        given: the scheduler's configuration.
+
+    Raises:
+        ValueError: in one line, options that make it another process than those known here, or values that make none.
+    """
+    defaults = _defaults(name)
+    options = {**defaults, **given}
+    for option in (option for option in _FOREIGN if option in given and option not in defaults):
+        raise UserError(f"a {name} with {option}, an option of other models' schedulers, cannot be imported")
+    for option, neutral in _NEUTRAL.items():
+        if (value := options.get(option, neutral)) not in (neutral, None):
+            raise UserError(f"a {name} with {option} cannot be imported: {str(value)[:40]} makes it another process")
+    try:
+        return (_vp if FAMILIES[name] == "VP" else _ve)(name, options, given)
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"the {name}'s values cannot be read: {str(error)[:100]}") from None
+
+
+def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
+    decisive = ["beta_schedule", "beta_start", "beta_end", "prediction_type"]
+    prediction_given = given.get("prediction_type")
+    if given.get("predict_epsilon") is False and prediction_given is None:  # what it was called at first
+        options["prediction_type"] = "sample"
+        decisive.remove("prediction_type")
+    if given.get("predict_epsilon") is False and prediction_given == "epsilon":
+        raise UserError(f"a {name} with predict_epsilon false and prediction_type epsilon contradicts itself")
+    if "num_train_timesteps" not in given:
+        raise UserError(f"a {name} without num_train_timesteps cannot be imported: only one of discrete steps")
+    schedule, prediction = options["beta_schedule"], options["prediction_type"]
+    if schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        raise UserError(
+            f"a {name} with beta_schedule {str(schedule)[:40]!r} cannot be imported: "
+            "only linear, scaled_linear and squaredcos_cap_v2"
+        )
+    if prediction not in _PREDICTIONS:
+        known = ", ".join(_PREDICTIONS)
+        raise UserError(f"the {name}'s prediction_type cannot be read: {str(prediction)[:40]!r} is none of {known}")
+    if schedule == "squaredcos_cap_v2":
+        decisive = [option for option in decisive if option not in ("beta_start", "beta_end")]
+    assumed = [f"{option} {options[option]}" for option in decisive if option not in given]
+    notes = [f"assumed, as {name} does: {', '.join(assumed)}"] if assumed else []
+    if clamps := [option for option in _CLAMPS if options.get(option)]:
+        notes.append(f"{' and '.join(clamps)}: {name} clamps x0 at each step; the samplers here do not")
+    steps = operator.index(options["num_train_timesteps"])
+    if isinstance(options["num_train_timesteps"], bool) or steps < 2:
+        raise UserError(f"a {name} of {options['num_train_timesteps']} time steps cannot be imported: at least 2")
+    if schedule == "squaredcos_cap_v2":
+        return Trained(Cosine(steps), "iddpm", _PREDICTIONS[prediction], notes)
+    betas = options["beta_start"] * steps, options["beta_end"] * steps
+    process = VP(*betas, steps) if schedule == "linear" else ScaledLinear(*betas, steps)
+    return Trained(process, "vp", _PREDICTIONS[prediction], notes)
+
+
+def _ve(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
+    low, high = options["sigma_min"], options["sigma_max"]
+    process = VE(2 * low, 2 * high)
+    assumed = [f"{option} {options[option]}" for option in ("sigma_min", "sigma_max") if option not in given]
+    notes = [f"assumed, as {name} does: {', '.join(assumed)}"] if assumed else []
+    notes.append(f"sigma {low:.5g} to {high:.5g} of its images, in [0, 1], is twice that in lam, of images in [-1, 1]")
+    return Trained(process, "ve", "score", notes)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError(f"the model is kept with diffusers' {name}: pip install diffusers") from None
+    from ersde_lit.interop.diffusers.scheduler import ERSDEScheduler
+
+    scheduler = ERSDEScheduler if name == "ERSDEScheduler" else getattr(diffusers, name, None)
+    if scheduler is None:
+        raise UserError(f"diffusers has no {name}: it is too old, or too new, for this model")
+    parameters = inspect.signature(scheduler.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

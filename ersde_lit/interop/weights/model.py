@@ -1,0 +1,188 @@
+"""A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ersde_lit.errors import UserError
+from ersde_lit.interop.weights.published import published
+from ersde_lit.networks import Network
+from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
+from ersde_lit.training.classes import CLASSES_KEY, Classes
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.noisy_classifier import KIND
+from ersde_lit.training.spec import Spec, at_most, build, completed
+from ersde_lit.training.weights import compare
+
+Weights = Mapping[str, Tensor]
+_BEGINNING = {  # of a training, which has no state of an optimiser yet
+    "pytorch-lightning_version": lightning.__version__,
+    "epoch": 0,
+    "global_step": 0,
+    "optimizer_states": [],
+    "lr_schedulers": [],
+}
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """Weights, and what they are weights of.
+
+    Attributes:
+        origin: where it is from, for the report, as in "EDM snapshot, EDMPrecond of a SongUNet".
+        network: description of the network (`ersde_lit.training.spec`).
+        settings: the other arguments of `DiffusionModule`, described or as they are.
+        averaged: the network's weights, by the names of its state dict.
+        raw: those that are not averaged; the averaged ones where nothing is known of them.
+        images_seen: that it was trained on, as far as a training that goes on should count them.
+        notes: what else there is to be said, a line each.
+        classes: which were trained, and their names, as a checkpoint keeps them; None: nothing is known.
+    """
+
+    origin: str
+    network: Spec
+    settings: dict[str, Any]
+    averaged: Weights
+    raw: Weights | None = None
+    images_seen: int = 0
+    notes: list[str] = field(default_factory=list)
+    classes: dict[str, Any] | None = None
+
+    def module(self) -> DiffusionModule:
+        """The model without its weights, which are checked to be all that it needs, and no more; on the meta device.
+
+        Raises:
+            ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+        """
+        network = checked_network(self.network, *([self.averaged] if self.raw is None else [self.averaged, self.raw]))
+        try:
+            return DiffusionModule(network, **{name: build(value) for name, value in self.settings.items()})
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"its description makes no model: {str(error)[:120]}") from None
+
+    def checkpoint(self, module: DiffusionModule) -> dict[str, Any]:
+        """What `training.load` and `fit --ckpt_path` take: raw and averaged weights, no state of any optimiser."""
+        averaged = _stored(self.averaged)
+        copies = {"denoiser": averaged if self.raw is None else _stored(self.raw), "ema_denoiser": averaged}
+        state = {
+            f"{part}.network.{name}": tensor for part, weights in copies.items() for name, tensor in weights.items()
+        }
+        if set(state) != set(module.state_dict()):
+            raise UserError("its weights are not those of the model that it describes")
+        classes = {CLASSES_KEY: Classes.read(self.classes, module.num_classes).plain()} if self.classes else {}
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **_BEGINNING}
+
+    def report(self, module: DiffusionModule) -> str:
+        """What was found, in lines of a word and its value."""
+        denoiser = module.denoiser
+        levels = f", {len(denoiser.levels)} levels" if denoiser.levels is not None else ""
+        what = f"{denoiser.preconditioning}, prediction {denoiser.prediction}, process {_name(denoiser.process)}"
+        lam = f"{denoiser.lam_min:.5g} to {denoiser.lam_max:.5g}{levels}"
+        return _lines(self.origin, denoiser.network, len(self.averaged), what, lam, self.notes)
+
+
+@dataclass(frozen=True)
+class ImportedClassifier:
+    """Weights of a classifier of noisy images, and what they are weights of: as `ImportedModel`."""
+
+    origin: str
+    network: Spec
+    settings: dict[str, Any]
+    weights: Weights
+    notes: list[str] = field(default_factory=list)
+
+    def module(self) -> NoisyClassifier:
+        """As of `ImportedModel`."""
+        network = checked_network(self.network, self.weights)
+        return NoisyClassifier(network, **{name: build(value) for name, value in self.settings.items()})
+
+    def checkpoint(self, module: NoisyClassifier) -> dict[str, Any]:
+        """What `training.load_classifier` takes."""
+        state = {f"network.{name}": tensor for name, tensor in _stored(self.weights).items()}
+        return {"state_dict": state, SPEC_KEY: {KIND: module.spec}, **_BEGINNING}
+
+    def report(self, module: NoisyClassifier) -> str:
+        """As of `ImportedModel`."""
+        low, high = module.process.lam_range()
+        what = f"{module.preconditioning}, a classifier, process {_name(module.process)}"
+        return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", self.notes)
+
+
+def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
+    """Writes the checkpoint, whole or not at all; returns a report of what was found.
+
+    Raises:
+        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+    """
+    module: Any = model.module()
+    AtomicCheckpointIO().save_checkpoint(model.checkpoint(module), out)
+    return model.report(module)
+
+
+def fit_config(model: ImportedModel) -> str:
+    """The model as the part `model` of a configuration for `fit`, as YAML: what `fit --ckpt_path` goes on with."""
+    spec = model.module().spec
+    plain = {name: spec[name]["init_args"] for name in ("optimizer", "ema")}
+    return yaml.safe_dump({"model": spec | plain}, sort_keys=False)
+
+
+def _lines(origin: str, network: Network, tensors: int, preconditioning: str, lam: str, notes: Sequence[str]) -> str:
+    channels, height, width = network.image_shape
+    classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    known = f", as published ({one.name})" if (one := published(network)) else ""
+    lines = {
+        "found": origin,
+        "architecture": f"{_name(network)}, {channels}x{height}x{width}, {classes}",
+        "preconditioning": preconditioning,
+        "parameters": f"{parameters(network):,}{known}; all {tensors} tensors used",
+        "lam": lam,
+    }
+    return "\n".join([f"{word:<17}{text}" for word, text in lines.items()] + [f"{'note':<17}{n}" for n in notes])
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+def _stored(weights: Weights) -> Weights:
+    """Contiguous, in memory of their own, and not in half precision or less, which is for arithmetic."""
+    whole = {name: (w.float() if _is_small(w) else w).contiguous() for name, w in weights.items()}
+    return {name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w for name, w in whole.items()}
+
+
+def _is_small(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.itemsize < 4
+
+
+def checked_network(spec: Spec, *weights: Weights) -> Network:
+    """The network on the meta device, to which all of the weights fit.
+
+    Raises:
+        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
+    """
+    for each in weights:
+        for name, tensor in each.items():
+            if tensor.is_floating_point() and not (tensor.float() if _is_small(tensor) else tensor).isfinite().all():
+                raise UserError(f"its weight {name[:80]!r} is not finite")
+    numbers = sum(tensor.numel() for tensor in weights[0].values())
+    with torch.device("meta"), at_most(2 * numbers + 1000):  # some are registered twice
+        network = build(spec)
+    if not isinstance(network, Network):
+        raise UserError("its description is not one of a network")
+    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
+    for each in weights:
+        compare(each, network)
+    count, known = parameters(network), published(network)
+    if known is not None and known.parameters != count:
+        raise UserError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
+    return network
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

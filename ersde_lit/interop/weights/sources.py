@@ -1,0 +1,65 @@
+"""Whose weights these are, by what the file looks like."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ersde_lit.errors import UserError
+from ersde_lit.interop.weights.guided_flags import GuidedFlags
+from ersde_lit.untrusted.torch_before_zip import is_before_zip
+
+
+def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
+    """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
+
+    Args:
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
+        flags: what guided-diffusion's weights do not say of themselves.
+
+    Raises:
+        ValueError: in one line, what cannot be read, is damaged or is hostile.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"there is nothing at {source}")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"{source} is neither a file nor a folder")
+    kind = "diffusers" if path.is_dir() else _kind(path)
+    if flags.given and kind != "guided":
+        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt: {source} is none")
+    if kind == "diffusers":
+        from ersde_lit.interop.weights.diffusers_folder import read_diffusers
+
+        return read_diffusers(path)
+    if kind == "edm":
+        from ersde_lit.interop.weights.edm import read_edm
+
+        return read_edm(path)
+    if kind == "safetensors":
+        from ersde_lit.interop.weights.safetensors_file import read_safetensors
+
+        return read_safetensors(path)
+    from ersde_lit.interop.weights.guided_diffusion import import_guided
+    from ersde_lit.interop.weights.torch_files import read_torch, state_dict
+    from ersde_lit.training.module import SPEC_KEY
+
+    content = read_torch(path)
+    if SPEC_KEY in content:
+        raise UserError(f"{source} is a checkpoint of ersde_lit already: it needs no import")
+    weights, notes = state_dict(content, path)
+    model = import_guided(weights, flags)
+    return replace(model, notes=[*notes, *model.notes])
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith(b"PK\x03\x04") or is_before_zip(path):
+        return "guided"
+    # Before pickles: the length of a header of safetensors, its first 8 bytes, may begin as one of them does.
+    fits = int.from_bytes(head[:8], "little") < path.stat().st_size
+    if (head[8:] == b"{" and fits) or path.suffix == ".safetensors":
+        return "safetensors"
+    if head.startswith(b"\x80"):
+        return "edm"
+    raise UserError(f"{path} is none of EDM's pickles, torch.save's files and safetensors: it cannot be imported")

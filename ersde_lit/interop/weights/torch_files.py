@@ -1,0 +1,117 @@
+"""State dicts of `torch.save` as people keep them, read without running code and within the memory of their file."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ersde_lit.errors import UserError
+from ersde_lit.training.weights import plain_name
+from ersde_lit.untrusted.pickled_tensors import is_dense
+from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
+
+# What state dicts are kept under, the averaged ones first.
+_AVERAGED = ("ema", "params_ema", "ema_state_dict", "model_ema", "ema_model")
+_RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net", "module", "shadow")
+_COUNTS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
+
+
+class StateDict(NamedTuple):
+    """Weights by name, and what is to be said of where they were."""
+
+    weights: dict[str, Tensor]
+    notes: list[str]
+
+
+def read_torch(path: str | Path) -> dict[str, Any]:
+    """What a .pt, .bin or .ckpt file of torch.save holds; of a zip (since 1.6), tensors stay there until they are used.
+
+    Raises:
+        ValueError: in one line, a file that is damaged, hostile or of something else.
+    """
+    content = read_before_zip(path) if is_before_zip(path) else _read_zip(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no dictionary of weights: it holds nothing as 'ema', 'state_dict' or by names")
+    return content
+
+
+def state_dict(content: dict[str, Any], path: str | Path) -> StateDict:
+    """The weights in a file's content, averaged ones if there are any, without the names of wrappers.
+
+    Raises:
+        ValueError: there are none, or something else among them, or a tensor is no dense view.
+    """
+    found, notes = _unwrapped(content, [])
+    weights: dict[str, Tensor] = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path} is no state dict: it has {str(name)[:40]!r}, a {type(value).__name__}")
+        if value.layout != torch.strided or not is_dense(value.shape, value.stride()):
+            raise UserError(f"{path}: the weight {name[:80]!r} is no dense tensor")
+        if (new := plain_name(name)) in weights:
+            raise UserError(f"{path} has the weight {new[:80]!r} twice, as {name[:80]!r} too")
+        if new not in _COUNTS:
+            weights[new] = value
+    return StateDict(weights, notes)
+
+
+def _unwrapped(content: Mapping[Any, Any], notes: list[str], depth: int = 0) -> tuple[Mapping[Any, Any], list[str]]:
+    kept = [key for key in (*_AVERAGED, *_RAW) if isinstance(content.get(key), dict) and _tensors(content[key])]
+    if not kept or depth == 2:
+        return content, notes
+    more = [str(key)[:40] for key, value in content.items() if key != kept[0] and _tensors(value)]
+    others = f", not those under {' or '.join(map(repr, more[:5]))}" if more else ""
+    return _unwrapped(content[kept[0]], [*notes, f"the weights are those under {kept[0]!r}{others}"], depth + 1)
+
+
+def _read_zip(path: str | Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as file:
+            records = file.infolist()
+        size = Path(path).stat().st_size
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
+            raise UserError(f"{path} refused: it is compressed, which torch.save does not do")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        claimed = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than weights{_foreign(path)}: save its state dict alone") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged, or holds more than weights: {_first_line(error)}") from None
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is damaged, truncated or hostile: {_first_line(error)}") from None
+    there = [r.file_size for r in records if re.fullmatch(r"[^/]+/data/\d+", r.filename)]
+    if sorted(filter(None, claimed.values())) != sorted(filter(None, there)):
+        raise UserError(f"{path} refused: its storages are not as large as they claim")
+    return content
+
+
+def _tensors(content: Any) -> list[Tensor]:
+    """Those in nested containers, which may hold themselves."""
+    found, seen, left = [], set(), [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, Mapping) else value
+    return found
+
+
+def _foreign(path: str | Path) -> str:
+    """What a file names that `weights_only` refuses, in words."""
+    with suppress(Exception):  # its pickle may be damaged
+        if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            return f": it names {min(names)[:80]!r}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:150] if text else type(error).__name__

@@ -1,0 +1,189 @@
+"""Images on disk, anybody's, as a stream of uint8 batches: a folder, a zip, an npz, or our own array."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ersde_lit.data.array import INFO, read_array, splits
+from ersde_lit.data.decode import Exif
+from ersde_lit.data.files import Files, Folder, Zip, notes_on
+from ersde_lit.data.npz import Array, open_array
+from ersde_lit.data.pictures import to_array
+from ersde_lit.errors import UserError
+
+FORMS = "a folder or zip of images, an npz with arr_0, or a folder that `python -m ersde_lit data` made"
+
+
+class ImageFiles(ABC):
+    """Images of one shape, streamed: a batch is in memory at a time.
+
+    Attributes:
+        path: where they are.
+        image_shape: (C, H, W).
+        count: how many there are.
+        notes: what is to be said of how they are read, and of what is left out; a line each.
+    """
+
+    path: Path
+    image_shape: tuple[int, int, int]
+    count: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """Whose images they are, in words."""
+        return f"images of {self.path}" + "".join(f" ({note})" for note in self.notes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, batch_size: int = 100, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+        """Yields uint8 [n, C, H, W], n <= batch_size, in order: every `ranks`-th batch, from number `rank` on.
+
+        Raises:
+            ValueError: an image that is damaged or of another shape; names its file.
+        """
+        starts = range(0, self.count, batch_size)[rank::ranks]
+        for images in self._read([range(start, min(start + batch_size, self.count)) for start in starts]):
+            yield torch.from_numpy(images)
+
+    @abstractmethod
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        """Images of these consecutive ranges, which ascend: uint8 [n, C, H, W]."""
+
+
+def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: Exif = "apply") -> ImageFiles:
+    """The images at `path`, checked as far as can be without reading them all.
+
+    Args:
+        path: a folder (searched through) or zip of images, as EDM's; an npz with uint8 `arr_0` [n, H, W, C], as ADM's;
+            or a folder that `python -m ersde_lit data` made, of which the training images count.
+        channels: of image files, 3 for RGB or 1 for grey; None: those of the first one.
+        exif: whether image files are turned as their EXIF orientation says ("apply"), or taken as they are stored
+            ("ignore"), as torchvision and EDM's tool do.
+
+    Raises:
+        ValueError: nothing is there, it holds no image, or is damaged; names the file.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    if (path / INFO).is_file():
+        return _Array(path)
+    if path.is_dir():
+        return _Pictures(Folder(path), channels, exif)
+    if path.suffix.lower() == ".zip":
+        return _Pictures(Zip(path), channels, exif)
+    if path.suffix.lower() == ".npz":
+        return _Npz(path)
+    raise UserError(f"{path} is none of the forms that are read: {FORMS}")
+
+
+def image_batches(path: str | Path, batch_size: int = 100) -> Iterator[Tensor]:
+    """`image_files(path).batches(batch_size)`."""
+    return image_files(path).batches(batch_size)
+
+
+class _Pictures(ImageFiles):
+    """Image files in the order of their names, all of the size of the first."""
+
+    def __init__(self, files: Files, channels: Literal[1, 3] | None, exif: Exif) -> None:
+        self.files, self.path, self.names = files, files.path, files.images
+        self.channels, self.exif, self.grey = channels, exif, False
+        self.count, self.notes = len(self.names), (*files.notes, *notes_on(exif))
+        first = self._open(self.names[0])
+        self.grey = channels is None and first.mode == "L"
+        self.channels = 1 if first.mode == "L" else 3
+        self.image_shape = (self.channels, first.height, first.width)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
+            for part in parts:
+                yield np.stack([*pool.map(self._image, part)])
+
+    def _image(self, index: int) -> np.ndarray:
+        name = self.names[index]
+        array = to_array(self._open(name))
+        if array.shape != self.image_shape:
+            (_, h, w), (_, height, width) = array.shape, self.image_shape
+            raise UserError(f"{self.files.where(name)} is {w}x{h}, and {self.names[0]} is {width}x{height}")
+        return array
+
+    def _open(self, name: str) -> Image.Image:
+        image = self.files.decode(name, None if self.grey else self.channels, self.exif)
+        if self.grey and image.mode != "L":
+            where, first = self.files.where(name), self.names[0]
+            raise UserError(f"{where} cannot be used: it is in colour, and {first} is grey")
+        return image
+
+
+class _Npz(ImageFiles):
+    """`arr_0`, read as a stream: compressed or not, a batch of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._array() as (file, shape, dtype, _):
+            nan = ", with NaN in it" if dtype.kind == "f" and _has_nan(file, dtype) else ""
+        if dtype != np.uint8:
+            raise UserError(f"{path}: arr_0 is {dtype}{nan}, not uint8: images are whole numbers 0 .. 255")
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
+            raise UserError(f"{path}: arr_0 is {list(shape)}, not [n, H, W, C] with C = 1 or 3")
+        if not shape[0]:
+            raise UserError(f"{path} holds no image")
+        self.count, (height, width, channels) = shape[0], shape[1:]
+        self.image_shape = (channels, height, width)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        channels, height, width = self.image_shape
+        size, at = channels * height * width, 0
+        with self._array() as (file, *_):
+            for part in parts:
+                file.seek((part.start - at) * size, io.SEEK_CUR)
+                data, at = file.read(len(part) * size), part.stop
+                array = np.frombuffer(bytearray(data), np.uint8).reshape(-1, height, width, channels)
+                yield np.ascontiguousarray(rearrange(array, "n h w c -> n c h w"))
+
+    @contextmanager
+    def _array(self) -> Iterator[Array]:
+        try:
+            with open_array(self.path, "arr_0") as array:
+                if array.fortran and len(array.shape) > 1:
+                    raise UserError("arr_0 is in Fortran order: save np.ascontiguousarray of it")
+                yield array
+        except KeyError:
+            raise UserError(f"{self.path} has no array arr_0, where images are: [n, H, W, C], uint8") from None
+        except Exception as error:
+            raise UserError(f"{self.path} cannot be used: {str(error).replace(str(self.path), 'it')}") from None
+
+
+def _has_nan(file: IO[bytes], dtype: np.dtype[Any]) -> bool:
+    while data := file.read(dtype.itemsize << 20):
+        if np.isnan(np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)).any():
+            return True
+    return False
+
+
+class _Array(ImageFiles):
+    """A folder that our conversion made, mapped, without what is held out."""
+
+    def __init__(self, path: Path) -> None:
+        info, whole = read_array(path)
+        self.path, self.image_shape, self.notes = path, info.image_shape, info.notes
+        self.images = splits(info, whole)["train"].images
+        self.count = len(self.images)
+
+    def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
+        for part in parts:
+            yield np.array(self.images[part.start : part.stop].numpy())

@@ -1,0 +1,144 @@
+"""Several processes as one: they begin together, fail together, and tell the first what they found."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from ersde_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+CHATTY = ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
+PATIENCE = timedelta(days=30)  # with a rank at work; one that died is noticed at once
+
+
+def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
+    """A Fabric of one process for each of `devices` devices on each node, launched; for work without collectives of
+    tensors.
+
+    Raises:
+        ValueError: there is no such accelerator, or fewer devices.
+    """
+    ranks = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)  # gloo, whatever the device
+    try:
+        with _quiet():
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=ranks if devices * num_nodes > 1 else "auto",
+            )
+            fabric.launch()
+            return fabric
+    except (MisconfigurationException, RuntimeError) as error:
+        raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning from telling of each rank's arrival."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that work together. Methods are to be called by all of them.
+
+    Attributes:
+        rank, count: which of how many.
+        group: through which they speak: gloo's, which waits for a slow rank; None: the default one.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def beside(cls, trainer: "Trainer") -> "Ranks":
+        """Those of a trainer, with a group of their own: the trainer's gives up while a rank is busy for long."""
+        if trainer.world_size == 1:
+            return cls()
+        group: Any = dist.new_group(timeout=PATIENCE, backend="gloo")
+        return cls(trainer.global_rank, trainer.world_size, group)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on all ranks.
+
+        Raises:
+            ValueError: another rank has died.
+        """
+        values = [value] * self.count
+        with self._alive():
+            if self.count > 1:
+                dist.all_gather_object(values, value, **self._through)
+        return values
+
+    def of_first(self, value: Any) -> Any:
+        """The first rank's value, on all ranks; raises ValueError as `gather` does."""
+        values = [value]
+        with self._alive():
+            if self.count > 1:
+                dist.broadcast_object_list(values, 0, **self._through)
+        return values[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A piece of work for all ranks, which ends when all have done theirs.
+
+        Where it fails on some for a known reason, the first rank raises that and the others end in silence, by a
+        SystemExit that has it as its cause.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except (ValueError, OSError, FloatingPointError) as error:
+            failure = error
+        known = next((one for one in self.gather(failure) if one is not None), None)
+        if known is not None and self.rank:
+            raise SystemExit(0) from known
+        if known is not None:
+            raise failure or known  # its own with its traceback
+
+    @property
+    def _through(self) -> dict[str, Any]:
+        return {} if self.group is None else {"group": self.group}
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if self.rank:
+                raise SystemExit(1) from error  # the first rank tells
+            raise UserError("another rank has died: run the same command again, it goes on from there") from error
+
+
+def ranks_of(fabric: Fabric) -> Ranks:
+    return Ranks(fabric.global_rank, fabric.world_size)
+
+
+def gather(fabric: Fabric, value: Any) -> list[Any]:
+    """`Ranks.gather` among those of a Fabric."""
+    return ranks_of(fabric).gather(value)
+
+
+def together(fabric: Fabric) -> AbstractContextManager[None]:
+    """`Ranks.together` among those of a Fabric."""
+    return ranks_of(fabric).together()

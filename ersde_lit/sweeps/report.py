@@ -1,0 +1,225 @@
+"""Tables and plots of what was measured: rich, CSV, Markdown, PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from ersde_lit.metrics.protocol import title
+from ersde_lit.sweeps.cells import Record
+
+HIGHER_IS_BETTER = {"is", "precision", "recall"}
+
+
+class Summary(NamedTuple):
+    """A score over sets of seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def std(self) -> float:
+        """Of the sets, unbiased; 0 of a single one."""
+        n, mean = len(self.values), self.mean
+        return math.sqrt(sum((value - mean) ** 2 for value in self.values) / (n - 1)) if n > 1 else 0.0
+
+    def best(self, metric: str) -> float:
+        """As in EDM's protocol: the best of the sets; NaN where one of them is."""
+        if math.isnan(self.mean):
+            return math.nan
+        return max(self.values) if metric in HIGHER_IS_BETTER else min(self.values)
+
+    def value(self, metric: str, best: bool) -> float:
+        return self.best(metric) if best else self.mean
+
+    def text(self, metric: str, best: bool) -> str:
+        """The mean with its spread to two digits, or the best."""
+        value, std = self.value(metric, best), self.std
+        if best or not std > 0 or not math.isfinite(std):
+            return f"{value:.4g}"
+        decimals = max(0, 1 - math.floor(math.log10(std)))
+        return f"{value:.{decimals}f} ± {std:.{decimals}f}"
+
+
+class Report:
+    """Of records measured alike.
+
+    Args:
+        records: cells, and what was measured beside them. The columns are the NFEs that were asked for.
+        metrics: which to show.
+        best: whether to show the best of the sets of seeds rather than mean and standard deviation.
+    """
+
+    def __init__(self, records: Sequence[Record], metrics: Sequence[str], best: bool = False) -> None:
+        self.records, self.metrics, self.best = [*records], [*metrics], best
+        self.nfes = sorted({record["asked"] for record in records if record["nfe"] is not None})
+        self.sets = max(Counter((r["sampler"], r["nfe"]) for r in records).values(), default=1)
+        self.samplers = list(dict.fromkeys(r["sampler"] for r in records if r["nfe"] is not None))
+        self.others = [record for record in records if record["nfe"] is None]
+
+    def summary(self, metric: str, sampler: str, nfe: int) -> Summary | None:
+        """Over all sets of seeds at exactly this NFE; None without any."""
+        found = [r for r in self.records if (r["sampler"], r["nfe"]) == (sampler, nfe) and metric in r["scores"]]
+        return Summary(tuple(record["scores"][metric] for record in found)) if found else None
+
+    def rows(self, metric: str) -> list[list[str]]:
+        """A sampler a row, an NFE a column, the best of a column in **bold**, then what has no NFE."""
+        shown = {(s, nfe): self._at(metric, s, nfe) for s in self.samplers for nfe in self.nfes}
+        rows = [[sampler] for sampler in self.samplers]
+        for nfe in self.nfes:
+            values = {s: found[1].value(metric, self.best) for s in self.samplers if (found := shown[s, nfe])}
+            choose = max if metric in HIGHER_IS_BETTER else min
+            best = choose((value for value in values.values() if not math.isnan(value)), default=None)
+            for row, sampler in zip(rows, self.samplers, strict=True):
+                if (found := shown[sampler, nfe]) is None:
+                    row.append("")
+                    continue
+                calls, summary = found
+                text = summary.text(metric, self.best) + (f" ({calls} calls)" if calls != nfe else "")
+                text += f" ({len(summary.values)} of {self.sets} sets)" if len(summary.values) < self.sets else ""
+                row.append(f"**{text}**" if values[sampler] == best and len(values) > 1 else text)
+        others = [(r["sampler"], r["scores"][metric]) for r in self.others if metric in r["scores"]]
+        return rows + [[name, *[f"{value:.4g}"] * len(self.nfes)] for name, value in others]
+
+    def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
+        """What was measured when this NFE was asked for, and the calls it made: Heun's are odd."""
+        made = [r["nfe"] for r in self.records if (r["sampler"], r["asked"]) == (sampler, nfe)]
+        found = self.summary(metric, sampler, made[0]) if made else None
+        return (made[0], found) if found else None
+
+    @property
+    def header(self) -> list[str]:
+        return ["sampler", *(f"NFE {nfe}" for nfe in self.nfes)]
+
+    def tables(self) -> Iterable[Table]:
+        """For the terminal, one a metric."""
+        for metric in self.metrics:
+            table = Table(*_columns(self.header), title=title(metric), title_justify="left")
+            for row in self.rows(metric):
+                table.add_row(*(Text(text.strip("*"), "bold" if text.startswith("**") else "") for text in row))
+            yield table
+
+    def markdown(self, caption: str) -> str:
+        """All tables and below them the caption."""
+        parts = []
+        for metric in self.metrics:
+            if len(self.metrics) > 1:
+                parts.append(f"{title(metric)}\n")
+            parts.append(_markdown(self.header, self.rows(metric)) + "\n")
+        return "\n".join([*parts, f"{caption}\n"])
+
+    def csv(self) -> str:
+        """A cell a row, with all that changes its numbers."""
+        return to_csv(self.records)
+
+    def plot(self, path: Path, metric: str, name: str = "") -> None:
+        """The metric over NFE, logarithmic both; bars from the lowest to the highest of the sets of seeds."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        ticks: set[int] = set()
+        for number, sampler in enumerate(self.samplers):
+            points = {r["nfe"] for r in self.records if r["sampler"] == sampler}
+            line = {nfe: found for nfe in sorted(points) if (found := self.summary(metric, sampler, nfe))}
+            values = [summary.value(metric, self.best) for summary in line.values()]
+            low = [value - min(s.values) for value, s in zip(values, line.values(), strict=True)]
+            high = [max(s.values) - value for value, s in zip(values, line.values(), strict=True)]
+            marker = "os^vDP*X"[number // 10 % 8]
+            axes.errorbar([*line], values, [low, high], label=sampler, marker=marker, markersize=4, linewidth=1.2)
+            ticks |= line.keys()
+        for record in self.others:
+            if (value := record["scores"].get(metric)) is not None:
+                axes.axhline(value, color="grey", linewidth=1, linestyle=":", label=record["sampler"])
+        positive = not any(r["scores"][metric] <= 0 for r in self.records if metric in r["scores"])
+        axes.set(xscale="log", yscale="log" if positive else "linear", xlabel="NFE", ylabel=title(metric), title=name)
+        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+        axes.minorticks_off()
+        axes.legend(fontsize=8)
+        temporary = path.with_suffix(".tmp.png")
+        figure.savefig(temporary, dpi=150)
+        pyplot.close(figure)
+        temporary.replace(path)
+
+
+class ImagesReport:
+    """Of sets of images from disk: a set a row, a metric a column."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = [*records]
+        self.metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
+
+    @property
+    def header(self) -> list[str]:
+        return ["images", "number", *map(title, self.metrics)]
+
+    def rows(self) -> list[list[str]]:
+        return [
+            [r["sampler"], f"{r['images']:,}", *(f"{r['scores'][metric]:.6g}" for metric in self.metrics)]
+            for r in self.records
+        ]
+
+    def tables(self) -> Iterable[Table]:
+        table = Table(*_columns(self.header))
+        for row in self.rows():
+            table.add_row(*map(Text, row))
+        yield table
+
+    def markdown(self, caption: str) -> str:
+        return f"{_markdown(self.header, self.rows())}\n\n{caption}\n"
+
+    def csv(self) -> str:
+        return to_csv(self.records)
+
+
+def sizes(records: Sequence[Record]) -> str:
+    """How large the images are, in a sentence: all of them, or those of each name. Empty where that was not kept."""
+    found = {record["sampler"]: size for record in records if (size := record.get("image_size"))}
+    if len({*found.values()}) < 2:
+        return "".join(f"Images: {size}." for size in {*found.values()})
+    return f"Images: {'; '.join(f'{name} {size}' for name, size in found.items())}."
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """Records as CSV: sampler, NFE, seeds, number of images, scores, then the protocol and how images were made."""
+    metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
+    lines = [_flat(record, metrics) for record in records]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _flat(record: Record, metrics: Sequence[str]) -> dict[str, object]:
+    first = {name: record.get(name) for name in ("sampler", "nfe", "seeds", "images", "image_size")}
+    scores = {metric: record["scores"].get(metric) for metric in metrics}
+    description: Mapping[str, Mapping[str, object]] = record["description"] or {}
+    options = {f"option {name}": value for name, value in description.get("options", {}).items() if name != "nfe"}
+    files = {f"sha256 {name}": value for name, value in description.get("checkpoints", {}).items()}
+    protocol = {name: value for name, value in record["protocol"].items() if name not in {"versions", *metrics}}
+    tools = {f"version {name}": value for name, value in record["protocol"]["versions"].items()}
+    return {**first, **scores, "seconds": record["seconds"], **options, **files, **protocol, **tools}
+
+
+def _columns(header: Sequence[str]) -> list[Column]:
+    return [Column(header[0]), *(Column(name, justify="right") for name in header[1:])]
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

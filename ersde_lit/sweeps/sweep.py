@@ -1,0 +1,133 @@
+"""The run of an evaluation: every cell's images made and measured, by all ranks together."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from ersde_lit.data import ImageDataModule
+from ersde_lit.data.decode import Exif
+from ersde_lit.errors import UserError
+from ersde_lit.metrics.image_files import image_files
+from ersde_lit.metrics.protocol import Protocol
+from ersde_lit.metrics.scores import Scores
+from ersde_lit.ranks import gather, together
+from ersde_lit.sampling.formats import read_meta
+from ersde_lit.sampling.run import Job, complete
+from ersde_lit.sampling.work import Work
+from ersde_lit.sweeps.cells import REAL, Cell, Cells, Measured, Record, record
+
+# (rank, ranks) to uint8 [n, C, H, W]: every ranks-th batch, from number rank on
+Batches = Callable[[int, int], Iterable[Tensor]]
+BATCH = 100  # images; what is dealt to the ranks
+
+
+def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
+    """Scores of the images of all ranks, to be called by all; ValueError where they cannot be read or measured."""
+    scores.to(ranks.device).reset()
+    with together(ranks):
+        for images in batches(ranks.global_rank, ranks.world_size):
+            scores.update(images)
+    with warnings.catch_warnings(), together(ranks):
+        warnings.simplefilter("ignore")  # the notes say the same
+        values = scores.compute()
+    return Measured(values, scores.num_images, scores.notes, scores.image_shape)
+
+
+def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif = "apply") -> Measured:
+    """Of anybody's images on disk: a folder, a zip or an npz; `exif` as for `image_files`."""
+    with together(ranks):
+        images = image_files(path, exif=exif)
+    measured = measure(scores, lambda rank, of: images.batches(BATCH, rank, of), ranks)
+    return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Measures cells that have not been measured yet. Methods are to be called by all ranks.
+
+    Attributes:
+        store: where they are kept.
+        scores: what measures them.
+        protocol: how, in words.
+        ranks: who takes part.
+        keep_images: otherwise a cell's are deleted once it is measured, where they were made here.
+        tell: called by the first rank with each record that is new.
+    """
+
+    store: Cells
+    scores: Scores
+    protocol: Protocol
+    ranks: Fabric
+    keep_images: bool = False
+    tell: Callable[[Record], None] = lambda record: None
+
+    def cell(self, cell: Cell) -> None:
+        """What is missing of it is sampled, measured from disk and kept; NaN where a sample is not finite.
+
+        Raises:
+            ValueError: as `complete` and `Scores`; or the cell, or its place, is taken by other images.
+        """
+        there, path, finished = False, Path(), False
+        with together(self.ranks):
+            if self._first and not (there := self.store.find(cell, self.scores.metrics) is not None):
+                path, finished = self.store.place(cell)
+        there, path, finished = gather(self.ranks, (there, path, finished))[0]
+        if there:
+            return
+        of_cell: dict[str, Any] = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"]}
+        if not finished:
+            start, work = time.monotonic(), self.store.work(cell, path)
+            if reason := self._failure(work, cell.job):
+                if self._first:
+                    work.clean()
+                    nothing = Measured(dict.fromkeys(self.scores.metrics, math.nan), 0, (f"{cell}: {reason}",))
+                    self._keep(record(cell.sampler, nothing, self.protocol, description=cell.meta, **of_cell))
+                return
+            gather(self.ranks, None)  # the first rank has put them in their place
+            of_cell["seconds"] = round(time.monotonic() - start, 1)
+        measured = measure_images(path, self.scores, self.ranks)
+        with together(self.ranks):
+            if (count := measured.images) != len(cell.seeds):
+                raise UserError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
+            if self._first:
+                self._keep(record(cell.sampler, measured, self.protocol, description=read_meta(path), **of_cell))
+                if not self.keep_images:
+                    self.store.delete(path)
+
+    def real(self, data: ImageDataModule, count: int) -> None:
+        """What a perfect model would get: at most `count` held-out images ("test"), measured alike."""
+        held_out = data.split("test").images[:count]
+        if gather(self.ranks, self.store.find_real(len(held_out), self.scores.metrics))[0] is not None:
+            return
+        measured = measure(self.scores, lambda rank, of: held_out.split(BATCH)[rank::of], self.ranks)
+        with together(self.ranks):
+            if self._first:
+                self._keep(record(REAL, measured, self.protocol))
+
+    def _failure(self, work: Work, job: Job) -> str:
+        """Makes a cell's images. Returns, on all ranks, what was not finite; empty where they are all there."""
+        try:
+            complete(work, job, self.ranks)
+        except (FloatingPointError, SystemExit) as error:
+            cause = error.__cause__ if isinstance(error, SystemExit) else error
+            if not isinstance(cause, FloatingPointError):
+                raise
+            return str(cause)
+        return ""
+
+    @property
+    def _first(self) -> bool:
+        return self.ranks.global_rank == 0
+
+    def _keep(self, new: Record) -> None:
+        self.store.add(new)
+        self.tell(new)

@@ -1,0 +1,158 @@
+"""Tensors in pickles, as `pickle.dump` writes them: each storage is a file of `torch.save` of its own, in its bytes.
+
+Nothing is allocated that is not in the file, and a tensor must be a dense view within its storage.
+"""
+
+import io
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ersde_lit.untrusted.restricted_pickle import Instance, Name, Names, Refused, Stream, read_pickle
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before its zip format
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+}
+STORAGES = frozenset({(module, name) for module in ("torch", "torch.cuda") for name in _DTYPES})
+
+
+class Storage(NamedTuple):
+    """Numbers of one type, in a row."""
+
+    values: Tensor  # [n]
+
+
+def load_from_bytes(data: Any) -> Storage:
+    """What `torch.storage._load_from_bytes` gives: a storage out of a file of `torch.save` in its older format.
+
+    Raises:
+        Refused: other content, or another number of bytes than it claims.
+    """
+    if not isinstance(data, bytes):
+        raise Refused("a storage that is no bytes")
+    stream = io.BytesIO(data)
+    read_head(stream)
+    claim = read_pickle(stream, Names({}, STORAGES, Claim.of))
+    keys = read_pickle(stream, Names({}))
+    if not isinstance(claim, Claim) or keys != [claim.key]:
+        raise Refused("a storage file that holds something else")
+    length, here = int.from_bytes(stream.read(8), "little"), stream.tell()
+    if length != claim.length or length * claim.dtype.itemsize != len(data) - here:
+        raise Refused(f"a storage of {len(data) - here:,} bytes that claims {claim.length:,} numbers")
+    if not length:
+        return Storage(torch.empty(0, dtype=claim.dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it cannot be written to, and nobody does; a copy a call could fill the memory
+        return Storage(torch.frombuffer(memoryview(data)[here:], dtype=claim.dtype))
+
+
+def read_head(stream: Stream) -> None:
+    """Reads what `torch.save` before its zip format begins with; raises Refused where it is something else."""
+    plain = Names({})
+    if (read_pickle(stream, plain), read_pickle(stream, plain)) != (_MAGIC, _PROTOCOL):
+        raise Refused("a storage that is not as torch.save writes it")
+    system = read_pickle(stream, plain)
+    if not isinstance(system, dict) or system.get("little_endian") is not True or sys.byteorder != "little":
+        raise Refused("a storage of a big-endian machine")
+
+
+class Claim(NamedTuple):
+    """What a persistent id says of a storage."""
+
+    dtype: torch.dtype
+    key: str
+    length: int
+
+    @classmethod
+    def of(cls, identity: Any) -> "Claim":
+        match identity:
+            case ("storage", Name(name=name), str(key), str(), int(length), None) if length >= 0:
+                return cls(_DTYPES[name], key, length)
+        raise Refused("a storage that is not as torch.save writes it")
+
+
+def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> Tensor:
+    """What `torch._utils._rebuild_tensor_v2` gives.
+
+    Raises:
+        Refused: a view that leaves its storage, or in which elements overlap or leave gaps.
+    """
+    numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
+    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+        raise Refused("a tensor whose storage, offset, size or stride is none")
+    if len(size) != len(stride) or not is_dense(size, stride):
+        raise Refused(f"a tensor whose elements overlap or leave gaps: size {size[:8]}, stride {stride[:8]}"[:150])
+    if offset + math.prod(size) > len(storage.values):
+        raise Refused(f"a tensor that leaves its storage of {len(storage.values):,} numbers: size {size[:8]}"[:150])
+    return storage.values.as_strided(size, stride, offset)
+
+
+def is_dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the elements of a view lie side by side, in whatever order of the axes."""
+    expected = 1
+    for step, length in sorted((step, length) for step, length in zip(stride, size, strict=True) if length > 1):
+        if step != expected:
+            return False
+        expected *= length
+    return True
+
+
+def rebuild_parameter(data: Any, *others: Any) -> Tensor:
+    """What `torch._utils._rebuild_parameter` gives, as a plain tensor."""
+    if not isinstance(data, Tensor):
+        raise Refused("a parameter that is no tensor")
+    return data
+
+
+def numpy_dtype(code: Any, *others: Any) -> Instance:
+    """What stands for `numpy.dtype(code)`; the byte order comes as its state."""
+    return Instance(Name("numpy", "dtype"), (code,))
+
+
+def numpy_scalar(dtype: Any, data: Any) -> float | int:
+    """What numpy's `scalar` gives, as a plain number."""
+    match dtype, data:
+        case Instance(arguments=("f8" | "f4" | "i8" | "i4" as code,), state=(int(), "<", *_)), bytes() if len(
+            data
+        ) == int(code[1]):
+            return np.frombuffer(data, f"<{code}")[0].item()
+    raise Refused("a number of numpy's that cannot be read")
+
+
+def _set(values: Any) -> set[str]:
+    if not isinstance(values, list) or len(values) > 16 or not all(isinstance(value, str) for value in values):
+        raise Refused("a set of something else than a few words")
+    return set(values)
+
+
+def _empty() -> dict[Any, Any]:
+    return {}
+
+
+TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch.storage", "_load_from_bytes"): load_from_bytes,
+    ("collections", "OrderedDict"): _empty,
+    ("numpy.core.multiarray", "scalar"): numpy_scalar,
+    ("numpy._core.multiarray", "scalar"): numpy_scalar,
+    ("numpy", "dtype"): numpy_dtype,
+    ("builtins", "set"): _set,
+}
