@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -82,7 +82,7 @@ class FIDCallback(Callback):
 
     def __init__(
         self,
-        samplers: dict[str, Callable[..., Any]],  # of Sampler; jsonargparse takes a Protocol for a function
+        samplers: dict[str, Sampler],
         nfes: Sequence[int] = (5, 10, 20),
         num_samples: int = 1000,
         features: Choice | Features = "classifier",
@@ -293,8 +293,7 @@ class FIDCallback(Callback):
 
 def _calls(sampler: Sampler, nfes: Sequence[int]) -> list[int]:
     """The NFEs a sampler really runs when asked for these: Heun's are odd."""
-    calls = getattr(sampler, "calls", None)
-    return list(dict.fromkeys(calls(nfe) if calls else nfe for nfe in nfes))
+    return list(dict.fromkeys(sampler.calls(nfe) for nfe in nfes))
 
 
 def _precision(trainer: Trainer) -> str:

@@ -86,7 +86,7 @@ class SamplerOptions:
         Raises:
             ValueError: solver, options, grid and denoiser do not go together.
         """
-        from ersde_lit.solvers import Heun, TableSampler
+        from ersde_lit.solvers import TableSampler
 
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
@@ -101,7 +101,7 @@ class SamplerOptions:
         sampler = _make(choice, denoiser)
         if isinstance(sampler, TableSampler):
             sampler.solver.tableau(sampler.lams(denoiser, nfe))  # raises now rather than when sampling
-        return sampler, {"nfe": sampler.calls(nfe) if isinstance(sampler, Heun) else nfe, **choice}
+        return sampler, {"nfe": sampler.calls(nfe), **choice}
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}

@@ -111,8 +111,7 @@ def _of_options(options: SamplerOptions, denoiser: Any) -> Callable[[int], tuple
 
 
 def _of_class(label: str, given: Mapping[str, Any]) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
-    sampler, plain = make("samplers", Callable[..., Any], given)
-    if not callable(sampler):
-        raise UserError(f"sampler {label}: {given['class_path']} is no sampler, which is called")
-    calls = getattr(sampler, "calls", None)
-    return lambda nfe: (sampler, {"nfe": calls(nfe) if calls else nfe, "sampler": plain})
+    from ersde_lit.solvers import Sampler
+
+    sampler, plain = make("samplers", Sampler, given)
+    return lambda nfe: (sampler, {"nfe": sampler.calls(nfe), "sampler": plain})

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
-from ersde_lit.solvers.grids import Grid, check_nfe
+from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Noise, fit
+from ersde_lit.solvers.sampler import Noise, Sampler, fit
 
 # The prediction each is handed: of eps by those that step in y, of x0 or v by those that step in x = alpha y.
 _EPS, _SAMPLE, _V = "epsilon", "sample", "v"
@@ -53,7 +53,7 @@ _CALLS = {
 
 
 @dataclass(frozen=True)
-class DiffusersSampler:
+class DiffusersSampler(Sampler):
     """A scheduler of diffusers, made to step through our grid; a Sampler.
 
     It is handed x0 as the prediction it converts least, our noise in place of its generator's, and lams for timesteps.
@@ -86,22 +86,15 @@ class DiffusersSampler:
         found: Callable[..., Any] = getattr(importlib.import_module("diffusers"), self.scheduler)
         return found
 
-    def calls(self, nfe: int) -> int:
-        """The calls made when asked for `nfe`: of Heun's two a step, the largest odd number up to it."""
-        check_nfe(nfe)
-        return nfe - 1 + nfe % 2 if self.scheduler == "HeunDiscreteScheduler" else nfe
+    @property
+    def calls_a_step(self) -> int:  # type: ignore[override]
+        return 2 if self.scheduler == "HeunDiscreteScheduler" else 1
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        """x0 [B, ...] in ``calls(nfe)`` calls; callback(i, lam, y, x0) after each, as in `sample`."""
-        heun = self.scheduler == "HeunDiscreteScheduler"
+        heun = self.calls_a_step == 2
         lams = _levels(self.grid, (nfe + 1) // 2 if heun else nfe, denoiser, to_zero=heun)
         if heun:  # two calls at each level but the first
             lams = torch.cat([lams[:1], lams[1:-1].repeat_interleave(2), lams[-1:]])
@@ -132,7 +125,7 @@ class DiffusersSampler:
 
 
 @dataclass(frozen=True)
-class KDiffusionSampler:
+class KDiffusionSampler(Sampler):
     """A function of k-diffusion on our grid; a Sampler. Its `sampling` module alone is loaded, whose dependencies are
     few: ``pip install --no-deps k-diffusion`` with torchsde and torchdiffeq.
 
@@ -164,22 +157,15 @@ class KDiffusionSampler:
         found: Callable[..., Tensor] = getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
         return found
 
-    def calls(self, nfe: int) -> int:
-        """The calls made when asked for `nfe`: with two a step, the largest odd number up to it."""
-        check_nfe(nfe)
-        return nfe if _CALLS[self._name] == 1 else nfe - 1 + nfe % 2
+    @property
+    def calls_a_step(self) -> int:  # type: ignore[override]
+        return _CALLS[self._name]
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        """x0 [B, ...] in ``calls(nfe)`` calls; callback(i, lam, y, x0) after each, as in `sample`."""
-        two = _CALLS[self._name] == 2
+        two = self.calls_a_step == 2
         lams = _levels(self.grid, (nfe + 1) // 2 if two else nfe, denoiser, to_zero=two)
         model = _Model(denoiser, labels, callback)
         y = noise.initial() * float(lams[0])

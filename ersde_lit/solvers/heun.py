@@ -11,13 +11,13 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.checks import is_interval, is_number
-from ersde_lit.solvers.grids import Grid, check_nfe
+from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.loop import Callback, Denoise, check_shape, raise_if_not_finite
-from ersde_lit.solvers.sampler import Noise, fit
+from ersde_lit.solvers.sampler import Noise, Sampler, fit
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(Sampler):
     """EDM's sampler, Algorithm 2 of Karras et al. 2022, https://arxiv.org/abs/2206.00364; without churn, Algorithm 1.
 
     Each of n steps, from l to l_t, first raises the noise level to ``l' = l (1 + gamma)`` with fresh noise, where
@@ -35,6 +35,7 @@ class Heun:
         s_noise: standard deviation of the fresh noise; a little above 1 makes up for a denoiser that removes too much.
     """
 
+    calls_a_step = 2
     grid: Grid = grids.edm
     churn: float = 0.0
     s_min: float = 0.0
@@ -48,27 +49,10 @@ class Heun:
         if not is_interval((self.s_min, self.s_max)):
             raise UserError(f"Heun needs 0 <= s_min <= s_max, not {self.s_min!r} and {self.s_max!r}")
 
-    def calls(self, nfe: int) -> int:
-        """The calls made when asked for `nfe`: the largest odd number up to it."""
-        check_nfe(nfe)
-        return nfe - 1 + nfe % 2
-
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        """x0 [B, ...] in ``calls(nfe)`` calls; `callback` as in `sample`, but i counts calls.
-
-        Raises:
-            ValueError: grid and denoiser do not fit together, the grid does not end in 0, or x0 or noise have not the
-                shape of y.
-            FloatingPointError: an x0 was not finite; names the first such step and its lam.
-        """
         with torch.device("cpu"):
             lams = fit(self.grid((self.calls(nfe) + 1) // 2), denoiser)
         if lams[-1] != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,21 +26,41 @@ class Noise(StepNoise, Protocol):
         ...
 
 
-class Sampler(Protocol):
-    """From noise to x0 in `nfe` calls of a denoiser; what callbacks and commands are given."""
+class Sampler(ABC):
+    """From noise to x0 in `nfe` calls of a denoiser; what callbacks and commands are given.
 
+    Attributes:
+        calls_a_step: 1, or 2 for methods that call the denoiser at both ends of a step.
+    """
+
+    calls_a_step = 1
+
+    def calls(self, nfe: int) -> int:
+        """The calls made when asked for `nfe`: as many, or with two calls a step the largest odd number up to it."""
+        check_nfe(nfe)
+        return nfe if self.calls_a_step == 1 else nfe - 1 + nfe % 2
+
+    @abstractmethod
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
+    ) -> Tensor:
+        """x0 [B, ...] in ``calls(nfe)`` calls.
+
+        Args:
+            denoiser: (y, lam, labels) -> x0.
+            noise: the start is its `initial` noise times the largest noise level.
+            nfe: number of network calls, at least 1.
+            labels: int64 classes [B], -1: unconditional; None: the denoiser is called without.
+            callback: called as (i, lam, y, x0) after call i.
+
+        Raises:
+            UserError: grid, solver and denoiser do not fit together.
+            FloatingPointError: an x0 was not finite; names the first such step and its lam.
+        """
 
 
 @dataclass(frozen=True)
-class TableSampler:
+class TableSampler(Sampler):
     """Any solver with a table, on any grid.
 
     The grid is fitted to what the denoiser says of itself, if it does: see `fit`. A run starts at
@@ -61,14 +82,8 @@ class TableSampler:
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        """x0 [B, ...] in exactly `nfe` calls; raises ValueError where grid, solver and denoiser do not fit together."""
         lams = self.lams(denoiser, nfe)
         with torch.device("cpu"):
             tableau = self.solver.tableau(lams)
@@ -141,18 +156,13 @@ def default(nfe: int) -> TableSampler:
 
 
 @dataclass(frozen=True)
-class Default:
+class Default(Sampler):
     """``default(nfe)`` as a sampler, to be named where one is asked for: in YAML, callbacks, sweeps."""
 
     grid: Grid = grids.edm
 
+    @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoise,
-        noise: Noise,
-        nfe: int,
-        labels: Tensor | None = None,
-        callback: Callback | None = None,
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        """x0 [B, ...] in exactly `nfe` calls."""
         return TableSampler(default(nfe).solver, self.grid)(denoiser, noise, nfe, labels, callback)

@@ -16,7 +16,7 @@ from ersde_lit.callbacks import FIDCallback
 from ersde_lit.data import Digits
 from ersde_lit.metrics import Features
 from ersde_lit.metrics.cache import cache_folder
-from ersde_lit.solvers import ERSDE, TableSampler
+from ersde_lit.solvers import ERSDE, Sampler, TableSampler
 
 PATIENCE = 5  # seconds that ranks wait for each other where Lightning makes them
 
@@ -53,7 +53,7 @@ class Broken(Features):
         return torch.stack([images.float().mean((1, 2, 3)), images.float().std((1, 2, 3))], 1)
 
 
-class OneBad:
+class OneBad(Sampler):
     """A sampler whose image of one seed is not finite."""
 
     def __call__(self, denoiser, noise, nfe, labels=None, callback=None):

@@ -31,7 +31,7 @@ from ersde_lit.metrics import (
 )
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.solvers import ERSDE, Heun, TableSampler
+from ersde_lit.solvers import ERSDE, Heun, Sampler, TableSampler
 
 pytestmark = pytest.mark.usefixtures("cache")
 ER_SDE = TableSampler(ERSDE(order=2))
@@ -201,7 +201,7 @@ def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeyp
     assert {key for key, value in both.items() if math.isnan(value)} == {"fid/bad/nfe2", "nearest/bad/nfe2"}
 
 
-class OneBad:
+class OneBad(Sampler):
     """A sampler whose image of one seed is not finite: found out by the solver, or only when it is quantised."""
 
     def __init__(self, seed, found_by_solver=True):

@@ -25,7 +25,7 @@ from ersde_lit.metrics import Features, Scores, reference_of, write_reference
 from ersde_lit.metrics.classifier import classifier
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.solvers import DDIM, ERSDE, Heun, TableSampler, grids
+from ersde_lit.solvers import DDIM, ERSDE, Heun, Sampler, TableSampler, grids
 from ersde_lit.training import DiffusionModule, load
 from ersde_lit.training.module import SPEC_KEY
 
@@ -44,7 +44,7 @@ class Means(Features):
         return torch.stack([*quarters, x.var(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))], 1)
 
 
-class Dark:
+class Dark(Sampler):
     """A sampler of somebody else's: one call, and half as bright."""
 
     def __init__(self, by: float = 0.5) -> None:
@@ -255,9 +255,9 @@ class TestNumbers:
 
 ONE_BAD = """
 import torch
-from ersde_lit.solvers import DDIM, TableSampler
+from ersde_lit.solvers import DDIM, Sampler, TableSampler
 
-class OneBad:
+class OneBad(Sampler):
     def __call__(self, denoiser, noise, nfe, labels=None, callback=None):
         images = TableSampler(DDIM())(denoiser, noise, nfe, labels)
         return images.masked_fill((noise._seeds.flatten() == 15).view(-1, 1, 1, 1), torch.nan)
