@@ -51,7 +51,7 @@ def write_text(path: str | Path, text: str, concurrent: bool = False) -> None:
 
 @contextmanager
 def locked(path: str | Path, busy: str) -> Iterator[None]:
-    """Holds an exclusive lock, which the system releases when the process ends.
+    """Holds an exclusive lock, which the system releases when the process ends; removes its file in the end.
 
     Args:
         path: the lock file, in a folder that exists.
@@ -69,16 +69,19 @@ def locked(path: str | Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows keeps the file
+            Path(path).unlink()
         lock.release()
 
 
 @contextmanager
-def disk_errors(out: str | Path, option: str = "out") -> Iterator[None]:
-    """Turns a full disk and the like (OSError) into a UserError that names the option."""
+def disk_errors(out: str | Path, option: str | None = "out") -> Iterator[None]:
+    """Turns a full disk and the like (OSError) into a UserError that names the option, or the file alone."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"--{option} {out} cannot be written: {error.strerror or error}") from error
+        name = f"--{option} {out}" if option else f"{out}"
+        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 def check_out(out: str | Path, option: str = "out") -> None:

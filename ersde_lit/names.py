@@ -1,15 +1,11 @@
-"""Names of solvers and grids, and limits of the noise: what `solvers.registry` and the command line, which must not
-wait for torch, both read.
-"""
+"""Names of solvers and grids, and limits of the noise, for `solvers` and for a command line that imports no torch."""
 
-from typing import Literal
-
-SolverName = Literal[
+SOLVERS = (
     "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa", "ipndm",
     "deis",
-]  # fmt: skip
-SamplerName = Literal["default", "heun"]  # those that are no one table
-GridName = Literal["edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm"]
+)  # fmt: skip
+SAMPLERS = ("default", "heun")  # without a table
+GRIDS = ("edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm")
 
 MAX_SEED = 2**48 - 1
 MAX_STEPS = 2**15 - 1  # network calls of a run

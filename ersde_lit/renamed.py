@@ -1,18 +1,31 @@
-"""Class paths that have moved, so that configurations, checkpoints and cells which name the old ones still load."""
+"""Renamed class paths and options, so that configurations, checkpoints, samples and cells with the old ones load."""
 
+from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {
+CLASSES = {
     "ersde_lit.evaluation.FIDCallback": "ersde_lit.callbacks.FIDCallback",
     "ersde_lit.evaluation.Classifier": "ersde_lit.metrics.Classifier",
     "ersde_lit.evaluation.Inception": "ersde_lit.metrics.Inception",
 }
+OPTIONS = {"lam_min": "sigma_min", "lam_max": "sigma_max"}  # of `sample`, `evaluate` and `analyze`
 
 
 def current(value: Any) -> Any:
-    """Plain data with each class path that has moved replaced by today's."""
+    """Plain data with each renamed class path replaced."""
     if isinstance(value, dict):
         return {key: current(item) for key, item in value.items()}
     if isinstance(value, list):
         return [current(item) for item in value]
-    return RENAMED.get(value, value) if isinstance(value, str) else value
+    return CLASSES.get(value, value) if isinstance(value, str) else value
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `sample` by today's names."""
+    return {OPTIONS.get(name, name): current(value) for name, value in options.items()}
+
+
+def hint(text: str) -> str:
+    """Says for each old option in a parser's message what it is called now."""
+    found = [("--" if f"--{old}" in text else "", old, new) for old, new in OPTIONS.items() if old in text]
+    return "".join(f" ({dashes}{old} is {dashes}{new} now)" for dashes, old, new in found)

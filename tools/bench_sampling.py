@@ -45,7 +45,7 @@ from ersde_lit.sampling.labels import labels_of_seeds
 from ersde_lit.sampling.run import Job
 from ersde_lit.solvers import DPMSolverPP, Heun, SeededNoise, TableSampler, default, grids
 from ersde_lit.training import DiffusionModule, load
-from ersde_lit.training.module import SPEC_KEY
+from ersde_lit.training.averaged import SPEC_KEY
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = [

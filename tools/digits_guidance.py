@@ -29,7 +29,7 @@ from ersde_lit.denoisers import (
     smoothed,
 )
 from ersde_lit.metrics import Classifier, Recipe, Scores, classifier, reference_of
-from ersde_lit.networks import Encoder
+from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import default
@@ -62,7 +62,7 @@ def noisy_classifier() -> NoisyClassifier:
     path = RUN / "classifier.ckpt"
     if not path.exists():
         seed_everything(0)
-        network = Encoder((1, 8, 8), 10, width=16, multipliers=(1, 2), attention=(1,), dropout=0.1)
+        network = ClassifierEncoder((1, 8, 8), 10, width=16, multipliers=(1, 2), attention=(1,), dropout=0.1)
         module = NoisyClassifier(network, sigma_data=0.7, optimizer=AdamW(2e-3, warmup=2500, decay=0.3))
         trainer = Trainer(
             max_epochs=60, check_val_every_n_epoch=60, accelerator="cpu", devices=1, plugins=[AtomicCheckpointIO()],

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from ersde_lit.cli.choose_guidance import GuidanceOptions
-from ersde_lit.cli.choose_machine import MachineOptions
-from ersde_lit.cli.choose_reference import ReferenceOptions
-from ersde_lit.cli.choose_sweep import SweepOptions
 from ersde_lit.cli.evaluate import WhatOptions, evaluate
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise

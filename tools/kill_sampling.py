@@ -26,7 +26,7 @@ from jsonargparse import auto_cli
 
 from ersde_lit.networks import UNet
 from ersde_lit.training import DiffusionModule
-from ersde_lit.training.module import SPEC_KEY
+from ersde_lit.training.averaged import SPEC_KEY
 
 RUNS = [(1, "one.zip"), (2, "two.npz"), (2, "two"), (1, "one")]  # ranks, --out
 

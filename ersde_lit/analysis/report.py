@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.files import replacing, write_text
 
 MARK = {"made by": "ersde_lit analyze"}  # in the picture
 MADE_BY = "Made by `python -m ersde_lit analyze"  # in the Markdown
@@ -144,19 +145,14 @@ class Output:
             if path.exists() and not ours(path):
                 raise UserError(f"{path} exists and no analysis has made it, so it stays; choose another --out")
 
-    def write(self, analysis: Analysis, draw: Callable[[Path], object]) -> None:
-        """Makes the folder if need be; ``draw(path)`` saves the picture."""
+    def write(self, analysis: Analysis, draw: Callable[[Path], object] | None) -> None:
+        """Makes the folder if need be; ``draw(path)`` saves the picture; None: there is none."""
         self.png.parent.mkdir(exist_ok=True)
-        partial = {path: path.with_name(f".{path.name}.tmp") for path in (self.png, self.csv, self.md)}
-        try:
-            draw(partial[self.png])
-            partial[self.csv].write_text(analysis.csv(), encoding="utf-8")
-            partial[self.md].write_text(analysis.markdown(), encoding="utf-8")
-            for path, temporary in partial.items():
-                temporary.replace(path)
-        finally:
-            for temporary in partial.values():
-                temporary.unlink(missing_ok=True)
+        if draw is not None:
+            with replacing(self.png) as temporary:
+                draw(temporary)
+        write_text(self.csv, analysis.csv())
+        write_text(self.md, analysis.markdown())
 
 
 def _our_picture(path: Path) -> bool:

@@ -1,19 +1,20 @@
-"""analyze: what solvers do step by step, and where on the noise axis they lose. Reads its arguments before torch."""
+"""The command `analyze`: coefficients and errors of solvers, step by step."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from ersde_lit.cli.choose_sampler import OF_GRID, OF_SOLVER, GridName, SamplerOptions
-from ersde_lit.cli.inline import options_of, read_inline, split
-from ersde_lit.cli.parser import Parser
-from ersde_lit.errors import UserError
+from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions
+from ersde_lit.cli.parser import Parser, options_of, read_inline, split
+from ersde_lit.errors import UserError, missing
 from ersde_lit.files import check_out, disk_errors
+from ersde_lit.names import MAX_STEPS
 from ersde_lit.sampling.seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from ersde_lit.analysis.paths import PathErrors
     from ersde_lit.analysis.report import Analysis
     from ersde_lit.solvers import Solver
-
-MOST_SUBSTEPS = 2**15 - 1  # of a path, by `solvers.noise`
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class AnalysisOptions:
         nfe: network calls an image, at least 2.
         grid: noise levels; uniform_t, equal steps in the time of the model's process, needs a checkpoint.
         rho: of the grid: larger moves steps to small noise levels.
-        lam_min: of the grid: its last noise level above 0.
-        lam_max: of the grid: the noise level it starts at.
+        sigma_min: of the grid: its last noise level above 0.
+        sigma_max: of the grid: the noise level it starts at.
         ckpt_path: checkpoint that `fit` wrote, to measure errors on its averaged weights; a mixture if not given.
         seeds: which images to measure on, as in 0-63.
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
@@ -53,10 +52,10 @@ class AnalysisOptions:
     solvers: str | list[str] = "er_sde,dpm++2m"
     noise_scales: str | list[str] = "ode,er_sde_5,sde"
     nfe: PositiveInt = 10
-    grid: GridName = "edm"
+    grid: str = "edm"
     rho: PositiveFloat | None = None
-    lam_min: PositiveFloat | None = None
-    lam_max: PositiveFloat | None = None
+    sigma_min: PositiveFloat | None = None
+    sigma_max: PositiveFloat | None = None
     ckpt_path: str | None = None
     seeds: str = "0-63"
     labels: str | None = None
@@ -67,33 +66,28 @@ class AnalysisOptions:
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(
-        prog=f"python -m ersde_lit {command}",
-        description="What solvers do step by step, and where on the noise axis they lose.",
-    )
+    parser = Parser(command, "Coefficients and errors of solvers, step by step.")
     parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_class_arguments(AnalysisOptions, skip={"trust"})
-    parser.add_argument("--trust", action="store_true", help="import network classes from outside ersde_lit")
-    given = parser.parse_args(list(arguments)).as_dict()
-    options = AnalysisOptions(**{field.name: given[field.name] for field in fields(AnalysisOptions)})
+    parser.add_options(AnalysisOptions)
+    _, (options,) = parser.read(arguments, AnalysisOptions)
     analyze(options, shlex.join(["python", "-m", "ersde_lit", command, *arguments]))
 
 
 def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyze") -> "Analysis":
     """Analyses and writes; raises ValueError, in one line, where that cannot be. `made_by` is kept with the numbers."""
     if options.nfe < 2:
-        raise UserError("--nfe 1 is one step to 0, of which there is nothing to see: take 2 or more")
+        raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
         raise UserError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
     if options.labels is not None and options.ckpt_path is None:
         raise UserError("--labels are for a checkpoint: give its --ckpt_path")
-    if options.nfe * options.substeps > MOST_SUBSTEPS:
-        most = MOST_SUBSTEPS // options.nfe
+    if options.nfe * options.substeps > MAX_STEPS:
+        most = MAX_STEPS // options.nfe
         raise UserError(f"--substeps {options.substeps}: take at most {most} on each of {options.nfe} steps")
     seeds = parse_seeds(options.seeds)
     check_out(options.out)
+    chosen(options)  # raises now, before torch is imported
 
-    from ersde_lit.analysis.plot import save
     from ersde_lit.analysis.report import MADE_BY, Analysis, Output
 
     output = Output(options.out)
@@ -107,45 +101,58 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
     analysis.notes += [*_notes(options, problem), *_resolved(solvers), made]
     with disk_errors(options.out):
-        output.write(analysis, lambda path: save(analysis, path))
+        output.write(analysis, _drawing(analysis))
     print("\n".join(analysis.summary()))
     print(f"{output.png}, {output.csv.name} and {output.md.name}: {len(solvers)} solvers, NFE {options.nfe}")
     return analysis
 
 
-def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, Solver]", "Tensor"]:
-    """Every solver named, er_sde once for each noise scale, and the grid they share, fitted to the denoiser.
+def _drawing(analysis: "Analysis") -> Callable[[Path], None] | None:
+    """Saves the plot to a path; None without matplotlib."""
+    try:
+        from ersde_lit.analysis.plot import save
+    except ImportError:
+        print(missing("no plot without matplotlib", "plot"))
+        return None
+    return lambda path: save(analysis, path)
 
-    Raises:
-        ValueError: an unknown name or option, what is no table, a noise scale not valid on the grid; or no solver.
-    """
-    from ersde_lit.solvers import TableSampler, noise_scale
 
-    scales = split(options.noise_scales)
-    for scale in scales:
-        noise_scale(scale)
+def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
+    """Options of every solver named, er_sde once a noise scale; raises UserError for an unknown name or option."""
     shared = {"nfe": options.nfe, "grid": options.grid}
     shared |= {name: value for name in OF_GRID if (value := getattr(options, name)) is not None}
-    found: dict[str, Solver] = {}
+    found = {}
     for entry in split(options.solvers):
         name, own = read_inline("solvers", entry)
         if name == "heun":
-            raise UserError("--solvers heun: it calls the network twice a step, so it is no table: leave it out")
-        if unknown := set(own) - set(OF_SOLVER):
-            raise UserError(f"--solvers {entry}: no option {min(unknown)!r}; a solver's are {', '.join(OF_SOLVER)}")
-        several = name == "er_sde" and not own.keys() & {"noise_scale"}
-        for noise in [{"noise_scale": scale} for scale in scales] if several else [{}]:
-            choice = {"solver": name, **own, **shared, **noise}
-            try:
-                chosen: SamplerOptions = options_of("solvers", SamplerOptions, choice, {"preset"})
-                sampler, _ = chosen.sampler(denoiser)
-            except ValueError as error:
-                raise UserError(f"--solvers {entry}: {str(error).removeprefix('--solvers: ')}") from None
-            assert isinstance(sampler, TableSampler)
-            found[" ".join([entry, *noise.values()])] = sampler.solver
-            lams = sampler.lams(denoiser, options.nfe)
+            raise UserError("--solvers heun: it calls the network twice a step and has no table: leave it out")
+        several = name == "er_sde" and "noise_scale" not in own
+        for scale in split(options.noise_scales) if several else [""]:
+            choice = {"solver": entry, **shared, **({"noise_scale": scale} if scale else {})}
+            found[f"{entry} {scale}".strip()] = options_of(f"solvers {entry}", SamplerOptions, choice, ["preset"])
     if not found:
         raise UserError("there is nothing to analyse: name --solvers, and --noise_scales for er_sde")
+    return found
+
+
+def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, Solver]", "Tensor"]:
+    """The solvers of `chosen`, and the grid they share, adapted to the denoiser.
+
+    Raises:
+        UserError: a solver without a table, or a noise scale not valid on the grid.
+    """
+    from ersde_lit.solvers import TableSampler, noise_scale
+
+    for scale in split(options.noise_scales):
+        noise_scale(scale)
+    found: dict[str, Solver] = {}
+    for name, choice in chosen(options).items():
+        try:
+            sampler, _ = choice.sampler(denoiser)
+        except UserError as error:
+            raise UserError(f"--solvers {name}: {error}") from None
+        assert isinstance(sampler, TableSampler)
+        found[name], lams = sampler.solver, sampler.lams(denoiser, options.nfe)
     return found, lams
 
 

@@ -1,19 +1,19 @@
-"""evaluate: a checkpoint's samplers, or anybody's images, against real ones. Reads its arguments before torch."""
+"""The command `evaluate`: FID and other metrics of a checkpoint's samplers, or of images."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ersde_lit.cli.choose_guidance import GuidanceOptions
-from ersde_lit.cli.choose_machine import MachineOptions
-from ersde_lit.cli.choose_reference import ReferenceOptions
-from ersde_lit.cli.choose_sweep import SweepOptions, seed_sets
-from ersde_lit.cli.describe import describe, digests
+from ersde_lit.cli.options.describe import describe, digests
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
-from ersde_lit.errors import UserError
-from ersde_lit.files import disk_errors
+from ersde_lit.errors import UserError, missing
+from ersde_lit.files import disk_errors, write_text
 
 if TYPE_CHECKING:
     from ersde_lit.sweeps.cells import Cell, Record
@@ -43,18 +43,11 @@ class WhatOptions:
 
 
 GROUPS: Any = (WhatOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
-FLAGS = {
-    "keep_images": "keep each cell's images in --out",
-    "best": "show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation",
-    "trust": "import network classes from outside ersde_lit that the checkpoint names",
-}
-OF_SAMPLE = {"preview", "trajectory"}  # options of the machine that are not for here
+OF_SAMPLE = ("preview", "trajectory")  # options of the machine for `sample` alone
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(
-        prog=f"python -m ersde_lit {command}", description="FID and its kin of a checkpoint's samples, or of images."
-    )
+    parser = Parser(command, "FID and other metrics of a checkpoint's samples, or of images.")
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_argument("--images", nargs="+", type=str, help="folders, zips or npz files of anybody's, instead")
     parser.add_argument(
@@ -62,13 +55,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         help="which images; several sets, as in 0-49999 50000-99999 100000-149999, give mean and spread",
     )  # fmt: skip
     for group in GROUPS:
-        parser.add_class_arguments(group, skip={*FLAGS, *OF_SAMPLE})
-    for flag, text in FLAGS.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=text)
-    options = parser.parse_args(list(arguments)).as_dict()
-    what, sweep, reference, guidance, machine = (
-        group(**{f.name: options[f.name] for f in fields(group) if f.name not in OF_SAMPLE}) for group in GROUPS
-    )
+        parser.add_options(group, OF_SAMPLE)
+    options, (what, sweep, reference, guidance, machine) = parser.read(arguments, *GROUPS)
     if options["images"]:
         if what.ckpt_path is not None:
             raise UserError("--images are measured as they are: leave them or --ckpt_path out")
@@ -146,8 +134,11 @@ def evaluate(
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, what.best)
         caption = f"{_of(sets, seeds, what.best)} {protocol}"
         _publish(store.folder, report, caption)
-        for metric in report.metrics:
-            report.plot(store.folder / f"{metric}.png", metric)
+        try:
+            for metric in report.metrics:
+                report.plot(store.folder / f"{metric}.png", metric)
+        except ImportError:
+            print(missing("no plots without matplotlib", "plot"))
     return report
 
 
@@ -249,8 +240,6 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
     if folder is not None:
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
-            for name, text in {"results.csv": report.csv(), "results.md": report.markdown(caption)}.items():
-                temporary = folder / f"{name}.tmp"
-                temporary.write_text(text)
-                temporary.replace(folder / name)
+            write_text(folder / "results.csv", report.csv())
+            write_text(folder / "results.md", report.markdown(caption))
         console.print(f"tables  {folder / 'results.csv'}, {folder / 'results.md'}", markup=False)

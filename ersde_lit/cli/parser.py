@@ -1,15 +1,127 @@
-"""The parser of every command that is not Lightning's."""
+"""Parsers of options: errors in one line, flags that need no value, choices written in one word."""
 
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from ersde_lit.cli import fail
+from ersde_lit.errors import UserError
+from ersde_lit.renamed import hint
+
+Given = str | Mapping[str, Any]
+# Lines of jsonargparse's messages that tell its types to programmers.
+INTERNAL = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a <class 'NoneType'>")
+COLONS = "noise_scale"  # the option whose values have colons of their own, as in eta:NAME:S
+FLAGS = ("relative", "paper")  # end such a value
+
+
+def one_line(message: str) -> str:
+    """A message of jsonargparse without what only its authors need."""
+    lines = [line.strip() for line in message.splitlines()]
+    first, *rest = [line.removeprefix("- ") for line in lines if not line.startswith(INTERNAL)]
+    text = f"{first} {'; '.join(rest)}".replace('Parser key "', "--").replace('":', ":").replace("typing.Literal", "")
+    return text.strip() + hint(text)
 
 
 class Parser(ArgumentParser):
-    """Says in one line, which begins with the command, what is wrong."""
+    """The parser of a command: says in one line, which begins with the command, what is wrong."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"python -m ersde_lit {command}", description=description)
+        self.command = command
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        command = self.prog.rpartition(" ")[2]
-        raise SystemExit(fail(f"{command}: {message}"))
+        raise SystemExit(fail(f"{self.command}: {one_line(message)}"))
+
+    def add_options(self, of: Callable[..., Any], skip: Sequence[str] = ()) -> None:
+        """Adds the fields of a dataclass, or the parameters of a function with its positional ones as such."""
+        flags = [name for name, kind in of.__annotations__.items() if kind is bool and name not in skip]
+        texts = {one.arg_name: one.description for one in docstring_parser.parse(of.__doc__ or "").params}
+        if isinstance(of, type):
+            self.add_class_arguments(of, skip={*flags, *skip})
+        else:
+            given = signature(of).parameters.values()
+            maybe = [p for p in given if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
+            for parameter in maybe:
+                self.add_argument(parameter.name, nargs="?", type=parameter.annotation, help=texts[parameter.name])
+            self.add_function_arguments(of, skip={*flags, *skip, *(p.name for p in maybe)}, as_positional=True)
+        for flag in flags:
+            self.add_argument(f"--{flag}", action="store_true", help=texts[flag])
+
+    def read(self, arguments: Sequence[str], *groups: Any) -> tuple[dict[str, Any], list[Any]]:
+        """All options by name, and each group, a dataclass, made of its own."""
+        options = self.parse_args([*arguments]).as_dict()
+        of = {group: {f.name: options[f.name] for f in fields(group) if f.name in options} for group in groups}
+        return options, [group(**values) for group, values in of.items()]
+
+
+def split(text: str | int | list[Any]) -> list[str]:
+    """The entries of "a,b,c", or of a list of such, in order; empty ones left out."""
+    parts = text if isinstance(text, list) else [text]
+    return [entry.strip() for part in parts for entry in str(part).split(",") if entry.strip()]
+
+
+def read_inline(option: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of "NAME:option=value:flag"; values are YAML.
+
+    Raises:
+        UserError: an option without a name, or a value that cannot be read.
+    """
+    name, *parts = text.split(":")
+    options: dict[str, Any] = {}
+    last = ""
+    for part in parts:
+        key, given, value = (word.strip() for word in part.partition("="))
+        if not given and last == COLONS and key not in FLAGS:
+            options[last] = f"{options[last]}:{part}"
+            continue
+        try:
+            options[key] = yaml.safe_load(value) if given else True
+        except yaml.YAMLError:
+            raise UserError(f"--{option} {text}: {value!r} is no value") from None
+        last = key
+    if not name.strip() or "" in options:
+        raise UserError(f"--{option} {text!r}: write it as in NAME or NAME:option=value:option=value")
+    return name.strip(), options
+
+
+def make(option: str, kind: Any, choice: Given) -> tuple[Any, dict[str, Any]]:
+    """An object of this kind, and the choice in full, as plain data.
+
+    Args:
+        option: its name on the command line.
+        choice: "package.Class:argument=value", or {class_path, init_args}; importing a class runs its module's code.
+
+    Raises:
+        UserError: no such class, not of this kind, or other arguments than it takes.
+    """
+    if isinstance(choice, str):
+        name, arguments = read_inline(option, choice)
+        choice = {"class_path": name, "init_args": arguments}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{option}", type=kind)
+    try:
+        config = parser.parse_object({option: dict(choice)})
+        plain = yaml.safe_load(parser.dump(config))[option]
+        return getattr(parser.instantiate(config), option), plain
+    except ArgumentError as error:
+        raise UserError(f"--{option} {choice.get('class_path', '')}: {one_line(str(error))}") from None
+
+
+def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: Sequence[str] = ()) -> Any:
+    """The dataclass `group` with these of its fields given, none of them in `skip`, each checked by its type.
+
+    Raises:
+        UserError: an unknown field, or a value it does not take.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(group, skip={*skip})
+    try:
+        return group(**parser.parse_object(dict(choice)).as_dict())
+    except ArgumentError as error:
+        raise UserError(f"--{option}: {one_line(str(error))}") from None

@@ -1,4 +1,4 @@
-"""sample: images from a checkpoint. Its arguments are read before torch is imported."""
+"""The command `sample`: images from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -7,10 +7,10 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from ersde_lit.cli.choose_guidance import FILES, GuidanceOptions
-from ersde_lit.cli.choose_machine import MachineOptions
-from ersde_lit.cli.choose_sampler import REPLACES, SamplerOptions
-from ersde_lit.cli.describe import describe, digests
+from ersde_lit.cli.options.describe import describe, digests
+from ersde_lit.cli.options.guidance import FILES, GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_apart, check_out
@@ -57,38 +57,27 @@ GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
 AGAIN = {field.name for group in (SamplerOptions, GuidanceOptions) for field in fields(group)} - {*FILES}
 AGAIN |= {"labels", "batch_size", "precision", "compile"}
 AGAIN_FILES = {"ckpt_path", *FILES}
-FLAGS = {
-    "subdirs": "a thousand PNGs to a folder",
-    "overwrite": "replace what lies at --out, or under way to it, if it is of another command",
-    "trust": "import network classes from outside ersde_lit that the checkpoint names",
-    "relative": "of er_sde: the s of --nodes counts from the noise level of each step",
-    "paper": "of er_sde: the published algorithm, to reproduce published numbers",
-}
+FLAGS = [field.name for group in GROUPS for field in fields(group) if field.type is bool]
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(prog=f"python -m ersde_lit {command}", description="Images from a checkpoint.")
+    parser = Parser(command, "Images from a checkpoint.")
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_argument(
         "--like", type=str | None, help="samples whose options to take, but for those given and what these replace"
     )
     for group in GROUPS:
-        parser.add_class_arguments(group, skip=set(FLAGS))
-    for flag, text in FLAGS.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=text)
+        parser.add_options(group)
     needed = [f"--{field.name}=" for field in fields(ImageOptions) if field.default is MISSING]
     given = parser.parse_args([*needed, *arguments], defaults=False).as_dict()
-    options = parser.parse_args([*_options_of(given), *arguments]).as_dict()
-    image, sampling, guidance, machine = (
-        group(**{field.name: options[field.name] for field in fields(group)}) for group in GROUPS
-    )
+    options, (image, sampling, guidance, machine) = parser.read([*_options_of(given), *arguments], *GROUPS)
     sample(image, sampling, guidance, machine, options["like"])
 
 
 def _options_of(given: Mapping[str, Any]) -> list[str]:
-    """What the samples named by `--like` were made with, as arguments; without what the options given replace.
+    """The options of the samples named by `--like` as arguments, without those that the options given replace.
 
-    The file may be a stranger's: of what it says only what makes images is taken.
+    The file may be a stranger's: only options that determine images are taken.
     """
     if given.get("like") is None:
         return []

@@ -1,14 +1,12 @@
-"""From any `Source` to the arrays that `ImageArray` serves, a block at a time; a kill costs a block at most."""
+"""Conversion of a `Source` to the arrays that `ImageArray` serves, block by block, resumable."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -18,8 +16,9 @@ from numpy.lib import format as npy
 
 from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sha256
 from ersde_lit.data.classes import about_empty
-from ersde_lit.data.sources import Source
+from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors, locked, replacing
 
 BLOCK = 256  # images read and written at a time
 
@@ -85,14 +84,14 @@ def convert(
     order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
     plan = replace(plan_of(source, held_out), command=command)
     work = _enter(out, plan)
-    with disk_errors(work), (work / IMAGES).open("a+b") as file:
-        _lock(file)
+    busy = f"{work} is being written by another process: wait for its end"
+    with disk_errors(work, None), locked(f"{work}.lock", busy), (work / IMAGES).open("a+b") as file:
         if _is_of_another(work, plan):
             tell(f"the data set has changed since {work} was begun: beginning anew")
             file.truncate(0)
             os.fsync(file.fileno())  # before the new plan is there
             _write(work / INFO, plan.to_json().encode())
-        done = _whole_images(file, plan)
+        done = _complete_images(file, plan)
         advance(done)
         for start in range(done, len(order), BLOCK):
             block = source.read(order[start : start + BLOCK])
@@ -123,24 +122,13 @@ def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
     )
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and the like (OSError) into a ValueError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; the same command goes on from there"
-        ) from error
-
-
 def _enter(out: Path, plan: ArrayInfo) -> Path:
     """The folder to work in, new or interrupted, in which `plan` lies."""
     _refuse_existing(out)
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} to put {out.name} into: make it first")
     work = out.with_name(f"{out.name}.partial")
-    with disk_errors(work):
+    with disk_errors(work, None):
         work.mkdir(exist_ok=True)
         names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp"}
         if INFO in names:
@@ -179,14 +167,7 @@ def _refuse_existing(out: Path) -> None:
         raise UserError(f"{out} exists: choose another name, or delete it first")
 
 
-def _lock(file: IO[bytes]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{file.name} is being written by another process: wait for its end") from None
-
-
-def _whole_images(file: IO[bytes], plan: ArrayInfo) -> int:
+def _complete_images(file: IO[bytes], plan: ArrayInfo) -> int:
     """Cuts a torn image off the end of the file, begins it if it is new, and says how many images it holds."""
     header = io.BytesIO()
     shape = (plan.images, *plan.image_shape)
@@ -208,10 +189,5 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, even if the power fails."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -42,6 +42,7 @@ class Classifier(Features):
         recipe: widths; the rest of it is used by `train_classifier`.
     """
 
+    known_as = "ersde_lit.evaluation.classifier.Classifier"
     accuracy: Tensor  # [], on the "test" images; a buffer, so that it travels with the weights
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, missing
 from ersde_lit.metrics.cache import cache_folder
 from ersde_lit.metrics.features import Features
 
@@ -38,6 +38,7 @@ class Inception(Features):
     """
 
     num_features, num_classes, batch_size = 2048, 1008, 50
+    known_as = "ersde_lit.evaluation.inception.Inception"
 
     def __init__(self, weights: str | Path | None = None, cache: str | Path | None = None) -> None:
         super().__init__()
@@ -113,7 +114,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
     """torch-fidelity's network, which unpickles its file unsafely: so it is given what was checked, written anew."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise missing("Inception needs torch-fidelity", "fid") from None
 
     file = io.BytesIO()
     torch.save(state, file)

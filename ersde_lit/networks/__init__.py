@@ -2,9 +2,18 @@
 
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.dhariwal import DhariwalUNet
-from ersde_lit.networks.dhariwal_encoder import DhariwalEncoder
-from ersde_lit.networks.encoder import Encoder
+from ersde_lit.networks.dhariwal_encoder import DhariwalClassifierEncoder, DhariwalEncoder
+from ersde_lit.networks.encoder import ClassifierEncoder, Encoder
 from ersde_lit.networks.song import SongUNet
 from ersde_lit.networks.unet import UNet
 
-__all__ = ["DhariwalEncoder", "DhariwalUNet", "Encoder", "Network", "SongUNet", "UNet"]
+__all__ = [
+    "ClassifierEncoder",
+    "DhariwalClassifierEncoder",
+    "DhariwalEncoder",
+    "DhariwalUNet",
+    "Encoder",
+    "Network",
+    "SongUNet",
+    "UNet",
+]

@@ -1,4 +1,4 @@
-"""The half of ADM that classifies noisy images (Dhariwal & Nichol 2021, appendix H)."""
+"""Encoder of ADM as a classifier of noisy images (Dhariwal & Nichol 2021, appendix H)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngle
 from ersde_lit.networks.residual_unet import ResidualBlock
 
 
-class DhariwalEncoder(Network):
+class DhariwalClassifierEncoder(Network):
     """The way down of `DhariwalUNet`, pooled by attention and mapped to class logits; the defaults are for 64x64.
 
     Args:
@@ -109,3 +109,6 @@ class AttentionPool(nn.Module):
         ).contiguous()
         pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # of the mean alone
         return self.proj(rearrange(pooled, "b heads 1 c -> b (heads c)"))
+
+
+DhariwalEncoder = DhariwalClassifierEncoder  # the name until version 0.1, in checkpoints

@@ -1,4 +1,4 @@
-"""Half a U-Net that reads noisy images and says their class: the network of a `NoisyClassifier`."""
+"""Encoder of a U-Net as a classifier of noisy images: the network of a `NoisyClassifier`."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ersde_lit.networks.base import Network
 from ersde_lit.networks.unet import Block, Downsample, norm, positional
 
 
-class Encoder(Network):
+class ClassifierEncoder(Network):
     """The way down of `UNet`, averaged over the image and mapped to class logits (after Dhariwal & Nichol 2021).
 
     Args:
@@ -69,3 +69,6 @@ class Encoder(Network):
         for layer in self.down:
             x = layer(x, embedding)
         return self.head(self.leave(x).mean((2, 3)))
+
+
+Encoder = ClassifierEncoder  # the name until version 0.1, in checkpoints

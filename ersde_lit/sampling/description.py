@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from ersde_lit.errors import UserError
+from ersde_lit.renamed import current_options
 
 Meta = dict[str, Any]
 
@@ -19,12 +20,14 @@ def parse_meta(text: str) -> Meta:
         raise UserError("not a description of images")
     if not all(isinstance(meta.get(key), dict) for key in ("options", "checkpoints", "paths")):
         raise UserError("not a description of images")
-    return meta
+    return {**meta, "options": current_options(meta["options"])}
 
 
 def differences(kept: Meta, new: Meta) -> str:
     """In what two descriptions of images differ, in a few words; empty if they are of the same images."""
-    old, other = ({"seeds": meta["seeds"], **meta["options"], **meta["checkpoints"]} for meta in (kept, new))
+    old, other = (
+        {"seeds": meta["seeds"], **current_options(meta["options"]), **meta["checkpoints"]} for meta in (kept, new)
+    )
     files = {*kept["checkpoints"], *new["checkpoints"]}
 
     def words(key: str) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
+from ersde_lit.files import replacing
 from ersde_lit.metrics.protocol import title
 from ersde_lit.sweeps.cells import Record
 
@@ -149,10 +150,9 @@ class Report:
         axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
         axes.minorticks_off()
         axes.legend(fontsize=8)
-        temporary = path.with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
         pyplot.close(figure)
-        temporary.replace(path)
 
 
 class ImagesReport:

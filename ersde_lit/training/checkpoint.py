@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.spec import at_most, brief, build
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 

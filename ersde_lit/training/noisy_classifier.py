@@ -1,45 +1,42 @@
-"""A classifier of noisy images, for classifier guidance: its LightningModule and its checkpoints."""
+"""The LightningModule of classifiers of noisy images, for classifier guidance, and its checkpoints."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, check
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
-from ersde_lit.solvers import SeededNoise
+from ersde_lit.training.averaged import SPEC_KEY, AveragedModule
 from ersde_lit.training.checkpoint import read, rebuild
-from ersde_lit.training.guard import GuardedModule
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS
-from ersde_lit.training.optimizer import AdamW
-from ersde_lit.training.randomness import image_seeds, uniform
+from ersde_lit.training.ema import EMA
+from ersde_lit.training.optimizer import AdamWConfig
 from ersde_lit.training.spec import describe
-from ersde_lit.training.weights import fitted
+from ersde_lit.training.weights import plain_name
 
-KIND = "noisy_classifier"  # the one entry under SPEC_KEY of its checkpoints, where a DiffusionModule's has its settings
+KIND = "noisy_classifier"  # the one entry under SPEC_KEY, where a DiffusionModule's checkpoint has its settings
 
 
-class NoisyClassifier(GuardedModule):
+class NoisyClassifier(AveragedModule):
     """Learns log p(k | y, lam) of y = x0 + lam eps from labelled images (Dhariwal & Nichol 2021).
 
-    Called as ``classifier(y, lam)``, which is what `ClassifierGuidance` wants. Logs `train/loss`, the cross entropy,
-    and over fixed noise levels and fixed noise `val/loss` and `val/accuracy`. What is random in training depends on the
-    seed of `seed_everything` and on each image's number in the run, as in `DiffusionModule`.
+    Called as ``classifier(y, lam)``, as `ClassifierGuidance` does, it uses the moving average of its weights
+    (`AveragedModule`); the two networks are `network` and `ema_network`. Logs `train/loss`, the cross entropy, and over
+    fixed noise levels and fixed noise `val/loss` and `val/accuracy` (or `test/...`).
 
     Args:
-        network: c_in y [B, C, H, W] and c_noise [B] to logits [B, num_classes], such as `Encoder`.
+        network: c_in y [B, C, H, W] and c_noise [B] to logits [B, num_classes], such as `ClassifierEncoder`.
         process: what the density refers to, and preconditionings other than "edm"; VE() if None.
         sigma_data: standard deviation of the data, for "edm".
         density: noise levels to train on; None takes `LogUniform`, since a sampler visits all of the process's.
-        optimizer: learning rate and its course.
+        optimizer: learning rate and its schedule.
         preconditioning: scales what the network sees, as for `Denoiser`.
+        ema: half-life of the average.
 
     Raises:
         ValueError: fewer than two classes, a preconditioning that does not go with the process, sigma_data that is not
@@ -52,35 +49,35 @@ class NoisyClassifier(GuardedModule):
         process: Process | None = None,
         sigma_data: float = 0.5,
         density: NoiseDensity | None = None,
-        optimizer: AdamW = AdamW(),  # noqa: B008 (frozen)
+        optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
         preconditioning: PreconditioningName = "edm",
+        ema: EMA = EMA(),  # noqa: B008
     ) -> None:
         super().__init__()
         if network.num_classes < 2:
             raise UserError(f"a classifier needs a network with at least 2 classes, not {network.num_classes}")
         if not 0 < sigma_data < math.inf:
             raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
-        self.network = network
+        self.network, self.ema_network = network, deepcopy(network)
         self.process = process or VE()
         check(preconditioning, "eps", self.process)
         self.preconditioning = preconditioning
         self.sigma_data = sigma_data
         self.density = density or LogUniform()
         self.recipe = optimizer
-        self.images_seen = 0
-        _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
+        self.ema = ema
+        self.start()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.network.image_shape
+    def trained(self) -> Network:
+        return self.network
 
     @property
-    def num_classes(self) -> int:
-        return self.network.num_classes
+    def averaged(self) -> Network:
+        return self.ema_network
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Plain data that rebuilds this module, weights excepted."""
         return {
             "network": describe(self.network),
             "process": describe(self.process),
@@ -88,68 +85,49 @@ class NoisyClassifier(GuardedModule):
             "density": describe(self.density),
             "optimizer": describe(self.recipe),
             "preconditioning": self.preconditioning,
+            "ema": describe(self.ema),
         }
 
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
         """log p(k | y, lam), [B, num_classes], from y [B, C, H, W] at lam ([] or [B])."""
+        return self._log_p(self.ema_network, y, lam)
+
+    def _log_p(self, network: Network, y: Tensor, lam: Tensor) -> Tensor:
         lam = lam.to(y.device, y.dtype, non_blocking=True).expand(len(y))
         preconditioning = PRECONDITIONINGS[self.preconditioning]
         c_in = preconditioning.c_in(lam, self.sigma_data, self.process).view(-1, 1, 1, 1)
-        return self.network(c_in * y, preconditioning.c_noise(lam, self.process.t_of_lam(lam))).log_softmax(1)
-
-    def setup(self, stage: str) -> None:
-        """Raises ValueError where data and network disagree."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
-        its, own = (tuple(data.image_shape), data.num_classes), (tuple(self.image_shape), self.num_classes)
-        if its != own:
-            raise UserError(f"the data's images are {its[0]} in {its[1]} classes, the network's {own[0]} in {own[1]}")
+        return network(c_in * y, preconditioning.c_noise(lam, self.process.t_of_lam(lam))).log_softmax(1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, labels = batch
-        rank, ranks = self.global_rank, self.trainer.world_size
-        first, self.images_seen = self.images_seen, self.images_seen + len(x0) * ranks
-        seeds = image_seeds(run_seed(), range(first + rank, self.images_seen, ranks))
-        torch.manual_seed(seeds[0])  # for dropout
-        lam = self.density.lam(uniform(seeds, 1, x0.device)[:, 0], self.process)
-        eps = SeededNoise(seeds, x0.shape[1:], x0.device, x0.dtype).initial()
-        loss = F.nll_loss(self(x0 + lam.view(-1, 1, 1, 1) * eps, lam), labels)
-        self.log("train/loss", loss, prog_bar=True)
-        self.watch_step(loss.detach())
-        return loss
+        lam, eps, _ = self.draw(x0)
+        log_p = self._log_p(self.network, x0 + lam.view(-1, 1, 1, 1) * eps, lam)
+        return self.take(F.nll_loss(log_p, labels, reduction="none"))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._log_fixed("val", batch, batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._log_fixed("test", batch, batch_idx)
+
+    def _log_fixed(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x0, labels = batch
-        number = torch.arange(len(x0), device=self.device)
-        lam = self.density.lam((number % VALIDATION_LEVELS + 0.5) / VALIDATION_LEVELS, self.process)
-        eps = SeededNoise(number + (batch_idx << 24), x0.shape[1:], x0.device, x0.dtype).initial()
+        lam, eps = self.fixed_draw(x0, batch_idx)
         log_p = self(x0 + lam.view(-1, 1, 1, 1) * eps, lam)
         loss, accuracy = F.nll_loss(log_p, labels), (log_p.argmax(1) == labels).float().mean()
         self.watch_validation(loss, batch_idx)
-        for name, value in {"val/loss": loss, "val/accuracy": accuracy}.items():
-            self.log(name, value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.recipe.optimizer(self.network.parameters())
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            return self.recipe.factor(self.images_seen, step / max(total, 1))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self.log_evaluation({f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}, len(x0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC_KEY] = {KIND: self.spec}
-        checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the weights are of another network, or have diverged."""
+        """As of `AveragedModule`; checkpoints of before there were averages have the raw weights for them."""
+        weights = checkpoint.get("state_dict", {})
+        if not any(plain_name(name).startswith("ema_network.") for name in weights):
+            checkpoint["state_dict"] = {**weights, **{f"ema_{name}": value.clone() for name, value in weights.items()}}
         super().on_load_checkpoint(checkpoint)
-        checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
-        self.images_seen = checkpoint.get(IMAGES_KEY, 0)
 
 
 def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:

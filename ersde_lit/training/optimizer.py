@@ -1,4 +1,4 @@
-"""The optimiser recipe: AdamW with a warm-up in images and a linear decay at the end."""
+"""Settings of the optimiser: AdamW with a warm-up in images and a linear decay at the end."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from ersde_lit.errors import UserError
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """Plain settings, so that they can be kept in a checkpoint; every step is one fused kernel.
+class AdamWConfig:
+    """Settings of AdamW as plain data, to be kept in a checkpoint; every step is one fused kernel.
 
     EDM's Adam (Karras et al. 2022) is lr 1e-3 (1e-4 for ImageNet-64), betas 0.9 and 0.999, warmup 10,000,000.
 
@@ -48,3 +48,6 @@ class AdamW:
         rise = min(images_seen / self.warmup, 1.0) if self.warmup else 1.0
         fall = min((1 - progress) / self.decay, 1.0) if self.decay else 1.0
         return max(rise * fall, 0.0)
+
+
+AdamW = AdamWConfig  # the name until version 0.1, in checkpoints and scripts

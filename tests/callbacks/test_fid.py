@@ -192,6 +192,7 @@ def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeyp
     script = Path(__file__).with_name("fid_on_ranks.py")
     monkeypatch.syspath_prepend(script.parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(script.parents[1]))
     two = subprocess.run([sys.executable, script, "2"], capture_output=True, timeout=300)
     assert two.returncode == 0, two.stderr.decode()
     one = runpy.run_path(str(script))["evaluate"](1)

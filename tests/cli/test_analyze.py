@@ -61,7 +61,7 @@ def test_what_is_written(here, capsys) -> None:
 
 def test_options_of_solvers_and_of_the_grid(here) -> None:
     inline = "er_sde:order=1,er_sde:order=2:noise_scale=er_sde_3:corrector=2,default,ipndm:order=2,er_sde:paper"
-    assert analyze("--out=b.png", f"--solvers={inline}", "--noise_scales=ode", "--lam_max=20", "--rho=5", *FEW) == 0
+    assert analyze("--out=b.png", f"--solvers={inline}", "--noise_scales=ode", "--sigma_max=20", "--rho=5", *FEW) == 0
     curves = read(here / "b.csv")
     given = {
         "er_sde:order=1 ode": ERSDE(1, "ode"),
@@ -168,7 +168,7 @@ def test_what_fails_leaves_nothing(here, monkeypatch) -> None:
         (["--solvers=er_sde:nodes=log", "--noise_scales=sde"], "unstable"),
         (["--solvers="], "nothing to analyse"),
         (["--noise_scales=er_sde_9"], "unknown noise scale 'er_sde_9'"),
-        (["--noise_scales=er_sde_4", "--lam_max=5000"], "not valid"),
+        (["--noise_scales=er_sde_4", "--sigma_max=5000"], "not valid"),
         (["--grid=edn"], "edm"),
         (["--grid=vp_linear", "--rho=5"], "no option 'rho'"),
         (["--grid=uniform_t"], "--ckpt_path"),

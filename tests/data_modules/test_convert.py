@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import random
@@ -10,6 +9,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from image_sets import edm_files, encoded, pixels, png, write_batches, write_folder, write_zip
 from PIL import Image
 
@@ -17,7 +17,8 @@ from ersde_lit.data import ImageArray
 from ersde_lit.data import convert as conversion
 from ersde_lit.data.array import check_array, read_array
 from ersde_lit.data.convert import convert, draw_held_out
-from ersde_lit.data.sources import Source, open_source
+from ersde_lit.data.opening import open_source
+from ersde_lit.data.source import Source
 
 N, SIZE = 10, 8
 IMAGES = pixels(N, SIZE)
@@ -292,10 +293,9 @@ def test_a_source_that_changed_is_another_one(tmp_path, change):
 def test_only_one_process_writes(tmp_path, small_blocks):
     with pytest.raises(Killed):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]))
-    with (tmp_path / "out.partial" / "images.npy").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"images.npy is being written by another process"):
-            convert(Images(), tmp_path / "out", np.array([0, 5]))
+    refused = pytest.raises(ValueError, match=r"out.partial is being written by another process")
+    with FileLock(tmp_path / "out.partial.lock"), refused:
+        convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 
 def test_what_exists_is_not_overwritten(tmp_path):
@@ -342,10 +342,9 @@ def test_what_another_process_writes_is_not_begun_anew(tmp_path, small_blocks):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
     source, before = Images(), stored(tmp_path / "out.partial")
     source.identity = "those"
-    with (tmp_path / "out.partial" / "images.npy").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"being written by another process"):
-            convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
+    refused = pytest.raises(ValueError, match=r"being written by another process")
+    with FileLock(tmp_path / "out.partial.lock"), refused:
+        convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
     assert stored(tmp_path / "out.partial") == before
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from ersde_lit.cli.choose_sweep import SweepOptions
+from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.solvers import SeededNoise
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

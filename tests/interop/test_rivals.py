@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from ersde_lit.callbacks import FIDCallback
-from ersde_lit.cli.choose_sweep import SweepOptions
+from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.interop.rivals import DiffusersSampler, KDiffusionSampler
 from ersde_lit.solvers import (
     DDIM,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ersde_lit.networks import DhariwalEncoder
+from ersde_lit.networks import DhariwalClassifierEncoder
 from ersde_lit.training.spec import build, describe
 
 ARGUMENTS = {"img_resolution": 8, "in_channels": 3, "label_dim": 5, "model_channels": 64, "channel_mult": [1, 2],
@@ -12,7 +12,7 @@ ARGUMENTS = {"img_resolution": 8, "in_channels": 3, "label_dim": 5, "model_chann
 
 def test_logits_depend_on_image_and_noise_level_and_on_nothing_else() -> None:
     torch.manual_seed(0)
-    net = DhariwalEncoder(**ARGUMENTS).eval()
+    net = DhariwalClassifierEncoder(**ARGUMENTS).eval()
     x, c_noise = torch.randn(3, 3, 8, 8), torch.tensor([1.0, 20.0, 300.0])
     logits = net(x, c_noise)
     assert logits.shape == (3, 5)
@@ -24,7 +24,7 @@ def test_logits_depend_on_image_and_noise_level_and_on_nothing_else() -> None:
 
 def test_pooling_sees_where_things_are() -> None:
     torch.manual_seed(0)
-    pool = DhariwalEncoder(**ARGUMENTS).pool
+    pool = DhariwalClassifierEncoder(**ARGUMENTS).pool
     x = torch.randn(1, 128, 4, 4)
     assert not torch.allclose(pool(x), pool(x.flip(-1)))
     torch.nn.init.zeros_(pool.positional_embedding)
@@ -32,7 +32,7 @@ def test_pooling_sees_where_things_are() -> None:
 
 
 def test_plain_data_rebuilds_it() -> None:
-    net = DhariwalEncoder(**ARGUMENTS)
+    net = DhariwalClassifierEncoder(**ARGUMENTS)
     assert build(describe(net)).state_dict().keys() == net.state_dict().keys()
 
 
@@ -48,4 +48,4 @@ def test_plain_data_rebuilds_it() -> None:
 )
 def test_impossible_sizes_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DhariwalEncoder(**{**ARGUMENTS, **wrong})
+        DhariwalClassifierEncoder(**{**ARGUMENTS, **wrong})

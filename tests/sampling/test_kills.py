@@ -11,7 +11,7 @@ from tiny import network
 
 from ersde_lit.cli import main
 from ersde_lit.training import DiffusionModule
-from ersde_lit.training.module import SPEC_KEY
+from ersde_lit.training.averaged import SPEC_KEY
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -10,8 +10,8 @@ from ersde_lit.interop.weights.sources import read_source
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import default
 from ersde_lit.training import DiffusionModule, load
+from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.classes import CLASSES_KEY, Classes
-from ersde_lit.training.module import SPEC_KEY
 
 
 class Few(ImageDataModule):

@@ -7,7 +7,7 @@ import pytest
 from tiny import Pictures, network, trainer
 
 from ersde_lit.data import Augment
-from ersde_lit.networks import DhariwalEncoder, DhariwalUNet, Encoder, Network, SongUNet
+from ersde_lit.networks import ClassifierEncoder, DhariwalClassifierEncoder, DhariwalUNet, Network, SongUNet
 from ersde_lit.training import DiffusionModule, NoisyClassifier
 
 SMALL: dict[str, Any] = {
@@ -47,8 +47,8 @@ def test_of_denoisers(kind: str, classes: int, settings: dict[str, Any], tmp_pat
 @pytest.mark.parametrize(
     "made",
     [
-        Encoder((1, 4, 4), 3, width=8, multipliers=(1, 1), blocks=1, attention=(0,), head_width=8),
-        DhariwalEncoder(4, 1, 3, 8, (1, 1), 1, (2,)),
+        ClassifierEncoder((1, 4, 4), 3, width=8, multipliers=(1, 1), blocks=1, attention=(0,), head_width=8),
+        DhariwalClassifierEncoder(4, 1, 3, 8, (1, 1), 1, (2,)),
     ],
     ids=["encoder", "adm"],
 )

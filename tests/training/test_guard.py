@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from tiny import Pictures, network, trainer
 
-from ersde_lit.networks import Encoder
+from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.training import AdamW, AtomicCheckpointIO, DiffusionModule, NoisyClassifier, PowerEMA, RollingCheckpoint
 
 WRITERS: dict[str, Callable[[Path], Checkpoint]] = {
@@ -229,7 +229,7 @@ def test_no_snapshot_is_spoilt(factor: float, dtype: Any, tmp_path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}])
 def test_classifiers_are_guarded_too(options: dict[str, Any], tmp_path) -> None:
-    module = NoisyClassifier(Encoder((1, 4, 4), 3, width=8, multipliers=(1,), blocks=1, attention=()))
+    module = NoisyClassifier(ClassifierEncoder((1, 4, 4), 3, width=8, multipliers=(1,), blocks=1, attention=()))
     with pytest.raises(FloatingPointError, match=r"1e\+06: .*(trained weights|loss)"):
         fit(tmp_path, Spoiler(times(1e20, "network")), RollingCheckpoint(steps=2), module=module, **options)
     assert max(kept(tmp_path).values()) <= 7

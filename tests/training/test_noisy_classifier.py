@@ -8,16 +8,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ersde_lit.denoisers import VP, Denoiser, LogNormal, UniformTime
 from ersde_lit.denoisers.guidance import ClassifierGuidance
-from ersde_lit.networks import Encoder, Network
+from ersde_lit.networks import ClassifierEncoder, Network
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import ERSDE, TableSampler
 from ersde_lit.training import AdamW, DiffusionModule, NoisyClassifier, load, load_classifier
 
 
-def encoder(**changes) -> Encoder:
+def encoder(**changes) -> ClassifierEncoder:
     arguments = {"image_shape": (1, 4, 4), "num_classes": 3, "width": 8, "multipliers": (1, 2), "blocks": 1,
                  "attention": (1,), "head_width": 8}  # fmt: skip
-    return Encoder(**{**arguments, **changes})
+    return ClassifierEncoder(**{**arguments, **changes})
 
 
 class Spy(Network):
@@ -32,7 +32,7 @@ class Spy(Network):
         return x.flatten(1)
 
 
-class Foreign(Encoder):
+class Foreign(ClassifierEncoder):
     """A network of somebody else's."""
 
 
@@ -45,8 +45,8 @@ def saved(module: pl.LightningModule, folder):
 
 
 def test_it_says_log_probabilities_of_scaled_images() -> None:
-    spy = Spy()
-    classifier = NoisyClassifier(spy, sigma_data=0.5)
+    classifier = NoisyClassifier(Spy(), sigma_data=0.5)
+    spy = classifier.ema_network
     y, lam = torch.randn(5, 1, 1, 2), torch.tensor(3.0)
     log_p = classifier(y, lam)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(5))
@@ -155,7 +155,7 @@ def test_settings_and_data_that_do_not_fit_are_refused(tmp_path) -> None:
         encoder(image_shape=(4, 4))
     with pytest.raises(ValueError, match="standard deviation"):
         NoisyClassifier(encoder(), sigma_data=0.0)
-    with pytest.raises(ValueError, match=r"in 3 classes, the network's .* in 4"):
+    with pytest.raises(ValueError, match="the data has 3 classes, the network 4"):
         trainer(tmp_path).fit(NoisyClassifier(encoder(num_classes=4)), datamodule=Noise())
 
 
@@ -172,7 +172,7 @@ def test_preconditionings_are_those_of_denoisers(tmp_path) -> None:
     classifier = NoisyClassifier(Spy(), VP(steps=1000), preconditioning="vp")
     y, lam = torch.randn(1, 1, 1, 2), VP(steps=1000).levels[[400]].float()
     seen = {}
-    classifier.network.forward = lambda x, c_noise: seen.update(x=x, c_noise=c_noise) or x.flatten(1)
+    classifier.ema_network.forward = lambda x, c_noise: seen.update(x=x, c_noise=c_noise) or x.flatten(1)
     classifier(y, lam)
     torch.testing.assert_close(seen["x"], y * torch.rsqrt(1 + lam**2))
     torch.testing.assert_close(seen["c_noise"], torch.tensor([400.0]))

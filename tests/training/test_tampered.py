@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import network
 
-from ersde_lit.networks.encoder import Encoder
+from ersde_lit.networks.encoder import ClassifierEncoder
 from ersde_lit.training import DiffusionModule, load
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.checkpoint import read
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND, NoisyClassifier, load_classifier
 
 
@@ -173,7 +173,8 @@ def test_a_weight_that_claims_more_than_it_holds_makes_no_large_network(whole, t
     ids=str,
 )
 def test_classifiers_too(tmp_path, change: dict[str, object]) -> None:
-    made = NoisyClassifier(Encoder((1, 4, 4), 3, width=8, multipliers=[1], blocks=1, attention=[], head_width=8))
+    network = ClassifierEncoder((1, 4, 4), 3, width=8, multipliers=[1], blocks=1, attention=[], head_width=8)
+    made = NoisyClassifier(network)
     spec = copy.deepcopy(made.spec)
     torch.save({"state_dict": made.state_dict(), SPEC_KEY: {KIND: spec}}, tmp_path / "x.ckpt")
     load_classifier(tmp_path / "x.ckpt")

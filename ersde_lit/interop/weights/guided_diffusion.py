@@ -185,7 +185,7 @@ def _classifier(
     sizes: Sizes, weights: dict[str, Tensor], arguments: dict[str, Any], settings: dict[str, Any], notes: list[str]
 ) -> ImportedClassifier:
     network = {
-        "class_path": "ersde_lit.networks.DhariwalEncoder",
+        "class_path": "ersde_lit.networks.DhariwalClassifierEncoder",
         "init_args": {**arguments, "label_dim": sizes.outputs},
     }
     return ImportedClassifier("guided-diffusion's classifier", network, settings, weights, notes)

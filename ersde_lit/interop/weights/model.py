@@ -14,8 +14,8 @@ from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.published import published
 from ersde_lit.networks import Network
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.classes import CLASSES_KEY, Classes
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.spec import Spec, at_most, build, completed
 from ersde_lit.training.weights import compare

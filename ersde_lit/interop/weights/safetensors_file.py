@@ -1,7 +1,7 @@
 """Our own form to publish: weights in safetensors, and the plain-data description of their model in its metadata.
 
-Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict; those of
-a noisy classifier `network.NAME`.
+Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict; the
+averages of a noisy classifier `network.NAME`.
 """
 
 import json
@@ -17,13 +17,13 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.interop.weights.model import ImportedClassifier, ImportedModel
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.classes import CLASSES_KEY
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.weights import plain_name
 
-_PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw.", "network.": "network."}
+_PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw."}
 
 
 def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False) -> list[str]:
@@ -36,13 +36,17 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
         ValueError: a checkpoint that is missing, damaged or not one of ours.
     """
     content = read(checkpoint)
+    weights = {plain_name(name): tensor for name, tensor in content["state_dict"].items()}
+    parts = _PARTS
+    if KIND in content[SPEC_KEY]:
+        average = {name: tensor for name, tensor in weights.items() if name.startswith("ema_network.")}
+        weights, parts = average or weights, {"ema_network.": "network.", "network.": "network."}
     tensors = {}
-    for name, tensor in content["state_dict"].items():
-        name = plain_name(name)
-        part = next((part for part in _PARTS if name.startswith(part)), None)
-        if part is None or not isinstance(tensor, Tensor):
+    for name, tensor in weights.items():
+        part = next((part for part in parts if name.startswith(part)), None)
+        if part is None:
             raise UserError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
-        tensors[_PARTS[part] + name.removeprefix(part)] = tensor
+        tensors[parts[part] + name.removeprefix(part)] = tensor
     raw = {name for name in tensors if name.startswith("raw.")}
     if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}

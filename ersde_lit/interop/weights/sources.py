@@ -41,7 +41,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         return read_safetensors(path)
     from ersde_lit.interop.weights.guided_diffusion import import_guided
     from ersde_lit.interop.weights.torch_files import read_torch, state_dict
-    from ersde_lit.training.module import SPEC_KEY
+    from ersde_lit.training.averaged import SPEC_KEY
 
     content = read_torch(path)
     if SPEC_KEY in content:

@@ -11,7 +11,7 @@ from ersde_lit.denoisers import VP, LogNormal
 from ersde_lit.interop.weights.model import write
 from ersde_lit.interop.weights.safetensors_file import export
 from ersde_lit.interop.weights.sources import read_source
-from ersde_lit.networks import Encoder
+from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.training import EMA, AdamW, DiffusionModule, NoisyClassifier, load, load_classifier
 
 
@@ -84,11 +84,12 @@ def test_half_precision_becomes_single(tmp_path) -> None:
 
 
 def test_classifiers(tmp_path) -> None:
-    encoder = Encoder((1, 4, 4), 3, width=8, multipliers=(1, 2), blocks=1, attention=(), head_width=8)
+    encoder = ClassifierEncoder((1, 4, 4), 3, width=8, multipliers=(1, 2), blocks=1, attention=(), head_width=8)
     checkpoint = trained(NoisyClassifier(encoder, VP(), 0.4, preconditioning="vp"), tmp_path)
     assert round_trip(checkpoint, tmp_path) == ["network"]
     before, after = load_classifier(checkpoint), load_classifier(tmp_path / "again.ckpt")
-    assert all(torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
+    averages = before.ema_network.state_dict()
+    assert all(torch.equal(after.ema_network.state_dict()[name], value) for name, value in averages.items())
     assert {**after.spec, "network": None} == {**before.spec, "network": None}
 
 

@@ -1,4 +1,4 @@
-"""Options that guide the model: each is a wrapper of its denoiser. Nothing here waits for torch to be read."""
+"""Options of guidance: each adds a wrapper to the denoiser."""
 
 import re
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class GuidanceOptions:
             object.__setattr__(self, "eps_scale", str(self.eps_scale))
         _ = self.interval, self.scaling  # raise where they cannot be read
         if self.guidance_interval and not (self.cfg_scale is not None or self.guide or self.classifier):
-            raise UserError("--guidance_interval: there is no guidance; give --cfg_scale, --guide or --classifier")
+            raise UserError("--guidance_interval: without guidance; add --cfg_scale, --guide or --classifier")
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -68,7 +68,7 @@ class GuidanceOptions:
         return {name: getattr(self, name) for name in FILES if getattr(self, name) is not None}
 
     def named(self) -> dict[str, Any]:
-        """What was chosen, but for the files, as these options and their values."""
+        """The options that were given and their values, files excepted."""
         return {name: value for name, value in vars(self).items() if value is not None and name not in FILES}
 
     def wrap(self, denoiser: "nn.Module", trust: bool = False) -> "nn.Module":

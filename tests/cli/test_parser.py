@@ -1,15 +1,14 @@
 """Solvers of one's own, as YAML names them."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ersde_lit.cli.inline import make
-from ersde_lit.solvers import Tableau, TableSampler
+from ersde_lit.cli.parser import make
+from ersde_lit.solvers import Sampler, Tableau, TableSampler
 
 
 class Untyped:
@@ -47,11 +46,11 @@ def choice(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["Untyped", "Typed", "OtherName"])
 def test_a_solver_needs_no_annotations(name) -> None:
-    sampler, _ = make("samplers", Callable[..., Any], choice(name))
+    sampler, _ = make("samplers", Sampler, choice(name))
     assert isinstance(sampler, TableSampler)
     assert type(sampler.solver).__name__ == name
 
 
 def test_a_class_without_a_table_is_refused() -> None:
     with pytest.raises(ValueError, match="NoSolver"):
-        make("samplers", Callable[..., Any], choice("NoSolver"))
+        make("samplers", Sampler, choice("NoSolver"))

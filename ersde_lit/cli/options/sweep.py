@@ -1,11 +1,11 @@
-"""Options that say what is compared: samplers x grids x NFE, and sets of seeds. Nothing here waits for torch."""
+"""Options of a sweep: samplers x grids x NFE, and sets of seeds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ersde_lit.cli.choose_sampler import SamplerOptions
-from ersde_lit.cli.inline import make, options_of, read_inline, split
+from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions
+from ersde_lit.cli.parser import make, options_of, split
 from ersde_lit.errors import UserError
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -25,12 +25,12 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What is compared: each solver on each grid at each NFE from each set of seeds.
+    """Which samplers are compared: each solver on each grid at each NFE, for each set of seeds.
 
     Args:
         nfe: network calls an image, as in 5,10,20 (heun makes an odd number: one less where this is even).
         solvers: those of `sample`, with options of theirs, as in default,er_sde:order=3:corrector=3,unipc2,heun.
-        grids: noise levels, as in edm,log_uniform:lam_max=20; each solver's own if not given.
+        grids: noise levels, as in edm,log_uniform:sigma_max=20; each solver's own if not given.
         samplers: in YAML, label to options of `sample`, or to class_path and init_args of any sampler.
     """
 
@@ -64,18 +64,18 @@ class SweepOptions:
         return [*found.values()]
 
     def _samplers(self, denoiser: Any) -> Iterator[tuple[str, Callable[[int], tuple["Sampler", dict[str, Any]]]]]:
-        named = {text: _of_solver("solvers", "solver", text) for text in split(self.solvers or [])}
-        chosen: Mapping[str, Mapping[str, Any]] = {**named, **(self.samplers or {})}
+        """Each sampler's label, and NFE -> the sampler and the choice as plain data."""
+        chosen = {text: {"solver": text} for text in split(self.solvers or [])} | (self.samplers or {})
         for label, given in (chosen or {"default": {}}).items():
             if "class_path" in given:
-                yield label, _of_class(label, given)
+                yield label, _of_class(given)
                 continue
-            grids: list[str | None] = [*split(self.grids or [])] or [None]
-            for grid in grids:
-                on = {} if grid is None else _of_solver("grids", "grid", grid)
-                if twice := on.keys() & given.keys():
-                    raise UserError(f"sampler {label} has a {min(twice)} of its own: leave it or --grids out")
-                options = options_of(f"solvers {label}", SamplerOptions, {**given, **on}, {"preset", "nfe"})
+            if self.grids and (own := {"grid", *OF_GRID} & given.keys()):
+                raise UserError(f"sampler {label} has a {min(own)} of its own: leave it or --grids out")
+            grids = split(self.grids or [])
+            for grid in grids or [""]:
+                choice = {**given, "grid": grid} if grid else given
+                options = options_of(f"solvers {label}", SamplerOptions, choice, ["preset", "nfe"])
                 yield f"{label} on {grid}" if len(grids) > 1 else label, _of_options(options, denoiser)
 
 
@@ -91,26 +91,19 @@ def seed_sets(texts: Sequence[str]) -> list[Sequence[int]]:
             raise UserError(f"--seeds {text}: a set needs at least two images to be measured")
         if len(seeds) != len(sets[0]):
             raise UserError(f"--seeds: {text} are {len(seeds)} and {texts[0]} {len(sets[0])}: take sets of one size")
-    together: set[int] = set()
+    seen: set[int] = set()
     for seeds, text in zip(sets, texts, strict=True):
-        if not together.isdisjoint(seeds):
+        if not seen.isdisjoint(seeds):
             raise UserError(f"--seeds {text} has seeds of another set: their spread would be too small")
-        together |= set(seeds)
+        seen |= set(seeds)
     return sets
 
 
-def _of_solver(option: str, key: str, text: str) -> dict[str, Any]:
-    name, options = read_inline(option, text)
-    return {key: name, **options}
-
-
 def _of_options(options: SamplerOptions, denoiser: Any) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
-    from dataclasses import replace
-
     return lambda nfe: replace(options, nfe=nfe).sampler(denoiser)
 
 
-def _of_class(label: str, given: Mapping[str, Any]) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
+def _of_class(given: Mapping[str, Any]) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
     from ersde_lit.solvers import Sampler
 
     sampler, plain = make("samplers", Sampler, given)

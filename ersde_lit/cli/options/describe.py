@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from ersde_lit.cli.choose_guidance import GuidanceOptions
-from ersde_lit.cli.choose_machine import MachineOptions
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.sampling.seeds import format_seeds
 
 
@@ -40,9 +40,8 @@ def describe(
 
 def digests(paths: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of each file."""
-    return {name: _sha256(path) for name, path in paths.items()}
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = {}
+    for name, path in paths.items():
+        with open(path, "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

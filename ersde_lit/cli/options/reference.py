@@ -1,4 +1,4 @@
-"""Options that say how images are measured: data, reference, features, metrics. Nothing here waits for torch."""
+"""Options of the metrics: real data or a reference, features, metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ersde_lit.cli.inline import make, split
+from ersde_lit.cli.parser import make, split
 from ersde_lit.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReferenceOptions:
-    """What images are measured by.
+    """How images are measured.
 
     Args:
         data: real images: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
@@ -59,9 +59,9 @@ class ReferenceOptions:
 
         if self.data is None:
             return None
-        given = (
-            _in_yaml(self.data) if isinstance(self.data, str) and self.data.endswith((".yaml", ".yml")) else self.data
-        )
+        given = self.data
+        if isinstance(given, str) and given.endswith((".yaml", ".yml")):
+            given = _in_yaml(given)
         return make("data", ImageDataModule, given)[0]
 
     def open_features(self) -> "str | Features":

@@ -1,4 +1,4 @@
-"""Options that say where the work is done and how fast. Nothing here waits for torch to be read."""
+"""Options of the machine: devices, batch size, precision."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ class MachineOptions:
     """Where and how fast.
 
     Args:
-        batch_size: images sampled at a time, and kept at a time; halved where memory does not suffice.
+        batch_size: images sampled and saved at a time; halved when memory does not suffice.
         accelerator: auto, cpu, gpu, cuda or mps.
         devices: how many of them, on each node.
         num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
@@ -35,13 +35,13 @@ class MachineOptions:
     trajectory: str | None = None
 
     def named(self) -> dict[str, Any]:
-        """What may change an image, by rounding at least."""
+        """The options that may change an image by rounding."""
         compiled = {} if self.compile is None else {"compile": self.compile}
         return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
 
     @property
     def views(self) -> dict[str, str]:
-        """The pictures for those who watch, by the option that names them."""
+        """Files of the preview and the trajectory, by option."""
         named = {"preview": self.preview, "trajectory": self.trajectory}
         return {option: path for option, path in named.items() if path is not None}
 
@@ -52,7 +52,7 @@ class MachineOptions:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
     def compile_networks(self, denoiser: "nn.Module") -> None:
-        """Compiles every network in it, where that was asked for: on first use, anew for each size of a block."""
+        """Compiles every network in it with `--compile`: at first use, once more for each batch size."""
         from ersde_lit.networks import Network
 
         for module in denoiser.modules():

@@ -1,13 +1,14 @@
-"""fit, validate, test, predict: LightningCLI, with a run folder for every configuration.
+"""The commands `fit`, `validate`, `test` and `predict`: LightningCLI with a run folder for every configuration.
 
 A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its configuration, checkpoints, logs and
 pictures. The same command resumes it, or says that it is finished; a changed configuration is refused, unless it only
 says how the work is done (on how many devices, compiled or not, how often saved) and not what is done.
 """
 
-import os
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +25,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ersde_lit.cli import fail
+from ersde_lit.cli.parser import one_line
 from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
+from ersde_lit.files import replacing, write_text
+from ersde_lit.networks import Network
+from ersde_lit.renamed import current
 from ersde_lit.sampling.images import quantise
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
+from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.checkpoint import is_whole
 
 # What may change when a run is resumed: the steps it takes stay the same.
@@ -50,10 +56,12 @@ for harmless in (
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
+    of_class = _names_a_class(arguments)
     try:
         CLI(
-            DiffusionModule,
+            AveragedModule if of_class else DiffusionModule,
             ImageDataModule,
+            subclass_mode_model=of_class,
             subclass_mode_data=True,
             save_config_callback=None,  # the run folder keeps it
             parser_class=Parser,
@@ -66,11 +74,26 @@ def run(command: str, arguments: Sequence[str]) -> None:
         raise UserError(str(error)) from error
 
 
+def _names_a_class(arguments: Sequence[str]) -> bool:
+    """Whether `model` is given as class_path and init_args, as that of a `NoisyClassifier` is."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config", action="append", default=[])
+    files, rest = parser.parse_known_args(arguments)
+    if any(argument.startswith(("--model=", "--model.class_path")) or argument == "--model" for argument in rest):
+        return True
+    for file in files.config:
+        with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # the CLI's own parser says so
+            content = yaml.safe_load(Path(file).read_text())
+            if isinstance(content, dict) and "class_path" in (content.get("model") or {}):
+                return True
+    return False
+
+
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(message))
+        raise SystemExit(fail(one_line(message)))
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -85,9 +108,8 @@ class PredictionWriter(BasePredictionWriter):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{batch_idx:05d}-{trainer.global_rank}.npz"
         images = rearrange(quantise(prediction), "n c h w -> n h w c")
-        with path.with_suffix(".tmp").open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, arr_0=images.cpu().numpy(), arr_1=labels.cpu().numpy())
-        path.with_suffix(".tmp").replace(path)
 
 
 class CLI(LightningCLI):
@@ -139,12 +161,10 @@ class CLI(LightningCLI):
         kept_checkpoints = [path for path in (self.last, self.last.with_stem("previous")) if path.exists()]
         if not kept_checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_suffix(f".{os.getpid()}.tmp")  # ranks write the same
-            temporary.write_text(dump)
-            temporary.replace(kept)
+            write_text(kept, dump, concurrent=True)  # ranks write the same
             self.finished.unlink(missing_ok=True)
             return
-        if changed := sorted(_differences(yaml.safe_load(kept.read_text()), yaml.safe_load(dump))):
+        if changed := sorted(_differences(current(yaml.safe_load(kept.read_text())), current(yaml.safe_load(dump)))):
             raise UserError(
                 f"{self.folder} holds a run with another configuration ({', '.join(changed[:3])}): "
                 "start a new one with --run NAME"
@@ -190,7 +210,9 @@ class CLI(LightningCLI):
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compile:
-            self.model.denoiser.network.compile()  # in place: the names of the weights stay
+            for module in self.model.trained.modules():
+                if isinstance(module, Network):
+                    module.compile()  # in place: the names of the weights stay
         return trainer
 
     def after_fit(self) -> None:
@@ -220,7 +242,10 @@ class CLI(LightningCLI):
             console.print(f"curves      {where}")
         console.print(f"checkpoint  {self.last}")
         console.print("\nNext:")
-        console.print(f"python -m ersde_lit sample --ckpt_path {self.last} --seeds 0-499 --nfe 20 --out samples.npz")
+        model = f"--ckpt_path {self.last}"
+        if "class_path" in self.config[self.subcommand].model:
+            model = f"--ckpt_path DENOISER.ckpt --classifier {self.last} --classifier_scale 1"
+        console.print(f"python -m ersde_lit sample {model} --seeds 0-499 --nfe 20 --out samples.npz")
 
 
 @rank_zero_only

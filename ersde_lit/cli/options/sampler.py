@@ -1,4 +1,4 @@
-"""Options that say how to sample: solver, noise levels, number of calls. Nothing here waits for torch to be read."""
+"""Options of the sampler: solver, noise levels, number of calls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -6,25 +6,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ersde_lit.cli.parser import options_of, read_inline
 from ersde_lit.errors import UserError
+from ersde_lit.names import GRIDS, MAX_STEPS, SAMPLERS, SOLVERS
+from ersde_lit.renamed import hint
 
 if TYPE_CHECKING:
     from ersde_lit.solvers import Sampler
 
-# The names of solvers.registry, written again so that help and typing errors do not wait for torch.
-SolverName = Literal[
-    "default", "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa",
-    "ipndm", "deis", "heun",
-]  # fmt: skip
-GridName = Literal[
-    "edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm", "uniform_t"
-]
-PRESETS = {"fast": 8, "balanced": 20, "best": 50}  # NFE, with the default sampler there
+PRESETS = {"fast": 8, "balanced": 20, "best": 50}  # NFE, with the default sampler
 OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn")
-OF_GRID = ("rho", "lam_min", "lam_max")
-NOT_OF_ER_SDE = {"eta": "ddim", "churn": "heun"}  # whose they are
+OF_GRID = ("rho", "sigma_min", "sigma_max")
+IN_PYTHON = {"sigma_min": "lam_min", "sigma_max": "lam_max"}  # what `solvers.grids` calls them
+NOT_OF_ER_SDE = {"eta": "ddim", "churn": "heun"}  # the solver that has the option
 NOT_OF_PAPER = ("corrector", "nodes", "relative")
-MOST_CALLS = 2**15 - 1  # the steps that `solvers.noise` has noise for, written again as above
 
 
 @dataclass(frozen=True)
@@ -33,26 +28,29 @@ class SamplerOptions:
 
     Args:
         preset: fast, balanced or best: 8, 20 or 50 network calls an image by the default sampler.
-        nfe: network calls an image, 20 if nothing is said (heun makes an odd number: one less where this is even).
-        solver: default is what suits the NFE best, or er_sde if one of its options is given.
+        nfe: network calls an image, 20 if not given (heun makes an odd number: one less where this is even).
+        solver: default (chosen by NFE; er_sde if one of its options is given), er_sde, ddim, ddpm, dpm++2m,
+            dpm++2m_heun, dpm++3m, sde_dpm++2m, unipc2, unipc3, sa, ipndm, deis or heun; also with options, as in
+            er_sde:order=2:noise_scale=power:1.5.
         order: number of x0 values a step; of er_sde, ipndm, deis.
-        noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5, power:P (lam^P), eta:NAME:S (lam^(1-S) NAME^S), or
+        noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5, power:P (sigma^P), eta:NAME:S (sigma^(1-S) NAME^S), or
             window:STRENGTH:LOW:HIGH:WIDTH (noise between two noise levels alone).
         corrector: of er_sde: the order of its corrector; none if not given.
-        nodes: of er_sde: the variable in which x0 is a polynomial: lam, log, or s for asinh(lam / s).
-        relative: of er_sde: s counts from the noise level of each step.
+        nodes: of er_sde: the variable in which x0 is a polynomial: lam (sigma), log, or s for asinh(sigma / s).
+        relative: of er_sde: s is relative to the noise level of each step.
         paper: of er_sde: the published algorithm, to reproduce published numbers.
         eta: of ddim: 0 is deterministic, 1 is ancestral DDPM.
         churn: of heun: EDM's S_churn.
-        grid: noise levels, EDM's if nothing is said; uniform_t takes equal steps in the time of the model's process.
+        grid: noise levels: edm (if not given), log_uniform, poly_exponential, vp_linear, vp_cosine, vp_discrete, iddpm,
+            or uniform_t, equal steps in the time of the model's process; also with options, as in edm:rho=5.
         rho: of the grid: larger moves steps to small noise levels.
-        lam_min: of the grid: its last noise level above 0.
-        lam_max: of the grid: the noise level it starts at.
+        sigma_min: of the grid: its last noise level above 0.
+        sigma_max: of the grid: its first noise level.
     """
 
     preset: Literal["fast", "balanced", "best"] | None = None
     nfe: PositiveInt | None = None
-    solver: SolverName = "default"
+    solver: str = "default"
     order: PositiveInt | None = None
     noise_scale: str | None = None
     corrector: PositiveInt | None = None
@@ -61,30 +59,48 @@ class SamplerOptions:
     paper: bool = False
     eta: NonNegativeFloat | None = None
     churn: NonNegativeFloat | None = None
-    grid: GridName | None = None
+    grid: str | None = None
     rho: PositiveFloat | None = None
-    lam_min: PositiveFloat | None = None
-    lam_max: PositiveFloat | None = None
+    sigma_min: PositiveFloat | None = None
+    sigma_max: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
+        self._unfold("solver", (*SAMPLERS, *SOLVERS), (*OF_SOLVER, "grid", *OF_GRID))
+        self._unfold("grid", (*GRIDS, "uniform_t"), OF_GRID)
         given = [field.name for field in fields(self)[1:] if getattr(self, field.name) != field.default]
         if self.preset and given:
-            raise UserError(f"--preset {self.preset} says all about how to sample: leave it or --{given[0]} out")
-        if self.nfe and self.nfe > MOST_CALLS:
-            raise UserError(f"--nfe {self.nfe} is more than there is noise for: at most {MOST_CALLS}")
+            raise UserError(f"--preset {self.preset} sets all options of the sampler: leave it or --{given[0]} out")
+        if self.nfe and self.nfe > MAX_STEPS:
+            raise UserError(f"--nfe {self.nfe}: at most {MAX_STEPS}")
         for name in given:
             if self.solver == "default" and name in NOT_OF_ER_SDE:
-                raise UserError(f"--{name} is of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
+                raise UserError(f"--{name} is an option of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
             if self.paper and name in NOT_OF_PAPER:
                 raise UserError(f"the published algorithm has no {name}: leave --{name} or --paper out")
 
-    def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
-        """What was chosen, for this denoiser, and the choice as these options and their values.
+    def _unfold(self, option: str, known: tuple[str, ...], its_options: tuple[str, ...]) -> None:
+        """Moves options from a text like NAME:option=value to their fields."""
+        text = getattr(self, option)
+        if text is None:
+            return
+        name, own = read_inline(option, text)
+        if name not in known:
+            raise UserError(f"--{option} {text}: choose from {', '.join(known)}")
+        for key in own:
+            if key not in its_options:
+                raise UserError(f"--{option} {text}: no option {key!r}, only {', '.join(its_options)}{hint(key)}")
+            if getattr(self, key) not in (None, False):
+                raise UserError(f"--{option} {text}: {key} is given twice")
+        typed = options_of(f"{option} {text}", SamplerOptions, {option: name, **own}) if own else None
+        for key in own:
+            object.__setattr__(self, key, getattr(typed, key))
+        object.__setattr__(self, option, name)
 
-        Those make the same sampler whatever becomes of "default" or a preset.
+    def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
+        """The sampler for this denoiser, and the choice as options and values, whatever "default" or a preset is later.
 
         Raises:
-            ValueError: solver, options, grid and denoiser do not go together.
+            UserError: solver, options, grid and denoiser do not fit together.
         """
         from ersde_lit.solvers import TableSampler
 
@@ -107,7 +123,7 @@ class SamplerOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
 
 
-# What an option takes the place of, where the rest of a choice is kept with samples that `--like` names.
+# Options that an option replaces, where the others are taken from samples by `--like`.
 REPLACES = {
     "preset": tuple(field.name for field in fields(SamplerOptions)),
     "solver": OF_SOLVER,
@@ -123,14 +139,10 @@ def named_default(nfe: int) -> dict[str, Any]:
     """`solvers.default(nfe)` as options."""
     from ersde_lit.solvers import default, registry
 
-    sampler = default(nfe)
-    solver: Any = sampler.solver
+    solver: Any = default(nfe).solver
     name = next(name for name, made in registry.SOLVERS.items() if type(solver) is made)
-    values = {field.name: getattr(solver, field.name) for field in fields(solver)}
-    changed = {field.name: values[field.name] for field in fields(solver) if values[field.name] != field.default}
-    function, changes = getattr(sampler.grid, "func", sampler.grid), getattr(sampler.grid, "keywords", {})
-    grid = next(name for name, made in registry.GRIDS.items() if made is function)
-    return {"solver": name, **changed, "grid": grid, **changes}
+    changed = {f.name: value for f in fields(solver) if (value := getattr(solver, f.name)) != f.default}
+    return {"solver": name, **changed, "grid": "edm"}
 
 
 def _make(choice: Mapping[str, Any], denoiser: Any) -> "Sampler":
@@ -138,10 +150,11 @@ def _make(choice: Mapping[str, Any], denoiser: Any) -> "Sampler":
 
     from ersde_lit.solvers import grids, registry
 
-    of_solver, of_grid = ({name: choice[name] for name in names if name in choice} for names in (OF_SOLVER, OF_GRID))
+    of_solver = {name: choice[name] for name in OF_SOLVER if name in choice}
+    of_grid = {IN_PYTHON.get(name, name): choice[name] for name in OF_GRID if name in choice}
     if choice["grid"] == "uniform_t":
         if of_grid:
-            raise UserError(f"--{next(iter(of_grid))} is not for --grid uniform_t, which follows the model's process")
+            raise UserError("--grid uniform_t follows the model's process: leave --rho, --sigma_min, --sigma_max out")
         low, high = denoiser.process.t_range
         noise_levels: grids.Grid = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
     else:

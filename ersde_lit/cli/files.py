@@ -1,0 +1,229 @@
+"""Commands from file to file: data, ema, export, import, reference. Each is a function; its parser is its signature."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.parser import Parser
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_new, disk_errors, write_text
+from ersde_lit.interop.weights.guided_flags import GuidedFlags
+
+if TYPE_CHECKING:
+    from ersde_lit.data import ImageDataModule
+    from ersde_lit.metrics import ImageFiles
+
+INFO = "info.json"  # of a folder that `data` made
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    function: Any = {
+        "data": convert_data,
+        "ema": average,
+        "export": export_weights,
+        "import": import_weights,
+        "reference": reference,
+    }[command]
+    parser = Parser(command, str(function.__doc__).partition("\n")[0])
+    parser.add_options(function)
+    function(**parser.parse_args([*arguments]).as_dict())
+
+
+def convert_data(
+    source: str,
+    *,
+    out: str | None = None,
+    size: PositiveInt = 64,
+    channels: Literal[1, 3] = 3,
+    resize: Literal["area", "lanczos"] = "area",
+    unlabelled: bool = False,
+    val_size: NonNegativeInt | None = None,
+    seed: int = 0,
+    exif: Literal["apply", "ignore"] = "apply",
+) -> None:
+    """One memory-mapped array from EDM's zip or folder, downsampled ImageNet's npz files, or folders of images.
+
+    Args:
+        source: the data set; or a converted folder, to be checked.
+        out: the new folder, for ersde_lit.data.ImageArray; the same command resumes after an interruption.
+        size: pixels along the side of an image.
+        channels: 3 for RGB, 1 for grey.
+        resize: of images in class folders; area averages pixels, lanczos does as EDM's data tool.
+        unlabelled: leave classes out; any folder or zip of images will do then.
+        val_size: images to hold out for validation; a twentieth, but no more than 5000, if not given.
+        seed: of the choice of held-out images.
+        exif: apply turns images as their EXIF orientation says; ignore does not, as EDM's data tool and torchvision.
+    """
+    from ersde_lit.data.array import check_array
+    from ersde_lit.data.classes import about_names
+    from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
+    from ersde_lit.data.opening import open_source
+    from ersde_lit.progress import progress
+
+    if out is None:
+        if not (Path(source).expanduser() / INFO).is_file():
+            raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
+        info = check_array(source)
+        print(f"{source} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
+        return
+    check_place(out, source)
+    opened = open_source(source, size, channels, resize, unlabelled, exif)
+    held_out = draw_held_out(len(opened.labels), val_size, seed)
+    if is_finished(opened, out, held_out):
+        print(f"{out} is finished: nothing to do")
+        return
+    done = [0]
+    asked = {"size": size, "channels": channels, "resize": resize, "unlabelled": unlabelled, "val_size": val_size}
+    asked |= {"seed": seed, "exif": exif}
+    command = " ".join([f"data {Path(source).expanduser().resolve()}", *(f"--{k}={v}" for k, v in asked.items())])
+    with progress(lambda: sum(done), len(opened.labels)):
+        info = convert(opened, out, held_out, done.append, command, print)
+    for note in info.notes:
+        print(f"note: {note}")
+    if info.class_names:
+        print(about_names(info.class_names))
+    print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")
+
+
+def average(
+    run: str,
+    *,
+    out: str,
+    sigma_rel: PositiveFloat | None = None,
+    gamma: NonNegativeFloat | None = None,
+    images: PositiveInt | None = None,
+) -> None:
+    """A run's last checkpoint with averaged weights of another length, made from snapshots (EDM2's post-hoc EMA).
+
+    Args:
+        run: folder of a run trained with the callback PowerEMA, as runs/digits.
+        out: checkpoint to write.
+        sigma_rel: length of the average: its width as a fraction of the training, above 0 and at most 0.2887.
+        gamma: the length by the exponent of its power function instead, at least 0.
+        images: average as of the snapshot at this many images seen, not as of the last checkpoint.
+    """
+    check_new(out)
+    if (gamma is None) == (sigma_rel is None):
+        raise UserError("the length of the average is --sigma_rel or --gamma: pass one of them")
+
+    from ersde_lit.training import AtomicCheckpointIO, reconstruct
+    from ersde_lit.training.power_ema import sigma_rel_of
+
+    checkpoint = reconstruct(run, sigma_rel or sigma_rel_of(gamma or 0.0), images)
+    with disk_errors(out):
+        AtomicCheckpointIO().save_checkpoint(checkpoint, out)
+    made = checkpoint["power_ema"]
+    print(
+        f"{out}: average of sigma_rel {made['sigma_rel']:.4g} (gamma {made['gamma']:.4g}) at {made['images']} images, "
+        f"from {made['snapshots']} snapshots, to about {made['error']:.1g}"
+    )
+
+
+def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False) -> None:
+    """A checkpoint's weights and the description of its model, without its training, as safetensors.
+
+    Args:
+        checkpoint: of fit, ema or import.
+        out: file to write, NAME.safetensors.
+        averaged_only: leave the raw weights out.
+    """
+    check_new(out)
+    if Path(out).suffix.lower() != ".safetensors":
+        raise UserError(f"--out {out}: the file is a .safetensors, name it so")
+
+    from ersde_lit.interop.weights.safetensors_file import export
+
+    with disk_errors(out):
+        parts = export(checkpoint, out, averaged_only)
+    print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
+
+
+def import_weights(source: str, *, out: str, config_out: str | None = None, **flags: Any) -> None:
+    """Weights of other toolkits to a checkpoint for sample, evaluate and fit; no code in them is run.
+
+    Args:
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
+        out: checkpoint to write.
+        config_out: YAML file to write, with the model as `fit --config` takes it, to train it further.
+        flags: what guided-diffusion's weights do not contain, see `GuidedFlags`.
+    """
+    known = GuidedFlags(**flags)
+    check_new(out)
+    if config_out is not None:
+        check_new(config_out, "config_out")
+
+    from ersde_lit.interop.weights.model import ImportedModel, fit_config, write
+    from ersde_lit.interop.weights.sources import read_source
+
+    model = read_source(source, known)
+    if config_out is not None and not isinstance(model, ImportedModel):
+        raise UserError(f"--config_out: {source} is a classifier, and fit trains denoisers")
+    with disk_errors(out):
+        report = write(model, out)
+    print(f"{report}\n{'checkpoint':<17}{out}")
+    if config_out is not None:
+        with disk_errors(config_out, "config_out"):
+            write_text(config_out, fit_config(model))
+        print(f"{'configuration':<17}{config_out}: fit --config {config_out} --ckpt_path {out} --data ...")
+
+
+def reference(
+    source: str | None = None,
+    *,
+    out: str,
+    data: dict[str, Any] | str | None = None,
+    features: dict[str, Any] | str = "inception",
+    weights: str | None = None,
+    keep_features: NonNegativeInt = 0,
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
+    exif: Literal["apply", "ignore"] = "apply",
+) -> None:
+    """Mean and covariance of real images' features, as EDM's `mu` and `sigma`, for FID.
+
+    Args:
+        source: images, unless they are those of `data`: a folder or zip of them, an npz with arr_0, or a folder that
+            the command `data` made (its training images).
+        out: the .npz to write.
+        data: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
+        features: inception; classifier, trained on the labels of --data or of the folder that `data` made; or a class.
+        weights: the file of Inception's weights; downloaded if not given.
+        keep_features: of so many images features are stored too, for KID, precision and recall.
+        accelerator: auto, cpu, gpu, cuda or mps.
+        exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
+    """
+    if source is None and data is None:
+        raise UserError("there are no images: name them, or give --data")
+    if source is not None and data is not None and features != "classifier":
+        raise UserError(f"{source} and --data {data} are two sets of images: give one")
+    if Path(out).suffix != ".npz":
+        raise UserError(f"--out {out}: the file is an .npz, name it so")
+    check_new(out)
+    if data is None and features == "classifier" and (Path(source or "").expanduser() / INFO).is_file():
+        data = {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": source}}
+    options = ReferenceOptions(data, source, features, weights)
+
+    from ersde_lit.metrics import features_for, image_files, reference_of, too_few, write_reference
+    from ersde_lit.progress import progress
+    from ersde_lit.ranks import fabric
+
+    module = options.open_data()
+    images: Any = module if source is None else image_files(source, exif=exif)
+    ranks = fabric(accelerator)
+    choice: Any = options.open_features()
+    net, done = features_for(choice, module, weights, device=ranks.device), [0]
+    with progress(lambda: sum(done), _count(images)):
+        found = reference_of(images, net, ranks.device, keep_features=keep_features, advance=done.append)
+    with disk_errors(out):
+        write_reference(found, out)
+    print(f"{out}: mean and covariance of {found.description}, {net.description}")
+    for note in filter(None, (too_few(found.num_images or 0, net.num_features), found.copies_in_words)):
+        print(f"warning: {note}")
+
+
+def _count(images: "ImageDataModule | ImageFiles") -> int:
+    from ersde_lit.metrics import ImageFiles
+
+    return len(images) if isinstance(images, ImageFiles) else len(images.split("train").images)
