@@ -241,9 +241,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(
-            ValueError, match=r"out.partial cannot be written: File too large; the same command goes on"
-        ):
+        with pytest.raises(ValueError, match=r"out.partial cannot be written: File too large"):
             convert(Images(), tmp_path / "out", np.array([0, 5]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
