@@ -240,11 +240,12 @@ def test_a_diverged_model_is_nan_in_each_cell_and_wrong_arguments_are_still_refu
     assert math.isnan(values["fid/er_sde/nfe2"] + values["fid/er_sde/nfe3"])
     assert values["fid/real"] > 0
 
-    def refuses(*given):
-        raise ValueError("order 9 is not known")
+    class Refuses(Sampler):
+        def __call__(self, *given):
+            raise ValueError("order 9 is not known")
 
     with pytest.raises(ValueError, match="order 9"):
-        validated(tmp_path, remembers, samplers={"refuses": refuses})
+        validated(tmp_path, remembers, samplers={"refuses": Refuses()})
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])

@@ -114,7 +114,7 @@ def test_other_numbers_of_steps(schedule: str, process, rescale: bool | None, tm
 def test_a_classifier_of_other_steps(tmp_path: Path) -> None:
     classifier = load_classifier(imported("classifier", tmp_path, diffusion_steps=500, rescale_timesteps=True))
     told = []
-    classifier.network.map_noise.register_forward_pre_hook(lambda module, arguments: told.append(arguments[0]))
+    classifier.ema_network.map_noise.register_forward_pre_hook(lambda module, arguments: told.append(arguments[0]))
     classifier(torch.zeros(1, 3, *classifier.network.image_shape[1:]), Cosine(500).levels[[499]].float())
     torch.testing.assert_close(told[0], torch.tensor([998.0]), rtol=1e-6, atol=0)
 
