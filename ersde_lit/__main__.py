@@ -1,3 +1,5 @@
+"""`python -m ersde_lit`."""
+
 import sys
 
 from ersde_lit.cli import main

@@ -1,1 +1,49 @@
-"""Other people's weights and interfaces: EDM, guided-diffusion, diffusers, k-diffusion. Import the file you need."""
+"""Interfaces of other toolkits: schedulers for diffusers, a sampler for k-diffusion, rivals' samplers, weights.
+
+Import the file you need. A scheduler for any diffusers pipeline of a variance preserving model; its options are those
+of `ERSDE`, its conventions those of diffusers' DPM-Solver; image k comes from the k-th generator alone. `from_config`
+keeps the noising process and `clip_sample` of the scheduler before, and refuses options it does not know by name:
+
+```python
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from ersde_lit.interop.diffusers.scheduler import ERSDEScheduler
+
+unet = UNet2DModel(8, norm_num_groups=8, layers_per_block=1, block_out_channels=(8, 8, 8, 8))
+pipe = DDPMPipeline(unet, DDPMScheduler())  # or DDPMPipeline.from_pretrained(...), StableDiffusionPipeline, ...
+pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, order=2, noise_scale="er_sde_3")
+images = pipe(4, [torch.Generator().manual_seed(seed) for seed in range(4)], num_inference_steps=20).images
+```
+
+`ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on
+(`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's.
+
+`sample_er_sde` has the signature that ComfyUI, stable-diffusion-webui and k-diffusion call, so a plug-in is its import;
+ComfyUI's flow models are recognised:
+
+```python
+import torch
+from ersde_lit.interop.k_diffusion import sample_er_sde
+
+
+def model(x, sigma):  # a model as these programs wrap it, here exact for data from N(0.3, 0.5^2)
+    sigma = sigma.view(-1, 1, 1, 1)
+    return (0.25 * x + sigma**2 * 0.3) / (0.25 + sigma**2)
+
+
+sigmas = torch.tensor([14.6, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0])
+x0 = sample_er_sde(model, 14.6 * torch.randn(4, 3, 64, 64), sigmas, order=2, noise_scale="er_sde_3")
+```
+
+Samplers of diffusers and k-diffusion run on our grids and noise, in `evaluate` and `FIDCallback`:
+
+```yaml
+samplers:
+  unipc:
+    class_path: ersde_lit.interop.rivals.DiffusersSampler
+    init_args: {scheduler: UniPCMultistepScheduler, config: {solver_order: 3}}
+  dpmpp_2m_sde:
+    class_path: ersde_lit.interop.rivals.KDiffusionSampler  # pip install --no-deps k-diffusion; torchsde torchdiffeq
+    init_args: {function: sample_dpmpp_2m_sde}
+```
+"""

@@ -1,6 +1,16 @@
 """Image metrics: features, FID, KID, IS, precision and recall, distances to the training images, reference statistics.
 
-`Scores(features_for("inception"), read_reference("cifar10.npz", ...))` measures uint8 images as published FIDs are.
+`Scores(features_for("inception"), read_reference("cifar10.npz", ...))` measures uint8 images as published FIDs are:
+torch-fidelity's port of the TensorFlow network, resized as TensorFlow 1 does, without antialiasing, TF32 and autocast.
+Its weights are downloaded, or given by `--weights`, and never unpickled unsafely.
+
+    python -m ersde_lit evaluate --images FOLDER_OR_ZIP_OR_NPZ --reference stats.npz --metrics fid,kid,is
+    python -m ersde_lit reference FOLDER --out stats.npz --keep_features 10000
+
+A reference is EDM's `mu` and `sigma`, EDM2's `.pkl`, ADM's batch, or images. With `--keep_features` it also holds what
+KID, precision and recall need. Reports say the sizes of images and reference, and warn where they differ and where
+either holds copies. `--features classifier` is a small network trained on the labels of the data, for small data sets;
+its FIDs compare with each other only.
 """
 
 from ersde_lit.metrics.choice import features_for

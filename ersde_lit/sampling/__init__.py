@@ -1,5 +1,21 @@
-"""From seeds to stored images: `seeds` and `labels` choose, `generate` samples, `images` quantises, `formats` store;
-`work` and `run` make of it a long run that any number of ranks share and that goes on whatever killed it.
+"""Sampling: from seeds to stored images, in blocks that any number of ranks share and that survive a kill.
 
-Nothing is imported here, so that reading `--seeds` or checking `--out` does not wait for torch.
+    python -m ersde_lit sample --ckpt_path X.ckpt --seeds 0-49999 --nfe 20 --out samples.npz
+
+- Output: a folder (PNGs), `.npz` (`arr_0` uint8 NHWC, `arr_1` labels), `.zip` (EDM's data sets) or `.png` (a grid).
+- Sampler: `--preset fast`, `balanced` or `best` (8, 20, 50 calls), or `--nfe` with `--solver`, `--grid` and their
+  options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid edm:rho=5:sigma_max=40`. With none
+  of them `ersde_lit.solvers.default(nfe)` samples. `--config FILE` reads options from YAML.
+- Guidance: `--cfg_scale 2` (models trained with `--model.label_dropout 0.1`), `--guide early.ckpt --guide_scale 2`
+  (autoguidance; a guide is a worse version of the model: `fit ... --run early --trainer.max_epochs 15`), `--classifier
+  noisy.ckpt --classifier_scale 1` (`configs/digits_classifier.yaml` trains one), each within `--guidance_interval
+  0.2-3`; `--eps_scale 1.005` against exposure bias. In Python each is a wrapper of a denoiser: `ersde_lit.denoisers`.
+- Resuming: finished blocks are kept next to `--out`. The same command resumes after a kill or a full disk, ends with
+  the same bytes, and refuses to mix two commands. `--devices 4 --num_nodes 2` shares the blocks.
+- Reproducing: options and checksums are stored with the images; `--like samples.npz --seeds 17 --out one.png` samples
+  any of them again. Only options that determine images are read, so files of strangers are safe.
+- Viewing: `--trajectory steps.png` shows the x0 prediction of each step, `--preview now.png` images as they come.
+
+In Python: `generate` samples blocks of seeds, `Work` and `Job` are a resumable run.
+Nothing is imported here, so that parsing `--seeds` or checking `--out` does not wait for torch.
 """
