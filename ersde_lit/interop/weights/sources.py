@@ -1,4 +1,4 @@
-"""Whose weights these are, by what the file looks like."""
+"""Reader for imported weights of any kind, which is recognised by the file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,14 @@ from ersde_lit.untrusted.torch_before_zip import is_before_zip
 
 
 def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
-    """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
+    """The `ImportedModel` or `ImportedClassifier` of a file or folder, none of whose code is run.
 
     Args:
         source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
-        flags: what guided-diffusion's weights do not say of themselves.
+        flags: guided-diffusion's flags, which its weights do not tell.
 
     Raises:
-        ValueError: in one line, what cannot be read, is damaged or is hostile.
+        UserError: a source that is of another kind, damaged or hostile.
     """
     path = Path(source)
     if not path.exists():
@@ -26,7 +26,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         raise UserError(f"{source} is neither a file nor a folder")
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
-        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt: {source} is none")
+        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt, which {source} is not")
     if kind == "diffusers":
         from ersde_lit.interop.weights.diffusers_folder import read_diffusers
 
@@ -56,7 +56,7 @@ def _kind(path: Path) -> str:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04") or is_before_zip(path):
         return "guided"
-    # Before pickles: the length of a header of safetensors, its first 8 bytes, may begin as one of them does.
+    # Checked before pickles: the length of a safetensors header, its first 8 bytes, can begin like a pickle.
     fits = int.from_bytes(head[:8], "little") < path.stat().st_size
     if (head[8:] == b"{" and fits) or path.suffix == ".safetensors":
         return "safetensors"

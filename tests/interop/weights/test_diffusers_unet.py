@@ -122,7 +122,7 @@ def test_no_class_is_a_class_of_zeros() -> None:
     assert not torch.allclose(none, network(x, c_noise, torch.tensor([0, 0])))
     network.unet.class_embedding.weight.zero_()
     assert torch.equal(none, network(x, c_noise, torch.tensor([2, 1])))
-    with pytest.raises(ValueError, match="cannot be told of augmentation"):
+    with pytest.raises(ValueError, match="augmentation"):
         network(x, c_noise, augment=torch.zeros(2, 9))
 
 
@@ -172,7 +172,7 @@ CONFIG, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json"
         (INDEX, {"_class_name": "ScoreSdeVePipeline"}, "a ScoreSdeVePipeline with the scheduler 'DDPMScheduler'"),
         (INDEX, {"scheduler": ["mine", "MyScheduler"]}, "with the scheduler 'MyScheduler'"),
         (CONFIG, {"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel: only"),
-        (CONFIG, {"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' cannot be told"),
+        (CONFIG, {"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' does not fit"),
         (CONFIG, {"time_embedding_type": "learned", "num_train_timesteps": 10}, "num_train_timesteps 10, not 1000"),
         (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "with the scheduler 'ScoreSdeVeScheduler'"),
         (SCHEDULER, {"_class_name": "KarrasVeScheduler"}, "with the scheduler 'KarrasVeScheduler'"),
@@ -196,8 +196,8 @@ CONFIG, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json"
         (SCHEDULER, {"num_train_timesteps": True}, "at least 2"),
         (SCHEDULER, {"num_train_timesteps": 1}, "at least 2"),
         (SCHEDULER, {"predict_epsilon": False, "prediction_type": "epsilon"}, "contradicts itself"),
-        (INDEX, {"unet": ["mine", "UNet2DModel"]}, "UNet2DModel is one of 'mine', not of diffusers"),
-        (INDEX, {"scheduler": ["mine", "DDPMScheduler"]}, "DDPMScheduler is one of 'mine', not of diffusers"),
+        (INDEX, {"unet": ["mine", "UNet2DModel"]}, "UNet2DModel is of 'mine', not of diffusers"),
+        (INDEX, {"scheduler": ["mine", "DDPMScheduler"]}, "DDPMScheduler is of 'mine', not of diffusers"),
         (CONFIG, {"sample_size": 7}, "no multiple of 2"),
         (CONFIG, {"sample_size": [8, 7]}, "no multiple of 2"),
         (SCHEDULER, {"prediction_type": "flow"}, "cannot be read: 'flow'"),

@@ -333,7 +333,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], object], str]] = {
     "a shape larger than its bytes": (lambda: header(partial(set_first, "shape", [2**40])), "no safetensors file"),
     "a negative shape": (lambda: header(partial(set_first, "shape", [-128])), "no safetensors file"),
     "an unknown type": (lambda: header(partial(set_first, "dtype", "F99")), "no safetensors file"),
-    "no description": (lambda: header(lambda h: h.pop("__metadata__")), "does not say what its weights are of"),
+    "no description": (lambda: header(lambda h: h.pop("__metadata__")), "no description of its weights"),
     "a description that is no JSON": (lambda: ours(metadata="{"), "cannot be read"),
     "a description that is a list": (lambda: ours(metadata="[]"), "cannot be read"),
     "a description without end": (lambda: ours(metadata="[" * 100_000), "cannot be read"),
