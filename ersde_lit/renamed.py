@@ -6,8 +6,9 @@ RENAMED = {
     "ersde_lit.evaluation.FIDCallback": "ersde_lit.callbacks.FIDCallback",
     "ersde_lit.evaluation.Classifier": "ersde_lit.metrics.Classifier",
     "ersde_lit.evaluation.Inception": "ersde_lit.metrics.Inception",
-    "ersde_lit.interop.diffusers_unet.DiffusersUNet": "ersde_lit.interop.weights.diffusers_unet.DiffusersUNet",
-    "ersde_lit.interop.diffusers_unet.DiffusersScoreUNet": "ersde_lit.interop.weights.diffusers_unet.DiffusersScoreUNet",
+} | {
+    f"ersde_lit.interop.diffusers_unet.{name}": f"ersde_lit.interop.weights.diffusers_unet.{name}"
+    for name in ("DiffusersUNet", "DiffusersScoreUNet")
 }
 
 

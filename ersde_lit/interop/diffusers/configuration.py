@@ -24,11 +24,7 @@ _SERVED = {
 }
 _FAMILIES = {f"{name}Scheduler": ours for ours, theirs in _SERVED.items() for name in theirs} | {n: n for n in _SERVED}
 # Where no class is named, the first of these options that is set tells the family of a configuration.
-_TELLING = {
-    "beta_schedule": "ERSDEScheduler",
-    "sigma_data": "ERSDEEDMScheduler",
-    "shift": "ERSDEFlowMatchScheduler",
-}
+_TELLING = {"beta_schedule": "ERSDEScheduler", "sigma_data": "ERSDEEDMScheduler", "shift": "ERSDEFlowMatchScheduler"}
 # Options of other steps, or without effect unless one that is checked is set. Kept, for converting back.
 _OTHERS = {
     *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "clip_sample_range"),

@@ -14,11 +14,7 @@ from ersde_lit.denoisers.processes import VE
 from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.configuration import check_one_given, check_option
 from ersde_lit.interop.diffusers.levels import as_levels
-from ersde_lit.interop.diffusers.steps import (
-    SchedulerMixin,
-    TableScheduler,
-    solver_config,
-)
+from ersde_lit.interop.diffusers.steps import SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import check_lams, grids
 
 __all__ = ["ERSDEEDMScheduler", "SchedulerMixin"]  # diffusers looks for both in here

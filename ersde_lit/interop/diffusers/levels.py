@@ -23,14 +23,14 @@ def trained_lams(config: Any) -> Tensor:
     the last is (nearly) 0 (Lin et al. 2024, algorithm 1, https://arxiv.org/abs/2305.08891), after snr_shift_scale
     (CogVideoX) has divided alpha^2 / sigma^2.
     """
-    c, ends = config, (config.beta_start, config.beta_end)
+    c = config
     if c.trained_betas is not None:
         lams = _lams_of(torch.as_tensor(c.trained_betas, dtype=torch.float64))
     elif c.beta_schedule == "linear":
-        lams = _lams_of(torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float64))
+        lams = _lams_of(torch.linspace(c.beta_start, c.beta_end, c.num_train_timesteps, dtype=torch.float64))
     elif c.beta_schedule == "scaled_linear":
-        roots = [beta**0.5 for beta in ends]
-        lams = _lams_of(torch.linspace(*roots, c.num_train_timesteps, dtype=torch.float64) ** 2)
+        roots = torch.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps, dtype=torch.float64)
+        lams = _lams_of(roots**2)
     elif c.beta_schedule == "squaredcos_cap_v2":
         lams = Cosine(c.num_train_timesteps).levels
     else:

@@ -33,12 +33,7 @@ from ersde_lit.interop.diffusers.levels import (
     spaced_timesteps,
     trained_lams,
 )
-from ersde_lit.interop.diffusers.steps import (
-    COMPATIBLE,
-    SchedulerMixin,
-    TableScheduler,
-    solver_config,
-)
+from ersde_lit.interop.diffusers.steps import COMPATIBLE, SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import check_lams, grids
 
 __all__ = [

@@ -29,14 +29,7 @@ _NEUTRAL = {  # options that change the process if they have another value
     "use_flow_sigmas": False,
     "timestep_type": "discrete",
 }
-_FOREIGN = (
-    "shift",
-    "base_shift",
-    "max_shift",
-    "invert_sigmas",
-    "sigma_data",
-    "sigma_schedule",
-)  # of flow and EDM
+_FOREIGN = ("shift", "base_shift", "max_shift", "invert_sigmas", "sigma_data", "sigma_schedule")  # of flow and EDM
 _CLAMPS = ("clip_sample", "thresholding")
 
 

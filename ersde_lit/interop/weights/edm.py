@@ -16,7 +16,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.model import ImportedModel
 from ersde_lit.networks import DhariwalUNet, SongUNet
 from ersde_lit.untrusted.pickled_tensors import TENSORS
-from ersde_lit.untrusted.restricted_pickle import Instance, Names, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, PickledObject, read_pickle
 
 _NETWORKS = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet)}
 _ALL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")  # arguments of every preconditioning
@@ -81,7 +81,7 @@ def _persistent(meta: Any) -> _Object:
     raise UserError("an object whose description cannot be read")
 
 
-_NAMES = Names(
+_NAMES = AllowedNames(
     {**TENSORS, ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent},
     frozenset({("torch.nn.modules.container", "ModuleDict"), ("torch.nn.modules.container", "ModuleList")})
     | {("dnnlib.util", "EasyDict")},
@@ -163,7 +163,7 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
 
 def _state(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
     """Parameters and buffers of a module and its submodules, by the names of a state dict."""
-    if not isinstance(module, _Object | Instance) or not isinstance(module.state, dict) or depth > _DEEPEST:
+    if not isinstance(module, _Object | PickledObject) or not isinstance(module.state, dict) or depth > _DEEPEST:
         raise UserError(f"its module {prefix[:80]!r} is none")
     state: dict[str, Tensor] = {}
     for group in ("_parameters", "_buffers"):

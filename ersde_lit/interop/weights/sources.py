@@ -26,7 +26,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         raise UserError(f"{source} is neither a file nor a folder")
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
-        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt, which {source} is not")
+        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not its .pt")
     if kind == "diffusers":
         from ersde_lit.interop.weights.diffusers_folder import read_diffusers
 

@@ -110,7 +110,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "code by an extension": (lambda: opcodes(b"\x82\x01)R"), "opcode EXT1"),
     "a function that is changed": (
         lambda: opcodes(b"ctorch._utils\n_rebuild_tensor_v2\n", b"}\x8c\x01a\x8c\x01bsb"),
-        "a Name on the stack where it does not belong",
+        "a GlobalName on the stack where it does not belong",
     ),
     "a function made an object": (
         lambda: opcodes(b"ctorch._utils\n_rebuild_tensor_v2\n)\x81"), "it makes a 'torch._utils._rebuild_tensor_v2'"
@@ -166,7 +166,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a call with too few arguments": (lambda: with_weight(Call(torch._utils._rebuild_tensor_v2)), "missing"),
     "a weight that is a word": (lambda: with_weight("weight"), "is no tensor"),
-    "a tensor elsewhere": (lambda: opcodes(b"X\x01\0\0\0aQ"), "refers to what is outside"),
+    "a tensor elsewhere": (lambda: opcodes(b"X\x01\0\0\0aQ"), "refers to an object outside"),
     "a module in itself": (cyclic, "is none"),
     "a deeply nested key": (lambda: opcodes(b"})", b"\x85" * 100_000, b"Ns"), "a tuple as a key"),
     "a huge memo": (lambda: opcodes(b"Nr\xff\xff\xff\x7f0"), "opcode POP"),
