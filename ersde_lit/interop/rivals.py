@@ -52,8 +52,32 @@ _CALLS = {
 }
 
 
+class _Rival(Sampler):
+    """Sampler that runs other code on our grid; `_run` steps from y at ``lams[0]`` to ``lams[-1]``."""
+
+    grid: Grid
+
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
+    ) -> Tensor:
+        check_nfe(nfe)
+        two = self.calls_a_step == 2
+        with torch.device("cpu"):
+            lams = fit(self.grid((nfe + 1) // 2 if two else nfe), denoiser)
+        if two and lams[-1] > 0:
+            raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
+        model = _Model(denoiser, labels, callback)
+        y = self._run(model, lams, noise.initial() * float(lams[0]), noise)
+        model.check()
+        return y
+
+
 @dataclass(frozen=True)
-class DiffusersSampler(Sampler):
+class DiffusersSampler(_Rival):
     """Sampler that steps a scheduler of diffusers along our grid, with our noise in place of its generator's.
 
     The model's output is given as the prediction that the scheduler converts least, and lams as its timesteps. A last
@@ -79,28 +103,18 @@ class DiffusersSampler(Sampler):
         _check_options(self.scheduler, self._class, self.config, ours=("prediction_type",))
 
     @property
-    def _class(self) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(importlib.import_module("diffusers"), self.scheduler)
-        return found
+    def _class(self) -> Any:
+        return getattr(importlib.import_module("diffusers"), self.scheduler)
 
     @property
     def calls_a_step(self) -> int:  # type: ignore[override]
         return 2 if self.scheduler == "HeunDiscreteScheduler" else 1
 
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
-    ) -> Tensor:
-        heun = self.calls_a_step == 2
-        lams = _levels(self.grid, (nfe + 1) // 2 if heun else nfe, denoiser, to_zero=heun)
-        if heun:  # two calls at each level but the first
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        if self.calls_a_step == 2:  # two calls at each level but the first
             lams = torch.cat([lams[:1], lams[1:-1].repeat_interleave(2), lams[-1:]])
-        model = _Model(denoiser, labels, callback)
-        y = noise.initial() * float(lams[0])
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy functions of tensors
-            y = _steps(self._scheduler_at(lams), _SCHEDULERS[self.scheduler], model, lams, y, noise)
-        model.check()
-        return y
+            return _steps(self._scheduler_at(lams), _SCHEDULERS[self.scheduler], model, lams, y, noise)
 
     def _scheduler_at(self, lams: Tensor) -> Any:
         """The scheduler, with its noise levels replaced by lams."""
@@ -122,7 +136,7 @@ class DiffusersSampler(Sampler):
 
 
 @dataclass(frozen=True)
-class KDiffusionSampler(Sampler):
+class KDiffusionSampler(_Rival):
     """Sampler that calls a function of k-diffusion on our grid, with our noise.
 
     Only k-diffusion's `sampling` module is loaded: ``pip install --no-deps k-diffusion`` with torchsde and torchdiffeq.
@@ -148,28 +162,19 @@ class KDiffusionSampler(Sampler):
         return self.function.removeprefix("sample_")
 
     @property
-    def _sample(self) -> Callable[..., Tensor]:
-        found: Callable[..., Tensor] = getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
-        return found
+    def _sample(self) -> Any:
+        return getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
 
     @property
     def calls_a_step(self) -> int:  # type: ignore[override]
         return _CALLS[self._name]
 
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
-    ) -> Tensor:
-        two = self.calls_a_step == 2
-        lams = _levels(self.grid, (nfe + 1) // 2 if two else nfe, denoiser, to_zero=two)
-        model = _Model(denoiser, labels, callback)
-        y = noise.initial() * float(lams[0])
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
         options = dict(self.options)
         if "noise_sampler" in inspect.signature(self._sample).parameters:
             options["noise_sampler"] = _Increments(noise)
-        y = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
-        model.check()
-        return y
+        x0: Tensor = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
+        return x0
 
 
 class _Increments:
@@ -234,15 +239,6 @@ def _step_with(scheduler: Any, draw: Callable[..., Tensor]) -> Callable[..., Any
         own.__code__, {**own.__globals__, "randn_tensor": draw}, own.__name__, own.__defaults__, own.__closure__
     )
     return partial(copy, scheduler)
-
-
-def _levels(grid: Grid, steps: int, denoiser: Denoise, to_zero: bool) -> Tensor:
-    check_nfe(steps)
-    with torch.device("cpu"):
-        lams = fit(grid(steps), denoiser)
-    if to_zero and lams[-1] > 0:
-        raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
-    return lams
 
 
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any], ours: tuple[str, ...]) -> None:

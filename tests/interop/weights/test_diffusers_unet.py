@@ -21,6 +21,7 @@ from ersde_lit.interop.weights.diffusers_unet import DiffusersUNet  # noqa: E402
 from ersde_lit.interop.weights.model import write  # noqa: E402
 from ersde_lit.interop.weights.sources import read_source  # noqa: E402
 from ersde_lit.training import load  # noqa: E402
+from ersde_lit.training.spec import build  # noqa: E402
 
 TINY = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
@@ -41,6 +42,11 @@ def saved(folder: Path, scheduler=None, **changes) -> UNet2DModel:
     made = unet(**changes)
     DDPMPipeline(unet=made, scheduler=scheduler or DDPMScheduler()).save_pretrained(folder)
     return made
+
+
+def test_checkpoints_may_name_the_class_by_its_old_module() -> None:
+    path = "ersde_lit.interop.diffusers_unet.DiffusersUNet"
+    assert type(build({"class_path": path, "init_args": {"config": TINY}})) is DiffusersUNet
 
 
 CASES = {
