@@ -9,7 +9,7 @@ It imports none of them; they share its signature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -94,30 +94,27 @@ def sample_er_sde(
             bar.update()
 
         y = x.to(torch.promote_types(x.dtype, torch.float32)) / alphas[0]
-        noise = _Noise(noise_sampler or _seeded(x, extra_args.get("seed")), sigmas, s_noise)
+        noise = _Noise(noise_sampler, x, extra_args.get("seed"), sigmas, s_noise)
         y = sample(denoiser, tableau, y, noise=noise, callback=report)
     return (alphas[-1] * y).to(x.dtype)
 
 
 class _Noise:
-    """Noise sampler with the interface of `StepNoise`."""
+    """Noise sampler with the interface of `StepNoise`, scaled by s_noise."""
 
-    def __init__(self, sampler: NoiseSampler, sigmas: Tensor, s_noise: float):
-        self.sampler, self.sigmas, self.s_noise = sampler, sigmas, s_noise
+    def __init__(self, sampler: NoiseSampler | None, x: Tensor, seed: Any, sigmas: Tensor, s_noise: float):
+        self.s_noise = s_noise
+        self.draw: Callable[[int], Tensor] = lambda i: torch.randn_like(x)
+        if sampler is not None:
+            self.draw = lambda i: sampler(sigmas[i], sigmas[i + 1])
+        elif seed is not None:
+            seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            noise, draws = SeededNoise([s & MAX_SEED for s in seeds], x.shape[1:], x.device, dtype), count()
+            self.draw = lambda i: noise.step(next(draws))  # the k-th draw, not of the k-th step: some add no noise
 
     def step(self, i: int) -> Tensor:
-        return self.s_noise * self.sampler(self.sigmas[i], self.sigmas[i + 1])
-
-
-def _seeded(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
-    if seed is None:
-        return lambda sigma, sigma_next: torch.randn_like(x)
-    seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
-    noise = SeededNoise(
-        [s & MAX_SEED for s in seeds], x.shape[1:], x.device, torch.promote_types(x.dtype, torch.float32)
-    )
-    steps = count()
-    return lambda sigma, sigma_next: noise.step(next(steps))
+        return self.s_noise * self.draw(i)
 
 
 def _is_flow(model: Any) -> bool:

@@ -143,7 +143,8 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
     weights = _state(ema.state["_modules"]["model"])
     notes = []
     if ema.cls == "iDDPMPrecond":
-        weights = {name: _first(name, value, channels) for name, value in weights.items()}
+        outputs = [name for name in weights if name.startswith("out_conv.") or "_aux_conv." in name]
+        weights |= {name: weights[name][:channels].clone() for name in outputs}
         notes.append("the learned variances are left out")
     settings = {
         "preconditioning": known.name,
@@ -152,13 +153,8 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
         "sigma_data": arguments.get("sigma_data", 0.5),
         "label_dropout": label_dropout,
     }
-    return ImportedModel(
-        f"EDM snapshot, {ema.cls} of a {model_type}",
-        {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args},
-        settings,
-        weights,
-        notes=notes,
-    )
+    network = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return ImportedModel(f"EDM snapshot, {ema.cls} of a {model_type}", network, settings, weights, notes=notes)
 
 
 def _state(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
@@ -178,8 +174,3 @@ def _state(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
         if child is not None:
             state |= _state(child, f"{prefix}{name}.", depth + 1)
     return state
-
-
-def _first(name: str, value: Tensor, channels: int) -> Tensor:
-    """Weights of an output layer restricted to the image's channels; other weights as they are."""
-    return value[:channels].clone() if name.startswith("out_conv.") or "_aux_conv." in name else value

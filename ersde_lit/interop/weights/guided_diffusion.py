@@ -71,12 +71,8 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
         arguments["time_scale"] = (steps - 1) / 999 * (1000 / steps if known["rescale_timesteps"] else 1)
     settings: dict[str, Any] = {"process": process, "preconditioning": "iddpm" if isinstance(process, Cosine) else "vp"}
     for fine, coarse in pairwise(levels):
-        resampling = [f"enc.{coarse}_down", *([] if sizes.classifier else [f"dec.{fine}_up"])]
-        weights |= {
-            f"{block}.{part}.resample_filter": separable_filter((1, 1))
-            for block in resampling
-            for part in ("conv0", "skip")
-        }
+        for block in [f"enc.{coarse}_down", *([] if sizes.classifier else [f"dec.{fine}_up"])]:
+            weights |= {f"{block}.{part}.resample_filter": separable_filter((1, 1)) for part in ("conv0", "skip")}
     if sizes.classifier:
         network: dict[str, Any] = {"class_path": "ersde_lit.networks.DhariwalEncoder"}
         network["init_args"] = arguments | {"label_dim": sizes.outputs}

@@ -123,7 +123,7 @@ def renamed(
         heads: attention heads by level.
         new_order: `use_new_attention_order`.
     """
-    places = [*_encoder(sizes, levels), *_middle(sizes, levels), *([] if sizes.classifier else _decoder(sizes, levels))]
+    places = list(_places(sizes, levels))
     names = {"input_blocks.0.0": f"enc.{levels[0]}_conv", **_ENDS}  # theirs -> ours
     names |= _POOL if sizes.classifier else {"out.2": "out_conv"}
     for place in places:
@@ -153,28 +153,22 @@ def _our_order(value: Tensor, heads: int, new_order: bool) -> Tensor:
     return rearrange(value, pattern, heads=heads, qkv=3)
 
 
-def _encoder(sizes: Sizes, levels: Sequence[str]) -> Iterator[_Place]:
+def _places(sizes: Sizes, levels: Sequence[str]) -> Iterator[_Place]:
     for level, name in enumerate(levels):
-        first = level * (sizes.blocks + 1)
         parts = (["down"] if level else []) + [f"block{i}" for i in range(sizes.blocks)]
-        for i, part in enumerate(parts, first if level else 1):
+        for i, part in enumerate(parts, level * (sizes.blocks + 1) if level else 1):
             yield _Place(f"input_blocks.{i}.0", f"input_blocks.{i}.1", f"enc.{name}_{part}", level)
-
-
-def _middle(sizes: Sizes, levels: Sequence[str]) -> Iterator[_Place]:
     last = len(levels) - 1
-    kind = "enc" if sizes.classifier else "dec"
-    yield _Place("middle_block.0", "middle_block.1", f"{kind}.{levels[last]}_in0", last)
-    yield _Place("middle_block.2", "none", f"{kind}.{levels[last]}_in1", last)
-
-
-def _decoder(sizes: Sizes, levels: Sequence[str]) -> Iterator[_Place]:
-    i = 0
-    for level in range(len(levels) - 1, -1, -1):
+    middle = f"{'enc' if sizes.classifier else 'dec'}.{levels[last]}"
+    yield _Place("middle_block.0", "middle_block.1", f"{middle}_in0", last)
+    yield _Place("middle_block.2", "none", f"{middle}_in1", last)
+    if sizes.classifier:
+        return
+    for level in range(last, -1, -1):
         for block in range(sizes.blocks + 1):
-            theirs = f"output_blocks.{i}"
+            theirs = f"output_blocks.{(last - level) * (sizes.blocks + 1) + block}"
             yield _Place(f"{theirs}.0", f"{theirs}.1", f"dec.{levels[level]}_block{block}", level)
-            i += 1
         if level:  # with the level's last block, which may have an attention in between
-            up = 2 if level in sizes.attending else 1
-            yield _Place(f"{theirs}.{up}", "none", f"dec.{levels[level - 1]}_up", level)
+            yield _Place(
+                f"{theirs}.{2 if level in sizes.attending else 1}", "none", f"dec.{levels[level - 1]}_up", level
+            )

@@ -40,8 +40,8 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
         if part is None or not isinstance(tensor, Tensor):
             raise UserError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
         tensors[_PARTS[part] + name.removeprefix(part)] = tensor
-    raw = {name for name in tensors if name.startswith("raw.")}
-    if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
+    raw = {name: tensor for name, tensor in tensors.items() if name.startswith("raw.")}
+    if averaged_only or all(_equal(t, tensors.get(n.replace("raw.", "averaged.", 1))) for n, t in raw.items()):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
     about |= {CLASSES_KEY: content[CLASSES_KEY]} if CLASSES_KEY in content else {}
