@@ -1,1 +1,1 @@
-"""Other people's weights and interfaces: EDM, guided-diffusion, diffusers, k-diffusion. Import the file you need."""
+"""Weights and interfaces of EDM, guided-diffusion, diffusers and k-diffusion; import the module you need."""

@@ -111,7 +111,7 @@ class _Noise:
             seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
             dtype = torch.promote_types(x.dtype, torch.float32)
             noise, draws = SeededNoise([s & MAX_SEED for s in seeds], x.shape[1:], x.device, dtype), count()
-            self.draw = lambda i: noise.step(next(draws))  # the k-th draw, not of the k-th step: some add no noise
+            self.draw = lambda i: noise.step(next(draws))  # numbered by draws, as some steps add no noise
 
     def step(self, i: int) -> Tensor:
         return self.s_noise * self.draw(i)

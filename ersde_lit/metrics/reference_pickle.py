@@ -38,7 +38,7 @@ def read_statistics(path: str | Path) -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """The array that `PickledObject` says it is: no larger than its bytes in the file."""
+    """The array that a `PickledObject` describes: no larger than its bytes in the file."""
     match value:
         case PickledObject(
             state=(1, tuple(shape), PickledObject(arguments=("f8" | "f4" as code, *_), state=(_, "<", *_)), order, data)

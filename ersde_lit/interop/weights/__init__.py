@@ -1,1 +1,1 @@
-"""Other people's weights: EDM, guided-diffusion, diffusers' UNet2DModel, safetensors."""
+"""Readers of weights: EDM, guided-diffusion, diffusers' UNet2DModel, safetensors."""

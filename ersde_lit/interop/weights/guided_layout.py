@@ -169,6 +169,5 @@ def _places(sizes: Sizes, levels: Sequence[str]) -> Iterator[_Place]:
             theirs = f"output_blocks.{(last - level) * (sizes.blocks + 1) + block}"
             yield _Place(f"{theirs}.0", f"{theirs}.1", f"dec.{levels[level]}_block{block}", level)
         if level:  # with the level's last block, which may have an attention in between
-            yield _Place(
-                f"{theirs}.{2 if level in sizes.attending else 1}", "none", f"dec.{levels[level - 1]}_up", level
-            )
+            up = 2 if level in sizes.attending else 1
+            yield _Place(f"{theirs}.{up}", "none", f"dec.{levels[level - 1]}_up", level)
