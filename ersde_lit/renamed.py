@@ -7,6 +7,9 @@ CLASSES = {
     "ersde_lit.evaluation.FIDCallback": "ersde_lit.callbacks.FIDCallback",
     "ersde_lit.evaluation.Classifier": "ersde_lit.metrics.Classifier",
     "ersde_lit.evaluation.Inception": "ersde_lit.metrics.Inception",
+} | {
+    f"ersde_lit.interop.diffusers_unet.{name}": f"ersde_lit.interop.weights.diffusers_unet.{name}"
+    for name in ("DiffusersUNet", "DiffusersScoreUNet")
 }
 OPTIONS = {"lam_min": "sigma_min", "lam_max": "sigma_max"}  # of `sample`, `evaluate` and `analyze`
 

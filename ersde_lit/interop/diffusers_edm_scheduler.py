@@ -1,5 +1,3 @@
-"""Old name of `ersde_lit.interop.diffusers.edm_scheduler`, which pipelines saved to disk still name."""
+"""Old name of `ersde_lit.interop.diffusers.edm_scheduler`, which saved pipelines contain."""
 
-from ersde_lit.interop.diffusers.edm_scheduler import ERSDEEDMScheduler
-
-__all__ = ["ERSDEEDMScheduler"]
+from ersde_lit.interop.diffusers.edm_scheduler import *  # noqa: F403

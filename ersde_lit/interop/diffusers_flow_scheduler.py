@@ -1,5 +1,3 @@
-"""Old name of `ersde_lit.interop.diffusers.flow_scheduler`, which pipelines saved to disk still name."""
+"""Old name of `ersde_lit.interop.diffusers.flow_scheduler`, which saved pipelines contain."""
 
-from ersde_lit.interop.diffusers.flow_scheduler import ERSDEFlowMatchScheduler
-
-__all__ = ["ERSDEFlowMatchScheduler"]
+from ersde_lit.interop.diffusers.flow_scheduler import *  # noqa: F403

@@ -1,5 +1,3 @@
-"""Old name of `ersde_lit.interop.diffusers.scheduler`, which pipelines saved to disk still name."""
+"""Old name of `ersde_lit.interop.diffusers.scheduler`, which saved pipelines contain."""
 
-from ersde_lit.interop.diffusers.scheduler import ERSDEScheduler
-
-__all__ = ["ERSDEScheduler"]
+from ersde_lit.interop.diffusers.scheduler import *  # noqa: F403

@@ -1,15 +1,15 @@
-"""ER-SDE-Solvers as a sampling function of k-diffusion, ComfyUI and stable-diffusion-webui:
+"""Sampling function with ER-SDE-Solvers for k-diffusion, ComfyUI and stable-diffusion-webui:
 
     from ersde_lit.interop.k_diffusion import sample_er_sde
 
     k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
 
-Needs none of them: the signature is what they share.
+It imports none of them; they share its signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -47,24 +47,23 @@ def sample_er_sde(
     paper: bool = False,
     flow: bool | None = None,
 ) -> Tensor:
-    """From x at ``sigmas[0]`` to the state at ``sigmas[-1]``, which is the denoised x where that is 0.
+    """Samples from x at ``sigmas[0]`` to the state at ``sigmas[-1]``, the denoised x if that is 0.
 
     Args:
         model: ``model(x, sigma [B], **extra_args) -> denoised x``, called once a step.
-        x: [B, ...] ``x0 + sigma eps``; a flow model's ``(1 - sigma) x0 + sigma eps``. Arithmetic is at least in
-            float32; the model and the caller get x's dtype.
+        x: [B, ...] ``x0 + sigma eps``, of a flow model ``(1 - sigma) x0 + sigma eps``. Arithmetic is at least in
+            float32; the model's input and the result have x's dtype.
         sigmas: (N+1,) descending, the last usually 0.
-        extra_args: for the model. A "seed" among them also seeds the noise: image k's is that of seed + k, or of the
-            k-th where it is a list, whatever the batch and the device; 48 bits count. Without it torch's global
-            generator is used.
+        extra_args: passed to the model. Its "seed", if any, also seeds the noise: of image k with seed + k, or with the
+            k-th of a list, modulo 2^48, independent of batch and device. Default: torch's global generator.
         callback: called with a dict of x, i, sigma, sigma_hat and denoised after each call of the model.
-        disable: the progress bar, as tqdm takes it.
-        s_noise: standard deviation of the noise, in units of what the solver adds.
+        disable: tqdm's argument.
+        s_noise: factor of the noise that the solver adds.
         noise_sampler: ``(sigma, sigma_next) -> noise``, standard normal and shaped like x, instead of the seed's.
-        noise_scaler: phi as a function of lam, and max_stage: ComfyUI's names for noise_scale and order; given, they
-            come first.
+        noise_scaler, max_stage: ComfyUI's names for noise_scale (phi as a function of lam) and order, which they
+            override.
         order, noise_scale, corrector, nodes, relative, paper: as in `ersde_lit.solvers.ERSDE`.
-        flow: whether this is a flow model; None asks ComfyUI's model, and takes others for ``x0 + sigma eps``.
+        flow: whether this is a flow model; None asks ComfyUI's model, and is False for others.
 
     Raises:
         ValueError: sigmas not descending, an option out of range, or a noise scale not valid at these sigmas.
@@ -95,30 +94,27 @@ def sample_er_sde(
             bar.update()
 
         y = x.to(torch.promote_types(x.dtype, torch.float32)) / alphas[0]
-        noise = _Noise(noise_sampler or _seeded(x, extra_args.get("seed")), sigmas, s_noise)
+        noise = _Noise(noise_sampler, x, extra_args.get("seed"), sigmas, s_noise)
         y = sample(denoiser, tableau, y, noise=noise, callback=report)
     return (alphas[-1] * y).to(x.dtype)
 
 
 class _Noise:
-    """A noise sampler, as the loop asks for noise."""
+    """Noise sampler with the interface of `StepNoise`, scaled by s_noise."""
 
-    def __init__(self, sampler: NoiseSampler, sigmas: Tensor, s_noise: float):
-        self.sampler, self.sigmas, self.s_noise = sampler, sigmas, s_noise
+    def __init__(self, sampler: NoiseSampler | None, x: Tensor, seed: Any, sigmas: Tensor, s_noise: float):
+        self.s_noise = s_noise
+        self.draw: Callable[[int], Tensor] = lambda i: torch.randn_like(x)
+        if sampler is not None:
+            self.draw = lambda i: sampler(sigmas[i], sigmas[i + 1])
+        elif seed is not None:
+            seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            noise, draws = SeededNoise([s & MAX_SEED for s in seeds], x.shape[1:], x.device, dtype), count()
+            self.draw = lambda i: noise.step(next(draws))  # numbered by draws, as some steps add no noise
 
     def step(self, i: int) -> Tensor:
-        return self.s_noise * self.sampler(self.sigmas[i], self.sigmas[i + 1])
-
-
-def _seeded(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
-    if seed is None:
-        return lambda sigma, sigma_next: torch.randn_like(x)
-    seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
-    noise = SeededNoise(
-        [s & MAX_SEED for s in seeds], x.shape[1:], x.device, torch.promote_types(x.dtype, torch.float32)
-    )
-    steps = count()
-    return lambda sigma, sigma_next: noise.step(next(steps))
+        return self.s_noise * self.draw(i)
 
 
 def _is_flow(model: Any) -> bool:

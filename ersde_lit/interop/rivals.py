@@ -1,6 +1,6 @@
-"""Other people's samplers in our loop: diffusers' schedulers and k-diffusion's functions as a Sampler.
+"""Samplers that run diffusers' schedulers and k-diffusion's functions, for comparison with our own.
 
-Both run on any grid of ours, from the same noise as our own, so that `evaluate` and FIDCallback compare like with like:
+Both use our grids and our noise, so that `evaluate` and FIDCallback compare the methods alone:
 
     class_path: ersde_lit.interop.rivals.DiffusersSampler
     init_args: {scheduler: UniPCMultistepScheduler, config: {solver_order: 3}}
@@ -15,10 +15,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_fi
 from ersde_lit.solvers.sa_solver import SASolver
 from ersde_lit.solvers.sampler import Noise, Sampler, fit
 
-# The prediction each is handed: of eps by those that step in y, of x0 or v by those that step in x = alpha y.
+# The prediction each is given: eps for those that step in y, x0 or v for those that step in x = alpha y.
 _EPS, _SAMPLE, _V = "epsilon", "sample", "v"
 _SCHEDULERS = {
     "EulerDiscreteScheduler": _EPS,
@@ -52,22 +52,43 @@ _CALLS = {
 }
 
 
-@dataclass(frozen=True)
-class DiffusersSampler(Sampler):
-    """A scheduler of diffusers, made to step through our grid; a Sampler.
+class _Rival(Sampler):
+    """Sampler that runs other code on our grid; `_run` steps from y at ``lams[0]`` to ``lams[-1]``."""
 
-    It is handed x0 as the prediction it converts least, our noise in place of its generator's, and lams for timesteps.
-    A last step into 0 returns x0, where some of diffusers' are NaN.
+    grid: Grid
+
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
+    ) -> Tensor:
+        check_nfe(nfe)
+        two = self.calls_a_step == 2
+        with torch.device("cpu"):
+            lams = fit(self.grid((nfe + 1) // 2 if two else nfe), denoiser)
+        if two and lams[-1] > 0:
+            raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
+        model = _Model(denoiser, labels, callback)
+        y = self._run(model, lams, noise.initial() * float(lams[0]), noise)
+        model.check()
+        return y
+
+
+@dataclass(frozen=True)
+class DiffusersSampler(_Rival):
+    """Sampler that steps a scheduler of diffusers along our grid, with our noise in place of its generator's.
+
+    The model's output is given as the prediction that the scheduler converts least, and lams as its timesteps. A last
+    step to 0 returns x0, where some of diffusers' give NaN.
 
     Attributes:
         scheduler: name of its class: EulerDiscreteScheduler (DDIM), EulerAncestralDiscreteScheduler (DDPM),
             HeunDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler,
             SASolverScheduler (with the noise window of `ersde_lit.solvers.SASolver`) or IPNDMScheduler.
-        config: arguments of the class, e.g. ``{"solver_order": 3}``; those of levels and prediction are ours.
-        grid: n steps -> lams, fitted to the denoiser as by `TableSampler`.
-
-    Raises:
-        ValueError: diffusers is not installed, another scheduler, or an argument it does not have.
+        config: arguments of the class but for its levels and prediction, e.g. ``{"solver_order": 3}``.
+        grid: n steps -> lams, adapted to the denoiser as by `TableSampler`.
     """
 
     scheduler: str
@@ -82,31 +103,21 @@ class DiffusersSampler(Sampler):
         _check_options(self.scheduler, self._class, self.config, ours=("prediction_type",))
 
     @property
-    def _class(self) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(importlib.import_module("diffusers"), self.scheduler)
-        return found
+    def _class(self) -> Any:
+        return getattr(importlib.import_module("diffusers"), self.scheduler)
 
     @property
     def calls_a_step(self) -> int:  # type: ignore[override]
         return 2 if self.scheduler == "HeunDiscreteScheduler" else 1
 
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
-    ) -> Tensor:
-        heun = self.calls_a_step == 2
-        lams = _levels(self.grid, (nfe + 1) // 2 if heun else nfe, denoiser, to_zero=heun)
-        if heun:  # two calls at each level but the first
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        if self.calls_a_step == 2:  # two calls at each level but the first
             lams = torch.cat([lams[:1], lams[1:-1].repeat_interleave(2), lams[-1:]])
-        model = _Model(denoiser, labels, callback)
-        y = noise.initial() * float(lams[0])
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy functions of tensors
-            y = _steps(self._prepared(lams), _SCHEDULERS[self.scheduler], model, lams, y, noise)
-        model.check()
-        return y
+            return _steps(self._scheduler_at(lams), _SCHEDULERS[self.scheduler], model, lams, y, noise)
 
-    def _prepared(self, lams: Tensor) -> Any:
-        """A scheduler whose levels are lams, whichever it would have had."""
+    def _scheduler_at(self, lams: Tensor) -> Any:
+        """The scheduler, with its noise levels replaced by lams."""
         config = dict(self.config)
         if _SCHEDULERS[self.scheduler] != _V:
             config["prediction_type"] = _SCHEDULERS[self.scheduler]
@@ -120,23 +131,21 @@ class DiffusersSampler(Sampler):
         alphas = torch.ones_like(lams) if _SCHEDULERS[self.scheduler] == _EPS else (1 + lams**2).rsqrt()
         scheduler.sigmas, scheduler.alphas, scheduler.betas = lams, alphas, lams * alphas
         scheduler.timesteps = lams[:-1]
-        scheduler.is_scale_input_called = True  # by us: y is x / alpha
+        scheduler.is_scale_input_called = True  # y is x / alpha
         return scheduler
 
 
 @dataclass(frozen=True)
-class KDiffusionSampler(Sampler):
-    """A function of k-diffusion on our grid; a Sampler. Its `sampling` module alone is loaded, whose dependencies are
-    few: ``pip install --no-deps k-diffusion`` with torchsde and torchdiffeq.
+class KDiffusionSampler(_Rival):
+    """Sampler that calls a function of k-diffusion on our grid, with our noise.
+
+    Only k-diffusion's `sampling` module is loaded: ``pip install --no-deps k-diffusion`` with torchsde and torchdiffeq.
 
     Attributes:
         function: euler, euler_ancestral, lms, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, or with two calls a step heun,
             dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde; with or without "sample_" before it.
-        options: arguments of the function, e.g. ``{"eta": 0.5}``. Churn is not among them: its noise is not ours.
-        grid: n steps -> lams, fitted to the denoiser as by `TableSampler`.
-
-    Raises:
-        ValueError: k-diffusion is not installed, another function, or an argument it does not have.
+        options: arguments of the function but for churn, whose noise would not be ours, e.g. ``{"eta": 0.5}``.
+        grid: n steps -> lams, adapted to the denoiser as by `TableSampler`.
     """
 
     function: str
@@ -153,33 +162,26 @@ class KDiffusionSampler(Sampler):
         return self.function.removeprefix("sample_")
 
     @property
-    def _sample(self) -> Callable[..., Tensor]:
-        found: Callable[..., Tensor] = getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
-        return found
+    def _sample(self) -> Any:
+        return getattr(k_diffusion_module("sampling"), f"sample_{self._name}")
 
     @property
     def calls_a_step(self) -> int:  # type: ignore[override]
         return _CALLS[self._name]
 
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
-    ) -> Tensor:
-        two = self.calls_a_step == 2
-        lams = _levels(self.grid, (nfe + 1) // 2 if two else nfe, denoiser, to_zero=two)
-        model = _Model(denoiser, labels, callback)
-        y = noise.initial() * float(lams[0])
+    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
         options = dict(self.options)
         if "noise_sampler" in inspect.signature(self._sample).parameters:
             options["noise_sampler"] = _Increments(noise)
-        y = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
-        model.check()
-        return y
+        x0: Tensor = self._sample(lambda x, sigma: model(x, sigma[0].cpu()), y, lams.to(y), disable=True, **options)
+        return x0
 
 
 class _Increments:
-    """A noise sampler: standardised increments of one Brownian motion over lam, as k-diffusion's own draws them. So
-    what spans the stretch drawn before (dpmpp_sde's second of a step) is correlated with it."""
+    """Noise sampler of standardised increments of one Brownian motion over lam, as k-diffusion's own.
+
+    An increment over a stretch that contains the one drawn before (dpmpp_sde's second of a step) is correlated with it.
+    """
 
     def __init__(self, noise: StepNoise):
         self.noise, self.draws = noise, count()
@@ -196,7 +198,7 @@ class _Increments:
 
 
 class _Model:
-    """The denoiser as others call it: told levels as 0-dim host tensors, each call reported and looked at for NaN."""
+    """Denoiser called with levels as 0-dim host tensors; reports each call and records whether x0 was finite."""
 
     def __init__(self, denoiser: Denoise, labels: Tensor | None, callback: Callback | None):
         self.denoiser, self.callback = denoiser, callback
@@ -218,7 +220,7 @@ class _Model:
 
 def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tensor, noise: StepNoise) -> Tensor:
     """The loop of a pipeline, from y at ``lams[0]`` to y at ``lams[-1]``."""
-    module, alphas = sys.modules[type(scheduler).__module__], scheduler.alphas
+    alphas, step = scheduler.alphas, _step_with(scheduler, lambda *_, **__: noise.step(i))  # of the loop
     x = alphas[0] * y
     for i, (alpha, lam) in enumerate(zip(alphas[:-1], lams[:-1], strict=True)):
         x0 = model(x / alpha, lam.to(y.dtype))
@@ -226,18 +228,17 @@ def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tens
             return x0
         eps = (x / alpha - x0) / lam
         output = {_SAMPLE: x0, _EPS: eps, _V: alpha * (eps - lam * x0)}[prediction]
-        with mock.patch.object(module, "randn_tensor", lambda *_, i=i, **__: noise.step(i), create=True):
-            x = scheduler.step(output, scheduler.timesteps[i], x).prev_sample
+        x = step(output, scheduler.timesteps[i], x).prev_sample
     return x / alphas[-1]
 
 
-def _levels(grid: Grid, steps: int, denoiser: Denoise, to_zero: bool) -> Tensor:
-    check_nfe(steps)
-    with torch.device("cpu"):
-        lams = fit(grid(steps), denoiser)
-    if to_zero and lams[-1] > 0:
-        raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
-    return lams
+def _step_with(scheduler: Any, draw: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The scheduler's `step` with `draw` in place of `randn_tensor`: a copy, so diffusers is not changed."""
+    own = type(scheduler).step
+    copy = FunctionType(
+        own.__code__, {**own.__globals__, "randn_tensor": draw}, own.__name__, own.__defaults__, own.__closure__
+    )
+    return partial(copy, scheduler)
 
 
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any], ours: tuple[str, ...]) -> None:
@@ -248,11 +249,7 @@ def _check_options(name: str, function: Callable[..., Any], options: dict[str, A
 
 
 def k_diffusion_module(name: str) -> ModuleType:
-    """A module of k-diffusion by itself: the package would import what training needs too.
-
-    Raises:
-        ValueError: k-diffusion, or what the module needs, is not installed.
-    """
+    """A module of k-diffusion, imported without its package, which would need the dependencies of training too."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("k-diffusion is not installed: pip install --no-deps k-diffusion, and torchsde torchdiffeq")

@@ -9,9 +9,9 @@ import numpy as np
 
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.pickled_tensors import numpy_dtype, numpy_scalar
-from ersde_lit.untrusted.restricted_pickle import Instance, Name, Names, Refused, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, GlobalName, PickledObject, Refused, read_pickle
 
-_ARRAY = Name("numpy", "ndarray")
+_ARRAY = GlobalName("numpy", "ndarray")
 
 
 def read_statistics(path: str | Path) -> dict[str, Any]:
@@ -38,10 +38,10 @@ def read_statistics(path: str | Path) -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """The array that `Instance` says it is: no larger than its bytes in the file."""
+    """The array that a `PickledObject` describes: no larger than its bytes in the file."""
     match value:
-        case Instance(
-            state=(1, tuple(shape), Instance(arguments=("f8" | "f4" as code, *_), state=(int(), "<", *_)), order, data)
+        case PickledObject(
+            state=(1, tuple(shape), PickledObject(arguments=("f8" | "f4" as code, *_), state=(_, "<", *_)), order, data)
         ) if isinstance(data, bytes | bytearray) and all(type(n) is int and n >= 0 for n in shape):
             if math.prod(shape) * int(code[1]) != len(data):
                 raise Refused(f"an array {list(shape)[:8]} of {code} in {len(data):,} bytes")
@@ -49,14 +49,14 @@ def _array(value: Any) -> np.ndarray:
     raise Refused("an array that cannot be read: only float32 and float64 of little-endian machines are")
 
 
-def _reconstruct(*arguments: Any) -> Instance:
+def _reconstruct(*arguments: Any) -> PickledObject:
     """What stands for an array of numpy's, which is told its content afterwards."""
-    return Instance(_ARRAY)
+    return PickledObject(_ARRAY)
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> Instance:
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledObject:
     """The same with its content, as pickle protocol 5 has it."""
-    return Instance(_ARRAY, (), (1, shape, dtype, order == "F", data))
+    return PickledObject(_ARRAY, (), (1, shape, dtype, order == "F", data))
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -66,7 +66,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-_NAMES = Names(
+_NAMES = AllowedNames(
     {
         ("numpy", "dtype"): numpy_dtype,
         ("_codecs", "encode"): _encode,

@@ -13,6 +13,7 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
+from ersde_lit.renamed import current
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
 from ersde_lit.training.averaged import SPEC_KEY, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
@@ -116,7 +117,7 @@ class DiffusionModule(AveragedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where the checkpoint is of another model, or its weights are, or has diverged."""
-        kept, own = dict(checkpoint[SPEC_KEY]), self.spec
+        kept, own = current(checkpoint[SPEC_KEY]), self.spec
         for name, value in (("network", self.denoiser.network), ("process", self.denoiser.process)):
             kept[name], own[name] = completed(kept[name], value), completed(own[name], value)
         for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
+from ersde_lit.renamed import current
 
 Spec = dict[str, Any]
 
@@ -103,6 +104,7 @@ def at_most(numbers: int) -> Iterator[None]:
 
 
 def _find(path: str, trust: bool) -> type:
+    path = str(current(path))
     module, _, name = path.rpartition(".")
     if not (trust or module.split(".")[0] == "ersde_lit"):
         raise UserError(f"the class {path} is not part of ersde_lit: pass trust=True (--trust) if you trust its source")

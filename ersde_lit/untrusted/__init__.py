@@ -1,1 +1,1 @@
-"""Readers of files from strangers: zips, pickles and old torch files, within their own size and running no code."""
+"""Readers of untrusted files: zips, pickles and old torch files, within the memory of their size, running no code."""

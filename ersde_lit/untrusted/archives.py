@@ -1,4 +1,4 @@
-"""Zip archives from strangers: every entry's path and unpacked size is checked before any of it is read."""
+"""Reader of untrusted zip archives: each entry's path and unpacked size is checked before any of it is read."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ MIB = 2**20
 
 
 def open_zip(path: str | Path, largest: int = 64 * MIB) -> zipfile.ZipFile:
-    """A zip file of which any entry can be read by its name.
-
-    Reading an entry never takes more memory than its directory claims, so the claims are what is checked.
+    """A zip file whose entries are safe to read, as reading takes no more memory than the directory claims.
 
     Args:
         path: the file.
         largest: bytes that one entry may unpack to.
 
     Raises:
-        ValueError: no zip file; an entry whose path is absolute or leads out of the archive, that is there twice, is
-            encrypted, or is too large. Names the file and the entry.
+        UserError: no zip file, or an entry that leads out of the archive, is twice in it, encrypted or too large.
         OSError: the file cannot be opened.
     """
     try:
@@ -38,7 +35,7 @@ def open_zip(path: str | Path, largest: int = 64 * MIB) -> zipfile.ZipFile:
 
 
 def open_stored(path: str | Path) -> zipfile.ZipFile:
-    """As `open_zip`, of a file whose entries are not compressed, and so none larger than the file."""
+    """As `open_zip`, for entries that are not compressed, so none is larger than the file."""
     return open_zip(path, Path(path).stat().st_size)
 
 

@@ -1,6 +1,6 @@
-"""Tensors in pickles, as `pickle.dump` writes them: each storage is a file of `torch.save` of its own, in its bytes.
+"""Tensors in untrusted pickles: `pickle.dump` writes each storage as the bytes of a file of `torch.save`.
 
-Nothing is allocated that is not in the file, and a tensor must be a dense view within its storage.
+No more memory is allocated than the file has bytes, and a tensor must be a dense view within its storage.
 """
 
 import io
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ersde_lit.untrusted.restricted_pickle import Instance, Name, Names, Refused, Stream, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, GlobalName, PickledObject, Refused, Stream, read_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before its zip format
 _DTYPES = {
@@ -39,17 +39,13 @@ class Storage(NamedTuple):
 
 
 def load_from_bytes(data: Any) -> Storage:
-    """What `torch.storage._load_from_bytes` gives: a storage out of a file of `torch.save` in its older format.
-
-    Raises:
-        Refused: other content, or another number of bytes than it claims.
-    """
+    """Replaces `torch.storage._load_from_bytes`: a storage from the bytes of a file of `torch.save` before 1.6."""
     if not isinstance(data, bytes):
         raise Refused("a storage that is no bytes")
     stream = io.BytesIO(data)
     read_head(stream)
-    claim = read_pickle(stream, Names({}, STORAGES, Claim.of))
-    keys = read_pickle(stream, Names({}))
+    claim = read_pickle(stream, AllowedNames({}, STORAGES, Claim.of))
+    keys = read_pickle(stream, AllowedNames({}))
     if not isinstance(claim, Claim) or keys != [claim.key]:
         raise Refused("a storage file that holds something else")
     length, here = int.from_bytes(stream.read(8), "little"), stream.tell()
@@ -58,13 +54,13 @@ def load_from_bytes(data: Any) -> Storage:
     if not length:
         return Storage(torch.empty(0, dtype=claim.dtype))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it cannot be written to, and nobody does; a copy a call could fill the memory
+        warnings.simplefilter("ignore")  # the bytes are read-only; copies, one a call, could fill the memory
         return Storage(torch.frombuffer(memoryview(data)[here:], dtype=claim.dtype))
 
 
 def read_head(stream: Stream) -> None:
-    """Reads what `torch.save` before its zip format begins with; raises Refused where it is something else."""
-    plain = Names({})
+    """Reads and checks the beginning of a file of `torch.save` before 1.6."""
+    plain = AllowedNames({})
     if (read_pickle(stream, plain), read_pickle(stream, plain)) != (_MAGIC, _PROTOCOL):
         raise Refused("a storage that is not as torch.save writes it")
     system = read_pickle(stream, plain)
@@ -73,7 +69,7 @@ def read_head(stream: Stream) -> None:
 
 
 class Claim(NamedTuple):
-    """What a persistent id says of a storage."""
+    """Type, key and length of a storage, as its persistent id claims them."""
 
     dtype: torch.dtype
     key: str
@@ -82,17 +78,13 @@ class Claim(NamedTuple):
     @classmethod
     def of(cls, identity: Any) -> "Claim":
         match identity:
-            case ("storage", Name(name=name), str(key), str(), int(length), None) if length >= 0:
+            case ("storage", GlobalName(name=name), str(key), str(), int(length), None) if length >= 0:
                 return cls(_DTYPES[name], key, length)
         raise Refused("a storage that is not as torch.save writes it")
 
 
 def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> Tensor:
-    """What `torch._utils._rebuild_tensor_v2` gives.
-
-    Raises:
-        Refused: a view that leaves its storage, or in which elements overlap or leave gaps.
-    """
+    """Replaces `torch._utils._rebuild_tensor_v2`; refuses views that leave the storage, overlap or have gaps."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise Refused("a tensor whose storage, offset, size or stride is none")
@@ -104,7 +96,7 @@ def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *others: A
 
 
 def is_dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether the elements of a view lie side by side, in whatever order of the axes."""
+    """Whether the elements of a view are contiguous in some order of the axes."""
     expected = 1
     for step, length in sorted((step, length) for step, length in zip(stride, size, strict=True) if length > 1):
         if step != expected:
@@ -114,21 +106,21 @@ def is_dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 def rebuild_parameter(data: Any, *others: Any) -> Tensor:
-    """What `torch._utils._rebuild_parameter` gives, as a plain tensor."""
+    """Replaces `torch._utils._rebuild_parameter`; the result is a plain tensor."""
     if not isinstance(data, Tensor):
         raise Refused("a parameter that is no tensor")
     return data
 
 
-def numpy_dtype(code: Any, *others: Any) -> Instance:
-    """What stands for `numpy.dtype(code)`; the byte order comes as its state."""
-    return Instance(Name("numpy", "dtype"), (code,))
+def numpy_dtype(code: Any, *others: Any) -> PickledObject:
+    """Replaces `numpy.dtype(code)`; the byte order is in the object's state."""
+    return PickledObject(GlobalName("numpy", "dtype"), (code,))
 
 
 def numpy_scalar(dtype: Any, data: Any) -> float | int:
-    """What numpy's `scalar` gives, as a plain number."""
+    """Replaces numpy's `scalar`; the result is a plain number."""
     match dtype, data:
-        case Instance(arguments=("f8" | "f4" | "i8" | "i4" as code,), state=(int(), "<", *_)), bytes() if len(
+        case PickledObject(arguments=("f8" | "f4" | "i8" | "i4" as code,), state=(int(), "<", *_)), bytes() if len(
             data
         ) == int(code[1]):
             return np.frombuffer(data, f"<{code}")[0].item()
@@ -141,16 +133,12 @@ def _set(values: Any) -> set[str]:
     return set(values)
 
 
-def _empty() -> dict[Any, Any]:
-    return {}
-
-
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): load_from_bytes,
-    ("collections", "OrderedDict"): _empty,
+    ("collections", "OrderedDict"): lambda: {},
     ("numpy.core.multiarray", "scalar"): numpy_scalar,
     ("numpy._core.multiarray", "scalar"): numpy_scalar,
     ("numpy", "dtype"): numpy_dtype,

@@ -1,8 +1,9 @@
-"""A reader of pickles that runs nobody's code: it imports nothing, and calls only what its caller hands it.
+"""Reader of untrusted pickles that imports nothing and calls only functions of its caller.
 
-Python's own unpickler imports the names that a file gives, and calls them. This one steps through the opcodes itself. A
-name is a `Name` and stays one; an object is an `Instance`, a bag of state; a call is looked up in a table by name. What
-is not in the table, or is no opcode that files of weights need, is refused.
+Python's unpickler imports the names in a file and calls them; its subclasses with a `find_class` still let a file
+allocate too much memory or overflow the stack. This one executes the opcodes itself: a name stays a
+`GlobalName`, an object becomes a `PickledObject` with its state, a call is looked up in a table. Other names, calls and
+opcodes are refused.
 """
 
 import pickletools
@@ -12,22 +13,22 @@ from typing import Any, NamedTuple, Protocol
 
 from ersde_lit.errors import UserError
 
-MOST_STEPS = 1_000_000  # opcodes a pickle; those of the largest published network number about 100,000
+MOST_STEPS = 1_000_000  # opcodes of a pickle; the largest published network has about 100,000
 
 
 class Refused(UserError):
-    """Something that a file of weights has no need of, or should not say."""
+    """Content that files of weights do not need, or that is false."""
 
 
 class Stream(Protocol):
-    """What is read from: `io.BytesIO` or `mmap`, as they allocate no more than they have, whatever is asked for."""
+    """Source of bytes: `io.BytesIO` or `mmap`, which allocate no more than they have, whatever is asked for."""
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
 
 
-class Name(NamedTuple):
-    """A class or function that a pickle names; it is neither imported nor called."""
+class GlobalName(NamedTuple):
+    """Name of a class or function in a pickle, neither imported nor called."""
 
     module: str
     name: str
@@ -37,37 +38,43 @@ class Name(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class Instance:
-    """What a pickle says of an object: its class, the arguments it was made with, its state."""
+class PickledObject:
+    """An object in a pickle: its class, the arguments of its constructor, its state."""
 
     cls: Any
     arguments: tuple[Any, ...] = ()
     state: Any = None
 
 
-class Names(NamedTuple):
-    """What a file may name.
+class AllowedNames(NamedTuple):
+    """The names that a file may contain.
 
     Attributes:
-        functions: what is called in the place of a named function, with the arguments that the file gives.
-        classes: whose objects are kept as `Instance`.
-        persistent: what stands for a persistent id; None where there are none.
+        functions: replacements by name, called with the arguments in the file.
+        classes: those whose objects become a `PickledObject`.
+        persistent: makes an object of a persistent id; None where there are none.
     """
 
     functions: Mapping[tuple[str, str], Callable[..., Any]]
     classes: frozenset[tuple[str, str]] = frozenset()
     persistent: Callable[[Any], Any] | None = None
 
+    def name(self, module: str, name: str) -> GlobalName:
+        found = GlobalName(module, name)
+        if found not in self.functions and found not in self.classes:
+            raise Refused(f"it names {found}, which files of weights do not need")
+        return found
 
-def read_pickle(stream: Stream, names: Names) -> Any:
-    """The object that a pickle describes, made of plain containers, numbers, strings, bytes and `Instance`s.
 
-    The stream is left behind the pickle. Memory and time are bounded by its length and `MOST_STEPS`.
+def read_pickle(stream: Stream, allowed: AllowedNames) -> Any:
+    """The content of a pickle: plain containers, numbers, strings, bytes and `PickledObject`s.
+
+    The stream is left after the pickle. Memory and time are bounded by its length and `MOST_STEPS`.
 
     Raises:
-        ValueError: in one line, a name that is not known, an opcode that is not needed, a damaged or endless pickle.
+        Refused: an unknown name, an opcode that is not needed, a damaged or endless pickle.
     """
-    machine = _Machine(names)
+    machine = _Machine(allowed)
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if step >= MOST_STEPS:
@@ -82,31 +89,90 @@ def read_pickle(stream: Stream, names: Names) -> Any:
 
 
 class _Machine:
-    """The stack and memo of a pickle in execution; a method for each opcode that is known."""
+    """Stack and memo of a pickle in execution."""
 
-    def __init__(self, names: Names) -> None:
-        self.names = names
+    def __init__(self, allowed: AllowedNames) -> None:
+        self.allowed = allowed
         self.stack: list[Any] = []
-        self.marks: list[int] = []  # how high the stack was at each
-        self.memo: dict[int, Any] = {}  # a dict, in which a huge index does not make a huge list
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}  # a dict, where a huge index does not make a huge list
 
     def execute(self, opcode: str, argument: Any) -> None:
+        """One opcode; those that push their result do so at the end."""
+        match opcode:
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.top()
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.top()
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "APPEND":
+                value = self.pop()
+                self.top(list).append(value)
+            case "APPENDS":
+                values = self.after_mark()
+                self.top(list).extend(values)
+            case "ADDITEMS":
+                values = self.after_mark()
+                self.top(set).update(map(_key, values))
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self.top(dict)[_key(key)] = value
+            case "SETITEMS":
+                values = self.after_mark()
+                self.top(dict).update(zip(map(_key, values[::2]), values[1::2], strict=True))
+            case "BUILD":
+                state = self.pop()
+                if not isinstance(self.top(), dict):  # an OrderedDict's attributes are not needed
+                    self.top(PickledObject).state = state
+            case "PROTO" if argument > 5:
+                raise Refused(f"it is of pickle protocol {argument}")
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
+                self.stack.append(self.result(opcode, argument))
+
+    def result(self, opcode: str, argument: Any) -> Any:
+        """The value that an opcode pushes."""
         if opcode in _VALUES:
-            self.stack.append(argument)
-        elif opcode in _CONSTANTS:
-            self.stack.append(_CONSTANTS[opcode])
-        elif opcode in _EMPTY:
-            self.stack.append(_EMPTY[opcode]())
-        elif method := getattr(self, f"op_{opcode.lower()}", None):
-            method() if argument is None else method(argument)
-        else:
-            raise Refused(f"it uses the opcode {opcode}, which files of weights do not need")
+            return argument
+        if opcode in _CONSTANTS:
+            return _CONSTANTS[opcode]
+        if opcode in _EMPTY:
+            return _EMPTY[opcode]()
+        match opcode:
+            case "BINGET" | "LONG_BINGET":
+                return self.memo[argument]
+            case "TUPLE":
+                return tuple(self.after_mark())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple([self.pop() for _ in range(int(opcode[-1]))][::-1])
+            case "GLOBAL":
+                return self.allowed.name(*argument.split(" ", 1))
+            case "STACK_GLOBAL":
+                name, module = self.pop(str), self.pop(str)
+                return self.allowed.name(module, name)
+            case "REDUCE":
+                arguments, function = self.pop(tuple), self.pop(GlobalName)
+                if function not in self.allowed.functions:
+                    raise Refused(f"it calls {function}")
+                return self.allowed.functions[function](*arguments)
+            case "NEWOBJ":
+                arguments, cls = self.pop(tuple), self.pop(GlobalName)
+                if cls not in self.allowed.classes:
+                    raise Refused(f"it makes a {cls}")
+                return PickledObject(cls, arguments)
+            case "BINPERSID":
+                if self.allowed.persistent is None:
+                    raise Refused("it refers to an object outside of it")
+                return self.allowed.persistent(self.pop())
+        raise Refused(f"it uses the opcode {opcode}, which files of weights do not need")
 
     def pop(self, kind: type = object) -> Any:
         self.top(kind)
         return self.stack.pop()
 
-    def top(self, kind: type) -> Any:
+    def top(self, kind: type = object) -> Any:
         if self.marks and len(self.stack) <= self.marks[-1]:
             raise TypeError("a mark on the stack where it does not belong")
         if not isinstance(self.stack[-1], kind):
@@ -114,112 +180,15 @@ class _Machine:
         return self.stack[-1]
 
     def after_mark(self) -> list[Any]:
-        """The values above the last mark, taken off the stack together with it."""
+        """Pops the values above the last mark, and the mark."""
         mark = self.marks.pop()
         values = self.stack[mark:]
         del self.stack[mark:]
         return values
 
-    # --- the pickle itself
-
-    def op_proto(self, version: int) -> None:
-        if version > 5:
-            raise Refused(f"it is of pickle protocol {version}")
-
-    def op_frame(self, length: int) -> None:
-        """How much could be read ahead."""
-
-    def op_stop(self) -> None:
-        """After it, `genops` ends."""
-
-    def op_mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def op_memoize(self) -> None:
-        self.memo[len(self.memo)] = self.top(object)
-
-    def op_binput(self, index: int) -> None:
-        self.memo[index] = self.top(object)
-
-    def op_binget(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    op_long_binput, op_long_binget = op_binput, op_binget
-
-    # --- containers
-
-    def op_tuple(self) -> None:
-        self.stack.append(tuple(self.after_mark()))
-
-    def op_tuple1(self) -> None:
-        self.stack.append((self.pop(),))
-
-    def op_tuple2(self) -> None:
-        self.stack.append((self.pop(), self.pop())[::-1])
-
-    def op_tuple3(self) -> None:
-        self.stack.append((self.pop(), self.pop(), self.pop())[::-1])
-
-    def op_append(self) -> None:
-        value = self.pop()
-        self.top(list).append(value)
-
-    def op_appends(self) -> None:
-        values = self.after_mark()
-        self.top(list).extend(values)
-
-    def op_additems(self) -> None:
-        values = self.after_mark()
-        self.top(set).update(map(_key, values))
-
-    def op_setitem(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.top(dict)[_key(key)] = value
-
-    def op_setitems(self) -> None:
-        values = self.after_mark()
-        self.top(dict).update(zip(map(_key, values[::2]), values[1::2], strict=True))
-
-    # --- names, and what they make
-
-    def op_global(self, argument: str) -> None:
-        self._name(*argument.split(" ", 1))
-
-    def op_stack_global(self) -> None:
-        name, module = self.pop(str), self.pop(str)
-        self._name(module, name)
-
-    def _name(self, module: str, name: str) -> None:
-        found = Name(module, name)
-        if found not in self.names.functions and found not in self.names.classes:
-            raise Refused(f"it names {found}, which files of weights do not need")
-        self.stack.append(found)
-
-    def op_reduce(self) -> None:
-        arguments, function = self.pop(tuple), self.pop(Name)
-        if function not in self.names.functions:
-            raise Refused(f"it calls {function}")
-        self.stack.append(self.names.functions[function](*arguments))
-
-    def op_newobj(self) -> None:
-        arguments, cls = self.pop(tuple), self.pop(Name)
-        if cls not in self.names.classes:
-            raise Refused(f"it makes a {cls}")
-        self.stack.append(Instance(cls, arguments))
-
-    def op_build(self) -> None:
-        state = self.pop()
-        if not isinstance(self.top(object), dict):  # a state dict has versions as its attributes, which nobody needs
-            self.top(Instance).state = state
-
-    def op_binpersid(self) -> None:
-        if self.names.persistent is None:
-            raise Refused("it refers to what is outside of it")
-        self.stack.append(self.names.persistent(self.pop()))
-
 
 def _key(value: Any) -> Any:
-    """The value, if it can be hashed safely: a deeply nested tuple overflows the stack, huge numbers collide."""
+    """The value, if it is safe to hash: deeply nested tuples overflow the stack, huge numbers collide."""
     if not isinstance(value, str | int) or (isinstance(value, int) and not -(2**60) < value < 2**60):
         raise TypeError(f"a {type(value).__name__} as a key")
     return value

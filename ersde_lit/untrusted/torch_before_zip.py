@@ -1,4 +1,4 @@
-"""Files of `torch.save` before 1.6, which were no zip; `_use_new_zipfile_serialization=False` still writes them."""
+"""Reader of untrusted `torch.save` files in the format before 1.6, or of `_use_new_zipfile_serialization=False`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.pickled_tensors import STORAGES, TENSORS, Claim, Storage, read_head
-from ersde_lit.untrusted.restricted_pickle import Names, Refused, Stream, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, Refused, Stream, read_pickle
 
 _BEGINNING = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled
 _FUNCTIONS = {name: call for name, call in TENSORS.items() if name != ("torch.storage", "_load_from_bytes")}
 
 
 def is_before_zip(path: str | Path) -> bool:
-    """Whether a file begins as one of that format."""
+    """Whether a file begins like one of that format."""
     with open(path, "rb") as file:
         return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def read_before_zip(path: str | Path) -> Any:
-    """What was saved: plain containers, numbers, strings and tensors, each in memory of its own. No code is run.
+    """The content: plain containers, numbers, strings and tensors. No code is run.
 
-    The format has no checksums, so that only damage to its structure is noticed.
+    The format has no checksums: only damage to its structure is noticed.
 
     Raises:
-        ValueError: in one line, a file that is damaged, hostile, or holds more than that.
+        UserError: a file that is damaged, hostile, or has other content.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
@@ -38,7 +38,7 @@ def read_before_zip(path: str | Path) -> Any:
 
 
 def _read(stream: Stream, size: int) -> Any:
-    storages: dict[str, Storage] = {}  # in whose memory tensors are made, before it is filled
+    storages: dict[str, Storage] = {}  # tensors are views of them, made before they are filled
     claimed = 0
 
     def storage(identity: Any) -> Storage:
@@ -55,8 +55,8 @@ def _read(stream: Stream, size: int) -> Any:
         return found
 
     read_head(stream)
-    content = read_pickle(stream, Names(_FUNCTIONS, STORAGES, storage))
-    keys = read_pickle(stream, Names({}))
+    content = read_pickle(stream, AllowedNames(_FUNCTIONS, STORAGES, storage))
+    keys = read_pickle(stream, AllowedNames({}))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
         raise Refused("it does not list its storages")
     for key in keys:

@@ -77,6 +77,23 @@ def test_diffusers_is_our_table(scheduler: str, config: dict[str, Any], solver: 
         torch.testing.assert_close(single, expected.float(), rtol=0, atol=3e-5)  # SA-Solver's weights are large
 
 
+@needs_diffusers
+def test_diffusers_itself_is_not_changed() -> None:
+    """Not even while a step draws its noise, so that other threads can use diffusers."""
+    from diffusers.schedulers import scheduling_euler_ancestral_discrete as module
+
+    class Watching:
+        initial = NOISE.initial
+
+        def step(self, i: int) -> Tensor:
+            seen.append(module.randn_tensor)
+            return NOISE.step(i)
+
+    own, seen = module.randn_tensor, []
+    DiffusersSampler("EulerAncestralDiscreteScheduler")(MIXTURE, Watching(), 5)
+    assert seen == [own] * 4
+
+
 def both_heuns() -> list[Any]:
     return [
         pytest.param(partial(DiffusersSampler, "HeunDiscreteScheduler"), 1e-5, marks=needs_diffusers),

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ersde_lit.untrusted.pickled_tensors import TENSORS
-from ersde_lit.untrusted.restricted_pickle import Names, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, read_pickle
 
-NAMES = Names(TENSORS)
+NAMES = AllowedNames(TENSORS)
 
 
 @settings(max_examples=300, deadline=None)
@@ -32,7 +32,7 @@ VALUES = st.recursive(
 
 @given(VALUES, st.sampled_from([3, 4, 5]))
 def test_plain_values_are_read_as_python_reads_them(value: object, protocol: int) -> None:
-    assert read_pickle(io.BytesIO(pickle.dumps(value, protocol)), Names({})) == value
+    assert read_pickle(io.BytesIO(pickle.dumps(value, protocol)), AllowedNames({})) == value
 
 
 @pytest.mark.parametrize("value", [np.float64(0.3), np.float32(0.3), np.int64(-7), np.sqrt(0.5)])

@@ -1,1 +1,1 @@
-"""ER-SDE-Solvers as schedulers of diffusers."""
+"""Schedulers with ER-SDE-Solvers for diffusers."""

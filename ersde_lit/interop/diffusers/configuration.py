@@ -1,4 +1,4 @@
-"""What the schedulers for diffusers make of a configuration: of theirs too, but of no other noising process."""
+"""Configurations of diffusers' schedulers, translated to ours and refused where the noising process is another."""
 
 from __future__ import annotations
 
@@ -9,52 +9,23 @@ from typing import Any
 
 from ersde_lit.errors import UserError
 
-__all__ = ["one_of", "taken_over", "the_one"]
-
-# The schedulers of diffusers whose noising process and model output each of ours has.
+# The schedulers of diffusers with the noising process and model output of each of ours.
 _SERVED = {
     "ERSDEScheduler": (
-        "CogVideoXDDIMScheduler",
-        "CogVideoXDPMScheduler",
-        "DDIMInverseScheduler",
-        "DDIMParallelScheduler",
-        "DDIMScheduler",
-        "DDPMParallelScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepInverseScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "RePaintScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
+        *("CogVideoXDDIM", "CogVideoXDPM", "DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM"),
+        *("DEISMultistep", "DPMSolverMultistepInverse", "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep"),
+        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"),
+        *("LCM", "LMSDiscrete", "PNDM", "RePaint", "SASolver", "TCD", "UniPCMultistep"),
     ),
-    "ERSDEEDMScheduler": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
+    "ERSDEEDMScheduler": ("EDMDPMSolverMultistep", "EDMEuler"),
     "ERSDEFlowMatchScheduler": (
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-        "FlowMatchLCMScheduler",
-        "LTXEulerAncestralRFScheduler",
+        *("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "LTXEulerAncestralRF"),
     ),
 }
-_FAMILIES = {name: ours for ours, theirs in _SERVED.items() for name in (ours, *theirs)}
-# Where no class is named, the first of these options that is set says whose a configuration is.
-_TELLING = {
-    "beta_schedule": "ERSDEScheduler",
-    "sigma_data": "ERSDEEDMScheduler",
-    "shift": "ERSDEFlowMatchScheduler",
-}
-# Options of how others step, or that act only together with one that is checked. They are kept, for the way back.
+_FAMILIES = {f"{name}Scheduler": ours for ours, theirs in _SERVED.items() for name in theirs} | {n: n for n in _SERVED}
+# Where no class is named, the first of these options that is set tells the family of a configuration.
+_TELLING = {"beta_schedule": "ERSDEScheduler", "sigma_data": "ERSDEEDMScheduler", "shift": "ERSDEFlowMatchScheduler"}
+# Options of other steps, or without effect unless one that is checked is set. Kept, for converting back.
 _OTHERS = {
     *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "clip_sample_range"),
     *("eta", "euler_at_final", "interpolation_type", "lower_order_final", "noise_sampler_seed", "predict_x0"),
@@ -63,12 +34,12 @@ _OTHERS = {
     *("time_shift_type", "timestep_scaling", "upscale_mode", "variance_type"),
     *("torch_dtype", "use_safetensors", "variant"),  # of loading
 }
-# Of a flow model that is configured as a VP one.
+# Options without effect in a flow model that is configured as a VP one.
 _WITHOUT_USE_IN_FLOW = {
     *("beta_start", "beta_end", "beta_schedule", "trained_betas", "use_flow_sigmas", "flow_shift"),
     *("timestep_spacing", "steps_offset", "lambda_min_clipped"),
 }
-# Values of an option which say what is done here anyway; of all others None and False.
+# Values of options that are what is done here anyway; for all others None and False.
 _NEUTRAL = {
     "timestep_type": "discrete",
     "final_sigmas_type": "zero",
@@ -78,20 +49,19 @@ _NEUTRAL = {
 }
 
 
-def taken_over(scheduler: type, config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """The configuration from which `scheduler`, one of ours, is made; `changes` will be made to it and are checked.
+def converted(scheduler: type, config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The configuration for `scheduler`, one of ours; `changes`, which will be made to it, are checked too.
 
-    What a configuration leaves out are its own class's defaults, not ours, but for timestep_spacing: it tells of the
-    sampler.
+    Missing options have the defaults of the configuration's own class, but for timestep_spacing, an option of sampling.
 
     Raises:
-        ValueError: it is of a class or has an option whose noising process is another, or unknown.
+        UserError: a class or an option whose noising process is another, or unknown.
     """
     ours = _defaults(scheduler)
     name = _class_of(config)
     if name is not None and name not in _FAMILIES and name not in [base.__name__ for base in scheduler.__mro__]:
         raise UserError(
-            f"no scheduler here is known to serve the models of {name}: if their noising process is DDPMScheduler's, "
+            f"no scheduler here is known to fit the models of {name}: if their noising process is DDPMScheduler's, "
             "EDMEulerScheduler's or FlowMatchEulerDiscreteScheduler's, give that name as _class_name"
         )
     _check_family(scheduler, name, {**config, **changes})
@@ -108,7 +78,7 @@ def taken_over(scheduler: type, config: Mapping[str, Any], **changes: Any) -> di
 
 
 def _class_of(config: Mapping[str, Any]) -> str | None:
-    """The class named, or whose options they are: a scheduler that was not loaded from a file does not name it."""
+    """The class named, or found by its options: a scheduler that was not loaded from a file does not name it."""
     if "_class_name" in config:
         return str(config["_class_name"])
     if "_use_default_values" not in config and type(config) is dict:  # written by hand
@@ -155,22 +125,29 @@ def _defaults(scheduler: Any) -> dict[str, Any]:
 
 @cache
 def _their_defaults() -> dict[str, dict[str, Any]]:
-    """By the name of each scheduler of diffusers."""
+    """Options and defaults by the name of each scheduler of diffusers."""
     import diffusers
 
     names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
     return {name: _defaults(getattr(diffusers, name)) for name in names}
 
 
-def one_of(config: Any, option: str, *values: str) -> None:
-    """ValueError unless the option is one of the values."""
+def check_option(config: Any, option: str, *values: str) -> None:
+    """Raises UserError unless the option is one of the values."""
     if config[option] not in values:
         raise UserError(f"{option} must be one of {', '.join(values)}, not {config[option]!r}")
 
 
-def the_one(config: Any, *options: str) -> str:
-    """The one option that is set, "" if none is; ValueError if more are."""
+def only_option(config: Any, *options: str) -> str:
+    """The one option that is set, "" if none is; UserError if more are."""
     found = [option for option in options if config[option]]
     if len(found) > 1:
         raise UserError(f"only one of {' and '.join(found)} can be used")
     return found[0] if found else ""
+
+
+def check_one_given(**given: Any) -> None:
+    """Raises UserError unless just one argument of set_timesteps is not None."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise UserError(f"set_timesteps takes one of {', '.join(given)}, not {' and '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""An ER-SDE scheduler for diffusers' EDM models; see `diffusers_scheduler`."""
+"""Scheduler with ER-SDE-Solvers for diffusers' EDM models."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ from torch import Tensor
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
 from ersde_lit.denoisers.processes import VE
 from ersde_lit.errors import UserError
-from ersde_lit.interop.diffusers.configuration import one_of
+from ersde_lit.interop.diffusers.configuration import check_one_given, check_option
 from ersde_lit.interop.diffusers.levels import as_levels
-from ersde_lit.interop.diffusers.steps import (
-    SchedulerMixin,
-    TableScheduler,
-    only_one,
-    register_to_config,
-)
+from ersde_lit.interop.diffusers.steps import SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import check_lams, grids
 
-__all__ = ["ERSDEEDMScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
+__all__ = ["ERSDEEDMScheduler", "SchedulerMixin"]  # diffusers looks for both in here
 
 
 class ERSDEEDMScheduler(TableScheduler):
-    """For models with EDM's preconditioning (Karras et al. 2022, table 1), in sigma: EDMEulerScheduler's twin.
+    """Scheduler for models with EDM's preconditioning (Karras et al. 2022, table 1), as EDMEulerScheduler.
 
-    A state is x = x0 + sigma eps, the model sees `scale_model_input` of it and ``timesteps = ln(sigma) / 4``, and a run
-    starts from ``init_noise_sigma = sqrt(sigma_max^2 + 1)`` times standard normal noise.
+    A state is x = x0 + sigma eps, the model's input is `scale_model_input` of it, ``timesteps = ln(sigma) / 4``, and a
+    run starts from ``init_noise_sigma = sqrt(sigma_max^2 + 1)`` times standard normal noise.
 
     Args:
         sigma_min, sigma_max, sigma_data: range and data of the model.
@@ -37,16 +32,12 @@ class ERSDEEDMScheduler(TableScheduler):
         num_train_timesteps: levels before `set_timesteps`.
         prediction_type: "epsilon", EDM's own F, or "v_prediction", its negative.
         final_sigmas_type: "zero", or "sigma_min": then N + 1 levels from sigma_max end there.
-        order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
-
-    Raises:
-        ValueError: an unknown option.
     """
 
     process = VE()
     prediction = "edm"
 
-    @register_to_config
+    @solver_config
     def __init__(
         self,
         sigma_min: float = 0.002,
@@ -57,17 +48,10 @@ class ERSDEEDMScheduler(TableScheduler):
         prediction_type: str = "epsilon",
         rho: float = 7.0,
         final_sigmas_type: str = "zero",
-        order: int = 3,
-        noise_scale: str = "er_sde_5",
-        corrector: int | None = None,
-        nodes: str | float = "lam",
-        relative: bool = False,
-        paper: bool = False,
     ) -> None:
-        self._check_solver()
-        one_of(self.config, "sigma_schedule", "karras", "exponential")
-        one_of(self.config, "prediction_type", "epsilon", "v_prediction")
-        one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
+        check_option(self.config, "sigma_schedule", "karras", "exponential")
+        check_option(self.config, "prediction_type", "epsilon", "v_prediction")
+        check_option(self.config, "final_sigmas_type", "zero", "sigma_min")
         self._sigma_data = sigma_data
         self.set_timesteps(num_train_timesteps)
         self.num_inference_steps = None
@@ -84,7 +68,7 @@ class ERSDEEDMScheduler(TableScheduler):
     ) -> None:
         """The schedule of the next run: num_inference_steps calls of the model, or `sigmas` (N+1,), descending, with
         the last, usually 0."""
-        only_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
+        check_one_given(num_inference_steps=num_inference_steps, sigmas=sigmas)
         c = self.config
         if sigmas is None:
             grid = partial(grids.edm, rho=c.rho) if c.sigma_schedule == "karras" else grids.log_uniform

@@ -1,4 +1,4 @@
-"""An ER-SDE scheduler for diffusers' flow models; see `diffusers_scheduler`."""
+"""Scheduler with ER-SDE-Solvers for diffusers' flow models."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from ersde_lit.denoisers.processes import Flow
 from ersde_lit.errors import UserError
-from ersde_lit.interop.diffusers.configuration import one_of, the_one
+from ersde_lit.interop.diffusers.configuration import check_option, only_option
 from ersde_lit.interop.diffusers.levels import SPACINGS, as_levels, flow_lam, flow_lams, shifted
 from ersde_lit.interop.diffusers.steps import (
     DDPMSchedulerOutput,
     Generators,
     SchedulerMixin,
     TableScheduler,
-    register_to_config,
+    solver_config,
 )
-from ersde_lit.interop.diffusers.tokens import at_level, token_rows, token_times
+from ersde_lit.interop.diffusers.tokens import SAME_TIME, token_rows, token_times
 from ersde_lit.solvers import check_lams, grids
 
-__all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # a pipeline that loads the one from here looks for the other
+__all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # diffusers looks for both in here
 
 
 class ERSDEFlowMatchScheduler(TableScheduler):
-    """For flow models (Stable Diffusion 3, Flux): FlowMatchEulerDiscreteScheduler's twin, with its levels.
+    """Scheduler for flow models (Stable Diffusion 3, Flux), with the levels of FlowMatchEulerDiscreteScheduler.
 
     A state is x = (1 - t) x0 + t eps, `sigmas` are t, timesteps are ``num_train_timesteps * t``, and the model predicts
     eps - x0. A t of 1, pure noise, has no finite lam; it becomes 0.999, or nearer to 1 where others follow.
@@ -35,22 +35,18 @@ class ERSDEFlowMatchScheduler(TableScheduler):
     depends on the global random state: call `torch.manual_seed` first, or take noise_scale="ode", which adds none.
 
     Args:
-        num_train_timesteps: what t = 1 is told as.
-        shift: of t towards 1; dynamic with use_dynamic_shifting, where `set_timesteps` is given mu.
-        base_shift, max_shift, base_image_seq_len, max_image_seq_len: read by pipelines, which make mu of them.
-        shift_terminal: stretch the levels so that the last but 0 is this.
-        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: levels between the first and the last but 0.
+        num_train_timesteps: the timestep of t = 1.
+        shift: of t towards 1; with use_dynamic_shifting it follows from `set_timesteps`' mu.
+        base_shift, max_shift, base_image_seq_len, max_image_seq_len: read by pipelines, which compute mu.
+        shift_terminal: stretch the levels so that the last one above 0 is this.
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: levels between the first and the last one above 0.
         time_shift_type: mu is the shift's logarithm ("exponential") or the shift ("linear").
-        order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
-
-    Raises:
-        ValueError: options that are unknown or do not go together.
     """
 
     process = Flow()
     prediction = "v"
 
-    @register_to_config
+    @solver_config
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -66,18 +62,11 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
-        order: int = 3,
-        noise_scale: str = "er_sde_5",
-        corrector: int | None = None,
-        nodes: str | float = "lam",
-        relative: bool = False,
-        paper: bool = False,
     ) -> None:
-        self._check_solver()
-        one_of(self.config, "time_shift_type", "exponential", "linear")
+        check_option(self.config, "time_shift_type", "exponential", "linear")
         if invert_sigmas:
-            raise UserError("invert_sigmas, for models whose t runs backwards, is not known here")
-        self._spacing = the_one(self.config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+            raise UserError("invert_sigmas, for models whose t runs backwards, is not supported")
+        self._spacing = only_option(self.config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
         self._shift = shift
         times = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64) / num_train_timesteps
         times = times if use_dynamic_shifting else shifted(times, shift)
@@ -105,14 +94,10 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         Args:
             num_inference_steps: N calls of the model. Without sigmas and timesteps, N levels from 1.
             device: of `timesteps`.
-            sigmas: (N,) times t from 1, descending, without the 0 that follows; to be shifted.
+            sigmas: (N,) times t from 1, descending, without the final 0, before the shift.
             mu: the shift, if use_dynamic_shifting.
-            timesteps: (N,) what the model is told, descending, as they are. Without sigmas, sigmas are ``timesteps /
-                num_train_timesteps``: if these are shifted, the model is not told so. CogView4's and GLM-Image's want
-                that.
-
-        Raises:
-            ValueError: nothing given, not all of one length, or levels that do not descend.
+            timesteps: (N,) the model's timesteps, descending, not shifted. Without sigmas, sigmas are ``timesteps /
+                num_train_timesteps``, which are shifted, as CogView4 and GLM-Image need it.
         """
         told = None if timesteps is None else as_levels(timesteps)
         times = None if sigmas is None else as_levels(sigmas)
@@ -140,10 +125,10 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         self.num_inference_steps = len(self.timesteps)
 
     def _set(self, t: Tensor, device: str | torch.device | None = None, told: Tensor | None = None) -> None:
-        """t (N,), descending, above 0, where the last step ends; told (N,) if not ``num_train_timesteps * t``."""
+        """Sets times t (N,), descending, above the final 0; told (N,): timesteps other than num_train_timesteps t."""
         lams = check_lams(flow_lams(torch.cat([t, torch.zeros(1).double()])))
         levels = self.process.t_of_lam(lams)
-        self._on_schedule: Tensor | bool = True  # which tokens have been in all steps of the run
+        self._on_schedule: Tensor | bool = True  # which tokens were in all steps of the run
         self._set_levels(lams, levels, (len(self) * levels[:-1] if told is None else told).float(), device)
 
     def _trained_lam(self, timestep: float) -> float:
@@ -159,27 +144,22 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         return_dict: bool = True,
         per_token_timesteps: Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
-        """The state at the next level; with per_token_timesteps each token's at its own next one.
+        """The state at the next level, as `TableScheduler.step`; with per_token_timesteps at each token's next level.
 
         Args:
-            model_output, timestep, sample, generator, variance_noise, return_dict: as of `TableScheduler.step`.
-            per_token_timesteps: [B, T] or [B, 1] ``num_train_timesteps * t`` of tokens [B, T, C], as pipelines of
-                videos give it where some are a condition. The model's output is then x0 - eps: these pipelines turn its
-                sign. A token steps to the schedule's next level below its own, one at 0 remains. Tokens that have been
-                off the schedule have no history there, so their steps are of order 1, without a corrector.
-
-        Raises:
-            ValueError: as of `TableScheduler.step`; per_token_timesteps of another shape, outside the range, or with a
-                schedule whose timesteps are not ``num_train_timesteps * t``.
+            per_token_timesteps: [B, T] or [B, 1] ``num_train_timesteps * t`` of tokens [B, T, C], which video pipelines
+                pass if some are a condition. model_output is then x0 - eps, as these pipelines change its sign. A token
+                steps to the schedule's next level below its own, one at 0 remains. Tokens that were off the schedule
+                have no history, so their steps are of order 1, without a corrector.
         """
         if per_token_timesteps is None:
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
         levels = self.process.t_of_lam(self._lams)
         if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
-            raise UserError("per_token_timesteps need a schedule of sigmas alone: what the model is told must be t")
+            raise UserError("per_token_timesteps need a schedule of sigmas alone, with timesteps num_train_timesteps t")
         t = token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])  # 1 as in the schedule
         i, steps = self._begin_step(timestep)
-        self._on_schedule = at_level(t, levels[i]) & self._on_schedule
+        self._on_schedule = ((t - levels[i]).abs() < SAME_TIME) & self._on_schedule
         with torch.device("cpu"):
             weights = token_rows(self._solver(), t, levels)
 
@@ -188,11 +168,11 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         state = sample.to(dtype)
         x0 = state + of_t * model_output.to(dtype)
         noise = self._noise(sample, generator, variance_noise) if steps.adds_noise or of_noise.any() else None
-        together = float(1 - levels[i + 1]) * steps(state / float(1 - levels[i]), x0, noise)
-        alone = of_state * state + of_x0 * x0
+        on_schedule = float(1 - levels[i + 1]) * steps(state / float(1 - levels[i]), x0, noise)
+        off_schedule = of_state * state + of_x0 * x0
         if noise is not None:
-            alone = alone + of_noise * noise
-        previous = torch.where(self._on_schedule.unsqueeze(-1).to(sample.device), together, alone)
+            off_schedule = off_schedule + of_noise * noise
+        previous = torch.where(self._on_schedule.unsqueeze(-1).to(sample.device), on_schedule, off_schedule)
         return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Noise levels and timesteps as diffusers' schedulers place them, in float64."""
+"""Noise levels and timesteps of diffusers' schedulers, in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,44 +16,32 @@ from ersde_lit.solvers import grids
 _ZERO_SNR = 2.0**-24  # alpha^2 where rescaling would make it 0, as diffusers has it
 
 
-def trained_lams(
-    schedule: str,
-    steps: int,
-    beta_start: float,
-    beta_end: float,
-    betas: Sequence[float] | None,
-    zero_snr: bool,
-    snr_shift: float = 1.0,
-) -> Tensor:
-    """The lams of a discrete VP process, (steps,), ascending.
+def trained_lams(config: Any) -> Tensor:
+    """The lams of a discrete VP process, (num_train_timesteps,), ascending.
 
-    Args:
-        schedule: of beta: "linear", "scaled_linear" (its square root is linear) or "squaredcos_cap_v2" (iDDPM).
-        betas: instead of all else.
-        zero_snr: shift and scale alpha so that the last is (nearly) 0: Lin et al. 2024, algorithm 1,
-            https://arxiv.org/abs/2305.08891.
-        snr_shift: divide alpha^2 / sigma^2 by this, before zero_snr (CogVideoX).
-
-    Raises:
-        ValueError: unknown schedule, or a snr_shift of 0 or below.
+    The options of the configuration are those of DDPMScheduler: rescale_betas_zero_snr shifts and scales alpha so that
+    the last is (nearly) 0 (Lin et al. 2024, algorithm 1, https://arxiv.org/abs/2305.08891), after snr_shift_scale
+    (CogVideoX) has divided alpha^2 / sigma^2.
     """
-    if betas is not None:
-        lams = _lams_of(torch.as_tensor(betas, dtype=torch.float64))
-    elif schedule == "linear":
-        lams = _lams_of(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64))
-    elif schedule == "scaled_linear":
-        lams = _lams_of(torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2)
-    elif schedule == "squaredcos_cap_v2":
-        lams = Cosine(steps).levels
+    c = config
+    if c.trained_betas is not None:
+        lams = _lams_of(torch.as_tensor(c.trained_betas, dtype=torch.float64))
+    elif c.beta_schedule == "linear":
+        lams = _lams_of(torch.linspace(c.beta_start, c.beta_end, c.num_train_timesteps, dtype=torch.float64))
+    elif c.beta_schedule == "scaled_linear":
+        roots = torch.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps, dtype=torch.float64)
+        lams = _lams_of(roots**2)
+    elif c.beta_schedule == "squaredcos_cap_v2":
+        lams = Cosine(c.num_train_timesteps).levels
     else:
-        raise UserError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, not {schedule!r}")
-    if not snr_shift > 0:
-        raise UserError(f"snr_shift_scale must be positive, not {snr_shift}")
-    lams = snr_shift**0.5 * lams
-    if zero_snr:
+        raise UserError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, not {c.beta_schedule!r}")
+    if not c.snr_shift_scale > 0:
+        raise UserError(f"snr_shift_scale must be positive, not {c.snr_shift_scale}")
+    lams = c.snr_shift_scale**0.5 * lams
+    if c.rescale_betas_zero_snr:
         alpha = torch.rsqrt(1 + lams**2)
         squared = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-        last_but_one = float(squared[-2])  # which some betas make less than that
+        last_but_one = float(squared[-2])  # some betas make it less than _ZERO_SNR
         squared[-1] = _ZERO_SNR if last_but_one > _ZERO_SNR else last_but_one / 2
         lams = (1 / squared - 1).sqrt()
     return lams
@@ -63,13 +52,10 @@ def _lams_of(betas: Tensor) -> Tensor:
 
 
 def spaced_timesteps(spacing: str, n: int, levels: int, offset: int = 0) -> Tensor:
-    """n of the timesteps 0 .. levels - 1, int64, descending, with room for a last step to 0 below them.
+    """n of the timesteps 0 .. levels - 1, int64, descending; the last step goes from the last of them to 0.
 
-    "linspace", "leading" and "trailing" are those of Lin et al. 2024, table 2. No two are the same: where rounding
-    would make them so, near n = levels, they are moved apart.
-
-    Raises:
-        ValueError: unknown spacing, or more timesteps than levels.
+    "linspace", "leading" and "trailing" are those of Lin et al. 2024, table 2. Where rounding would make two of them
+    equal, near n = levels, they are moved apart.
     """
     grids.check_nfe(n)
     if n > levels:
@@ -87,7 +73,7 @@ def spaced_timesteps(spacing: str, n: int, levels: int, offset: int = 0) -> Tens
 
 
 def beta_spaced(n: int, lam_min: float, lam_max: float, zero: bool = True) -> Tensor:
-    """Quantiles of Beta(0.6, 0.6), dense at both ends: Lee et al. 2024, https://arxiv.org/abs/2407.12173."""
+    """Grid of the quantiles of Beta(0.6, 0.6), dense at both ends: Lee et al. 2024, https://arxiv.org/abs/2407.12173."""
     from scipy.stats import beta  # type: ignore[import-untyped]
 
     quantiles = beta.ppf(1 - torch.linspace(0, 1, n if zero else n + 1, dtype=torch.float64).numpy(), 0.6, 0.6)
@@ -95,7 +81,7 @@ def beta_spaced(n: int, lam_min: float, lam_max: float, zero: bool = True) -> Te
     return torch.cat([lams, lams.new_zeros(1)]) if zero else lams
 
 
-# By the option that asks for it; each is called as (n, lam_min=..., lam_max=..., zero=...).
+# Grids by option; each is called as (n, lam_min=..., lam_max=..., zero=...).
 SPACINGS: dict[str, Callable[..., Tensor]] = {
     "use_karras_sigmas": partial(grids.edm, rho=7.0),
     "use_exponential_sigmas": grids.log_uniform,
@@ -118,19 +104,15 @@ def flow_lams(t: Tensor) -> Tensor:
 
 
 def flow_lam(t: float) -> float:
-    """lam of a flow time to add noise at; near infinity at 1, pure noise. ValueError unless t is from 0 to 1."""
+    """lam of a flow time to add noise at; near infinity at 1, pure noise. UserError unless t is from 0 to 1."""
     if not 0 <= t <= 1:
         raise UserError(f"a flow model has times from 0 to 1 (timesteps are num_train_timesteps times that), not {t:g}")
     return t / max(1 - t, 1e-8)
 
 
 def distinct(timesteps: Tensor) -> Tensor:
-    """The timesteps (N,), descending, no two the same: where some are, the earlier ones move up by a rounding error, so
-    that the first timestep of a run tells at which step it begins.
-
-    Raises:
-        ValueError: a timestep is above the one before it.
-    """
+    """The timesteps (N,), descending; the first of two equal ones moves up by a rounding error, so that the first
+    timestep of a run tells its index. UserError if they ascend."""
     gaps = timesteps.diff()
     if (gaps > 0).any():
         raise UserError(f"timesteps must be descending, not {timesteps.tolist()}")

@@ -1,13 +1,13 @@
-"""ER-SDE-Solvers as schedulers of diffusers:
+"""Schedulers with ER-SDE-Solvers for diffusers:
 
     pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, order=2, noise_scale="er_sde_3")
 
-`ERSDEScheduler` serves variance preserving models, with the conventions of DPMSolverMultistepScheduler;
+`ERSDEScheduler` is for variance preserving models, with the conventions of DPMSolverMultistepScheduler;
 `ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
-All three take the options of `ersde_lit.solvers.ERSDE`, compute what `ersde_lit.solvers.sample` does with its table,
-and save and load their configuration. `from_config` takes over that of any scheduler of diffusers with the same noising
-process; of others, or with an option that is not known to leave the process as it is, it is refused by its name. Needs
-diffusers.
+The options of all three include, by keyword, the fields of `ersde_lit.solvers.ERSDE` (order, noise_scale, which must be
+a name here, corrector, nodes, relative, paper), and they compute what `ersde_lit.solvers.sample` does with its table.
+`from_config` accepts the configuration of any scheduler of diffusers with the same noising process; others, and options
+that are not known to keep the process, are refused by name. Needs diffusers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ersde_lit.denoisers.processes import VP, Flow
 from ersde_lit.errors import UserError
-from ersde_lit.interop.diffusers.configuration import one_of, the_one
+from ersde_lit.interop.diffusers.configuration import check_one_given, check_option, only_option
 from ersde_lit.interop.diffusers.edm_scheduler import ERSDEEDMScheduler
 from ersde_lit.interop.diffusers.flow_scheduler import ERSDEFlowMatchScheduler
 from ersde_lit.interop.diffusers.levels import (
@@ -33,51 +33,44 @@ from ersde_lit.interop.diffusers.levels import (
     spaced_timesteps,
     trained_lams,
 )
-from ersde_lit.interop.diffusers.steps import (
-    COMPATIBLE,
-    SchedulerMixin,
-    TableScheduler,
-    only_one,
-    register_to_config,
-)
+from ersde_lit.interop.diffusers.steps import COMPATIBLE, SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import check_lams, grids
 
-# A pipeline that loads a scheduler from here looks here for the class it derives from too.
-__all__ = ["ERSDEEDMScheduler", "ERSDEFlowMatchScheduler", "ERSDEScheduler", "SchedulerMixin"]
+__all__ = [
+    "ERSDEEDMScheduler",
+    "ERSDEFlowMatchScheduler",
+    "ERSDEScheduler",
+    "SchedulerMixin",
+]  # diffusers looks for it here
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
 
 
 class ERSDEScheduler(TableScheduler):
-    """For models of a discrete VP process, and flow models that use the same interface (`use_flow_sigmas`).
+    """Scheduler for models of a discrete VP process, and flow models with the same interface (`use_flow_sigmas`).
 
     A state is x = alpha (x0 + lam eps) with alpha^2 = 1 / (1 + lam^2), a run starts from standard normal noise,
     `sigmas` are lams: as in Stable Diffusion's and DDPM's pipelines. Timesteps are those of
-    DPMSolverMultistepScheduler with the same options, but no level is ever met twice: where that one would end in
-    sigma_min twice, or run a timestep twice, the levels are spread.
+    DPMSolverMultistepScheduler with the same options, but all levels differ: where that one would end in sigma_min
+    twice, or repeat a timestep, the levels are spread.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
             snr_shift_scale: the process.
         prediction_type: "epsilon", "sample" (x0), "v_prediction" or, with use_flow_sigmas, "flow_prediction".
         thresholding, dynamic_thresholding_ratio, sample_max_value: of x0 (Saharia et al. 2022, section 2.3).
-        clip_sample, clip_sample_range: clamp x0 to plus or minus this; thresholding goes before.
-        order, noise_scale, corrector, nodes, relative, paper: fields of `ersde_lit.solvers.ERSDE`; noise_scale a name.
+        clip_sample, clip_sample_range: clamp x0 to plus or minus this, unless thresholding.
         use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas, use_beta_sigmas: levels between the process' ends,
-            in place of timestep_spacing; the model is told the nearest timesteps, as integers, or where two of them
-            would be the same, all exactly, as floats.
+            in place of timestep_spacing; timesteps are the nearest integers, or exact floats if two are equal.
         use_flow_sigmas, flow_shift: x = (1 - t) x0 + t eps; `sigmas` are t, timesteps ``num_train_timesteps * t``.
-        final_sigmas_type: where the last step ends, "zero" or "sigma_min", the process' lowest level.
-        lambda_min_clipped: leave out the levels whose -ln lam is below.
+        final_sigmas_type: the end of the last step, "zero" or "sigma_min", the process' lowest level.
+        lambda_min_clipped: omit the levels whose -ln lam is below.
         timestep_spacing, steps_offset: "linspace", "leading" or "trailing".
-
-    Raises:
-        ValueError: options that are unknown or do not go together.
     """
 
     _compatibles = COMPATIBLE
 
-    @register_to_config
+    @solver_config
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -89,12 +82,6 @@ class ERSDEScheduler(TableScheduler):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
-        order: int = 3,
-        noise_scale: str = "er_sde_5",
-        corrector: int | None = None,
-        nodes: str | float = "lam",
-        relative: bool = False,
-        paper: bool = False,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
@@ -110,27 +97,18 @@ class ERSDEScheduler(TableScheduler):
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
     ) -> None:
-        self._check_solver()
-        one_of(self.config, "final_sigmas_type", "zero", "sigma_min")
-        one_of(self.config, "prediction_type", *_PREDICTIONS)
+        check_option(self.config, "final_sigmas_type", "zero", "sigma_min")
+        check_option(self.config, "prediction_type", *_PREDICTIONS)
         if (prediction_type, use_flow_sigmas) in (("v_prediction", True), ("flow_prediction", False)):
             raise UserError(f"prediction_type {prediction_type} does not go with use_flow_sigmas={use_flow_sigmas}")
-        self._spacing = the_one(self.config, *SPACINGS, "use_flow_sigmas")
+        self._spacing = only_option(self.config, *SPACINGS, "use_flow_sigmas")
         self.process = Flow() if use_flow_sigmas else VP()
         self.prediction = _PREDICTIONS[prediction_type]
         if use_flow_sigmas:
             times = torch.arange(1, num_train_timesteps, dtype=torch.float64) / num_train_timesteps
             self._trained = shifted(times, flow_shift)
         else:
-            self._trained = trained_lams(
-                beta_schedule,
-                num_train_timesteps,
-                beta_start,
-                beta_end,
-                trained_betas,
-                rescale_betas_zero_snr,
-                snr_shift_scale,
-            )
+            self._trained = trained_lams(self.config)
             self.alphas_cumprod = (1 / (1 + self._trained**2)).float()
         self._set(torch.cat([self._trained.flip(0), torch.zeros(1).double()]))
         self.num_inference_steps = None
@@ -154,7 +132,7 @@ class ERSDEScheduler(TableScheduler):
         """
         if mu is not None:
             raise UserError(f"ERSDEScheduler cannot be shifted by mu={mu}: use ERSDEFlowMatchScheduler, or flow_shift")
-        only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        check_one_given(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if sigmas is not None:
             levels = as_levels(sigmas)
         elif timesteps is not None:
@@ -180,7 +158,7 @@ class ERSDEScheduler(TableScheduler):
             position = np.interp(lams[:-1].log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
             exact = torch.from_numpy(position)
             told = exact.round().long()
-            if (told.diff() == 0).any():  # more than one level to a timestep: then told between them
+            if (told.diff() == 0).any():  # then exact times between the timesteps
                 told = exact.float()
         self._set_levels(check_lams(lams), levels, told, device)
 
@@ -198,20 +176,20 @@ class ERSDEScheduler(TableScheduler):
         return float(self._levels_at(torch.tensor(timestep, dtype=torch.float64)))
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a model of prediction_type "v_prediction", or "flow_prediction", should say of `add_noise` of these:
-        ``alpha noise - sigma sample``, or ``noise - sample``."""
+        """The target of prediction_type "v_prediction", ``alpha noise - sigma sample``, or "flow_prediction", ``noise -
+        sample``, for `add_noise` of these."""
         if self.config.use_flow_sigmas:
             return noise - sample
         alpha, sigma = self._alpha_sigma(timesteps, sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
     def _ended(self, levels: Tensor) -> Tensor:
-        """With where the last step ends: from the lowest level of all there is only 0 to go to."""
+        """The levels with the end of the last step, which is 0 after the lowest level of all."""
         low = self._trained[:1]
         return torch.cat([levels, 0 * low if self.config.final_sigmas_type == "zero" or levels[-1] <= low else low])
 
     def _spread(self, n: int) -> Tensor:
-        """N + 1 levels from the highest of the process, not bound to its timesteps."""
+        """N + 1 levels from the process' highest one, between its timesteps."""
         zero = self.config.final_sigmas_type == "zero"
         low, high = self._trained[[0, -1]].tolist()
         if self._spacing != "use_flow_sigmas":

@@ -1,12 +1,16 @@
-"""A diffusers scheduler whose steps are rows of a solver's table: what the three of `diffusers_scheduler` share.
+"""Base class of the schedulers for diffusers, whose steps are the rows of a solver's table.
 
-A scheduler is the loop of `ersde_lit.solvers.sample` turned inside out: the pipeline calls the model and hands over its
-output, so the state between two calls lives here.
+A scheduler is the loop of `ersde_lit.solvers.sample` as an object: the pipeline calls the model and passes its output,
+so the state between two calls is kept here.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 from ersde_lit.denoisers.preconditioning import PREDICTIONS
 from ersde_lit.denoisers.processes import Process
 from ersde_lit.errors import UserError
-from ersde_lit.interop.diffusers.configuration import taken_over
+from ersde_lit.interop.diffusers.configuration import converted
 from ersde_lit.interop.diffusers.levels import distinct
 from ersde_lit.solvers import ERSDE, Tableau
 
@@ -27,25 +31,33 @@ try:
 except ImportError as error:
     raise ImportError(f"the schedulers for diffusers need diffusers: pip install diffusers ({error})") from None
 
-__all__ = [
-    "COMPATIBLE",
-    "DDPMSchedulerOutput",
-    "Generators",
-    "SchedulerMixin",
-    "Steps",
-    "TableScheduler",
-    "only_one",
-    "register_to_config",
-]
-
-COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be taken over
+COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # whose configurations can be converted
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-class Steps:
-    """The rows of a table in x0, one call a step; what `sample` computes, to rounding.
+def solver_config(init: Callable[..., None]) -> Callable[..., None]:
+    """Registers a constructor's options as the configuration, with the fields of `ERSDE`, by keyword, added to them."""
+    own = inspect.signature(init)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    solver = {field.name: inspect.Parameter(field.name, keyword, default=field.default) for field in fields(ERSDE)}
 
-    The corrector adds to the state that is handed in, so what a pipeline changed in it (an inpainting mask) remains.
+    @wraps(init)
+    def init_with_solver(self: TableScheduler, *args: Any, **options: Any) -> None:
+        if not isinstance(self.config.noise_scale, str):
+            raise UserError(f"noise_scale of a scheduler is a name, not {self.config.noise_scale!r}")
+        self._solver()  # checks the fields
+        init(self, *args, **{name: value for name, value in options.items() if name not in solver})
+
+    signature = own.replace(parameters=[*own.parameters.values(), *solver.values()])
+    init_with_solver.__signature__ = signature  # type: ignore[attr-defined]
+    registered: Callable[..., None] = register_to_config(init_with_solver)
+    return registered
+
+
+class Steps:
+    """Steps by the rows of a table in x0, one call a step; equal to `sample` up to rounding.
+
+    The corrector adds to the state that is passed, so a pipeline's changes of it (an inpainting mask) are kept.
     """
 
     def __init__(self, tableau: Tableau):
@@ -57,7 +69,6 @@ class Steps:
 
     @property
     def adds_noise(self) -> bool:
-        """Whether the next step does."""
         return self.b[self.i] > 0
 
     def __call__(self, y: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
@@ -81,14 +92,14 @@ class Steps:
 
 
 class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """What a pipeline asks of a scheduler, given levels and timesteps. A subclass's config has the fields of ERSDE.
+    """Scheduler with the interface of diffusers' pipelines; a subclass provides noise levels and timesteps.
 
     Attributes:
-        timesteps: (N,) what the model is told, descending, no two the same.
-        sigmas: (N+1,) the noise levels in the subclass's own terms, float32 on the CPU; the last is where steps end.
+        timesteps: (N,) the model's timesteps, descending, all different.
+        sigmas: (N+1,) the noise levels in the subclass's own terms, float32 on the CPU; the last is the final state's.
         num_inference_steps: N, or None before `set_timesteps`.
-        step_index, begin_index: the step to come and the first one; None if not known yet.
-        order: 1, the calls of the model a step makes; the solver's order is ``config.order``.
+        step_index, begin_index: the next step and the first one; None if not known yet.
+        order: 1, the model calls of a step; the solver's order is ``config.order``.
     """
 
     order = 1
@@ -101,21 +112,14 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """What `from_config` and `from_pretrained` make of a configuration; ValueError if it is of another
-        noising process."""
-        return super().extract_init_dict(taken_over(cls, config_dict, **kwargs), **kwargs)
-
-    def _check_solver(self) -> None:
-        if not isinstance(self.config.noise_scale, str):
-            raise UserError(f"noise_scale of a scheduler is a name, not {self.config.noise_scale!r}")
-        self._solver()
+        """A configuration for `from_config` and `from_pretrained`; UserError if its noising process is another."""
+        return super().extract_init_dict(converted(cls, config_dict, **kwargs), **kwargs)
 
     def _solver(self) -> ERSDE:
-        c = self.config
-        return ERSDE(c.order, c.noise_scale, c.corrector, c.nodes, c.paper, c.relative)
+        return ERSDE(**{f.name: self.config[f.name] for f in fields(ERSDE)})
 
     def _set_levels(self, lams: Tensor, sigmas: Tensor, timesteps: Tensor, device: Any = None) -> None:
-        """lams, sigmas (N+1,) and timesteps (N,), descending: the schedule of the next run."""
+        """Sets the schedule of the next run: lams, sigmas (N+1,) and timesteps (N,), descending."""
         self._lams = lams
         self.sigmas = sigmas.float()
         self.timesteps = distinct(timesteps).to(device)
@@ -132,11 +136,11 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Says which step a run begins with, after `set_timesteps`: above 0 for image to image."""
+        """Sets the first step of a run, after `set_timesteps`: above 0 for image to image."""
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
-        """The index of a timestep of the schedule; ValueError where it has none such."""
+        """The index of a timestep of the schedule; UserError if it is none of them."""
         schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
         found = (schedule == torch.as_tensor(timestep, device=schedule.device)).nonzero()
         if not len(found):
@@ -144,7 +148,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return int(found[0])
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The model's input of a state: here the state itself."""
+        """The model's input for a state: the state itself."""
         return sample
 
     def _find_step(self, timestep: float | Tensor | None) -> int:
@@ -171,16 +175,12 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The state at the next level.
 
         Args:
-            model_output: [B, ...] as ``config.prediction_type`` says.
-            timestep: where the model was called; only looked at in the first step of a run without begin_index.
-            sample: [B, ...] the state there. Arithmetic is at least in float32, the result has the sample's dtype.
-            generator: of the noise, drawn in float32 and where the step adds some; from a list of B, image k's is drawn
-                from the k-th alone.
+            model_output: [B, ...] prediction of ``config.prediction_type``.
+            timestep: of the model's call; only used in the first step of a run without begin_index.
+            sample: [B, ...] the state. Arithmetic is at least in float32, the result has the sample's dtype.
+            generator: of the noise, drawn in float32 where the step adds some; of a list, image k uses the k-th.
             variance_noise: standard normal noise to use instead.
-            return_dict: an output with `prev_sample` and `pred_original_sample` (x0), or a tuple of both.
-
-        Raises:
-            ValueError: no set_timesteps, no steps left, or levels at which the noise scale is not valid.
+            return_dict: return an object with `prev_sample` and `pred_original_sample` (x0), not a tuple of both.
         """
         i, steps = self._begin_step(timestep)
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -192,7 +192,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
 
     def _begin_step(self, timestep: float | Tensor) -> tuple[int, Steps]:
-        """The step's index and the run's rows, which begin with the run."""
+        """The step's index and the run's steps, made at its beginning."""
         if self.num_inference_steps is None:
             raise UserError("set_timesteps must be called before step")
         i = self._find_step(timestep)
@@ -217,7 +217,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return given.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
 
     def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
-        """x0 of the state y and the model's output for it, of which a learned variance is dropped."""
+        """x0 of the state y and the model's output, whose learned variance, if any, is dropped."""
         output = output[:, : y.shape[1]]
         c_skip, c_out = PREDICTIONS[self.prediction].coefficients(lam, self._sigma_data, self.process)
         return float(c_skip) * y + float(c_out) * output
@@ -225,13 +225,8 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _sigma_data = 0.5  # of prediction "edm" alone
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha (x0 + lam noise)`` at the timesteps (B,), of the schedule or else any the model was trained on. From
-        when a pipeline has set begin_index to the end of its run: at the step to come, as img2img and inpainting need
-        it.
-
-        Raises:
-            ValueError: a timestep of neither.
-        """
+        """``alpha (x0 + lam noise)`` at the timesteps (B,), of the schedule or else of the model's training. In a run
+        with a begin_index, at its next step instead, as img2img and inpainting need it."""
         alpha, sigma = self._alpha_sigma(timesteps, original_samples)
         dtype = torch.promote_types(original_samples.dtype, torch.float32)
         return (alpha * original_samples.to(dtype) + sigma * noise.to(dtype)).to(original_samples.dtype)
@@ -251,15 +246,8 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return alpha.to(sample.device, dtype), (alpha * lam).to(sample.device, dtype)
 
     def _trained_lam(self, timestep: float) -> float:
-        """The level at which the model was trained to be told the timestep; ValueError if there is none."""
+        """The level with which the model was trained at a timestep; UserError if there is none."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def only_one(**given: Any) -> None:
-    """ValueError unless just one is not None."""
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        raise UserError(f"set_timesteps takes one of {', '.join(given)}, not {' and '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""The folders that diffusers' pipelines of a UNet2DModel keep it in."""
+"""Reader for the folders of diffusers' pipelines of a UNet2DModel."""
 
 import json
 import re
@@ -15,16 +15,16 @@ from ersde_lit.interop.weights.safetensors_file import read_tensors
 from ersde_lit.interop.weights.torch_files import read_torch, state_dict
 from ersde_lit.training.weights import plain_name
 
-# Whole or the index of shards, and perhaps a variant as in NAME.fp16.safetensors and NAME.safetensors.index.fp16.json.
+# One file or the index of shards, perhaps of a variant: NAME.fp16.safetensors, NAME.safetensors.index.fp16.json.
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.(safetensors|bin)(?:\.index(?:\.(\w+))?\.json)?")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
 
 
 def read_diffusers(folder: Path) -> ImportedModel:
-    """The model of a folder that a pipeline's save_pretrained wrote; diffusers builds the network.
+    """The model of a folder of a pipeline's save_pretrained, whose network diffusers builds.
 
     Raises:
-        ValueError: in one line, a folder of another pipeline, damaged files, a noising process that is not known here.
+        UserError: a folder of another pipeline, damaged files, or an unknown noising process.
     """
     index = _json(folder / "model_index.json")
     pipeline, kept = str(index.get("_class_name"))[:60], index.get("unet")
@@ -38,7 +38,7 @@ def read_diffusers(folder: Path) -> ImportedModel:
     scheduler = _scheduler(index, options, pipeline)
     for part in (kept, index.get("scheduler")):
         if isinstance(part, list) and str(part[0]).partition(".")[0] not in ("diffusers", "ersde_lit"):
-            raise UserError(f"{folder}: the {str(part[-1])[:60]} is one of {str(part[0])[:40]!r}, not of diffusers")
+            raise UserError(f"{folder}: the {str(part[-1])[:60]} is of {str(part[0])[:40]!r}, not of diffusers")
     trained = trained_with(scheduler, options)
     arguments: dict[str, Any] = {"config": {name: v for name, v in config.items() if not name.startswith("_")}}
     if trained.process.levels is not None:
@@ -52,7 +52,7 @@ def read_diffusers(folder: Path) -> ImportedModel:
 
 
 def _scheduler(index: dict[str, Any], options: dict[str, Any], pipeline: str) -> str:
-    """The class of the scheduler, which must be one of those that the pipeline is made for."""
+    """The class of the scheduler, which must be for the pipeline's models."""
     listed = index.get("scheduler")
     written = [options.get("_class_name"), listed[-1] if isinstance(listed, list) and listed else None]
     names = [str(name) for name in written if name is not None] or ["None"]
@@ -65,16 +65,12 @@ def _scheduler(index: dict[str, Any], options: dict[str, Any], pipeline: str) ->
 def _weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The network's weights, and notes of which they are."""
     path, notes = _file(folder)
-    if path.suffix == ".json":
-        tensors = _shards(path)
-    else:
-        tensors, more = _tensors(path)
-        notes += more
-    return {f"unet.{_new_name(name)}": tensor for name, tensor in tensors.items()}, notes
+    tensors, more = (_shards(path), []) if path.suffix == ".json" else _tensors(path)
+    return {f"unet.{_new_name(name)}": tensor for name, tensor in tensors.items()}, [*notes, *more]
 
 
 def _file(folder: Path) -> tuple[Path, list[str]]:
-    """The weights, or the index of their shards, and notes; a variant only where nothing else is."""
+    """The file of weights, or the index of their shards, and notes; a variant only if there is nothing else."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if (match := _WEIGHTS.fullmatch(path.name)) and path.is_file():
@@ -89,14 +85,14 @@ def _file(folder: Path) -> tuple[Path, list[str]]:
 
 
 def _shards(path: Path) -> dict[str, Tensor]:
-    """The weights that an index names, each from the file it is said to be in."""
+    """The weights that an index names, each from its file."""
     places = _json(path).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{path} is damaged: it has no weight_map of file names")
     files: dict[str, dict[str, Tensor]] = {}
     for name in dict.fromkeys(places.values()):
         if PurePath(name).name != name or "\\" in name or not name.endswith((".safetensors", ".bin")):
-            raise UserError(f"{path} refused: {name[:80]!r} is no name of a file of weights beside it")
+            raise UserError(f"{path} refused: {name[:80]!r} is no name of a file of weights in the same folder")
         if not (path.parent / name).is_file():
             raise UserError(f"{path.parent} holds no {name[:80]}, which {path.name} names")
         files[name] = _tensors(path.parent / name)[0]

@@ -1,7 +1,6 @@
-"""What the configuration of a diffusers scheduler says of the process that its model was trained with.
+"""Training process and prediction of a model, from the configuration of its diffusers scheduler.
 
-A scheduler is mostly a way of sampling, which matters no more once ours sample. What matters is the noising process,
-and what the model predicts.
+Options of sampling are ignored, as our samplers replace the scheduler.
 """
 
 import inspect
@@ -19,23 +18,23 @@ _VP = (
     *("DPMSolverSDEScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "ERSDEScheduler"),
 )
-FAMILIES = dict.fromkeys(_VP, "VP") | {"ScoreSdeVeScheduler": "VE"}  # of the schedulers that are known
+FAMILIES = dict.fromkeys(_VP, "VP") | {"ScoreSdeVeScheduler": "VE"}  # by scheduler
 PIPELINES = dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"), "VP") | {"ScoreSdeVePipeline": "VE"}
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-_NEUTRAL = {  # options that change the process, where they are not this
+_NEUTRAL = {  # options that change the process if they have another value
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
     "snr_shift_scale": 1.0,
     "use_flow_sigmas": False,
     "timestep_type": "discrete",
 }
-_FOREIGN = ("shift", "base_shift", "max_shift", "invert_sigmas", "sigma_data", "sigma_schedule")  # flow's and EDM's
+_FOREIGN = ("shift", "base_shift", "max_shift", "invert_sigmas", "sigma_data", "sigma_schedule")  # of flow and EDM
 _CLAMPS = ("clip_sample", "thresholding")
 
 
 class Trained(NamedTuple):
-    """The arguments of `DiffusionModule` that go with a model, and what is to be said of them, a line each."""
+    """Arguments of `DiffusionModule` for a model, and notes, a line each."""
 
     process: Process
     preconditioning: str
@@ -44,14 +43,14 @@ class Trained(NamedTuple):
 
 
 def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
-    """What a model was trained with.
+    """Process, preconditioning and prediction of a scheduler's model.
 
     Args:
-        name: of the scheduler's class, one of `FAMILIES`; its defaults hold for what is not given.
+        name: of the scheduler's class, one of `FAMILIES`, whose defaults are used for missing options.
         given: the scheduler's configuration.
 
     Raises:
-        ValueError: in one line, options that make it another process than those known here, or values that make none.
+        UserError: options of an unknown process, or impossible values.
     """
     defaults = _defaults(name)
     options = {**defaults, **given}
@@ -69,7 +68,7 @@ def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
 def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
     decisive = ["beta_schedule", "beta_start", "beta_end", "prediction_type"]
     prediction_given = given.get("prediction_type")
-    if given.get("predict_epsilon") is False and prediction_given is None:  # what it was called at first
+    if given.get("predict_epsilon") is False and prediction_given is None:  # its first name
         options["prediction_type"] = "sample"
         decisive.remove("prediction_type")
     if given.get("predict_epsilon") is False and prediction_given == "epsilon":

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a network of ours."""
+"""Networks that wrap diffusers' UNet2DModel."""
 
 import inspect
 from typing import Any, cast
@@ -11,17 +11,14 @@ from ersde_lit.networks import Network
 
 
 class DiffusersUNet(Network):
-    """diffusers' UNet2DModel; where it also predicts variances, they are left out.
+    """diffusers' UNet2DModel, without predicted variances.
 
     Args:
         config: the arguments of UNet2DModel; sample_size is needed.
-        steps: of the discrete process, whose step k it is told as the number k.
-
-    Raises:
-        ValueError: arguments that do not make such a network, or no diffusers.
+        steps: of the discrete process; the network's time input is the index of the step.
     """
 
-    _embeddings: tuple[str, ...] = ("positional", "learned")  # time_embedding_type: what can be told of
+    _embeddings: tuple[str, ...] = ("positional", "learned")  # supported values of time_embedding_type
 
     def __init__(self, config: dict[str, Any], steps: int = 1000) -> None:
         super().__init__()
@@ -42,8 +39,8 @@ class DiffusersUNet(Network):
             raise UserError("a UNet2DModel with class_embed_type takes no classes but other conditions")
         if (embedding := config.get("time_embedding_type", "positional")) not in self._embeddings:
             raise UserError(
-                f"a UNet2DModel with time_embedding_type {str(embedding)[:40]!r} cannot be told noise levels as its "
-                f"scheduler tells them, only one with {' or '.join(self._embeddings)}"
+                f"a UNet2DModel with time_embedding_type {str(embedding)[:40]!r} does not fit its scheduler's process, "
+                f"only one with {' or '.join(self._embeddings)}"
             )
         if embedding == "learned" and config.get("num_train_timesteps") != steps:
             raise UserError(
@@ -61,16 +58,12 @@ class DiffusersUNet(Network):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """F: as of `Network`; labels -1, or none, are unconditional.
-
-        Raises:
-            ValueError: an augmentation vector, of which this network cannot be told.
-        """
+        """F as of `Network`; labels of -1 or None are unconditional, and augment must be None."""
         return self._call(x, (c_noise * self.scale).round().long(), labels, augment)
 
     def _call(self, x: Tensor, told: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         if augment is not None:
-            raise UserError("a UNet2DModel cannot be told of augmentation: leave augment out")
+            raise UserError("a UNet2DModel has no input for augmentation: leave augment out")
         if self.num_classes and labels is None:
             labels = told.new_full((len(x),), -1).long()
         known = {"class_labels": labels} if self.num_classes else {}
@@ -78,9 +71,9 @@ class DiffusersUNet(Network):
 
 
 class DiffusersScoreUNet(DiffusersUNet):
-    """diffusers' UNet2DModel as its ScoreSdeVePipeline calls it: the score, told sigma, of images in [0, 1].
+    """diffusers' UNet2DModel of a ScoreSdeVePipeline: the score at sigma of images in [0, 1].
 
-    Those here are in [-1, 1], where lam is 2 sigma: the "ve" preconditioning's ln(lam / 2) is ln(sigma).
+    Our images are in [-1, 1], where lam is 2 sigma: the "ve" preconditioning's ln(lam / 2) is ln(sigma).
 
     Args:
         config: as of `DiffusersUNet`.
@@ -94,13 +87,12 @@ class DiffusersScoreUNet(DiffusersUNet):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """sigma times the score, as of `DiffusersUNet`."""
         sigma = c_noise.exp()
         return sigma.view(-1, 1, 1, 1) * self._call((x + 1) / 2, sigma, labels, augment)
 
 
 class Classes(nn.Embedding):
-    """An embedding of int64 labels [B] in which -1 is all zero."""
+    """Embedding of int64 labels [B], which is zero for -1."""
 
     def forward(self, labels: Tensor) -> Tensor:
         return F.embedding(labels.clamp(min=0), self.weight) * (labels >= 0)[:, None].to(self.weight.dtype)

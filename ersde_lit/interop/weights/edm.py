@@ -1,7 +1,7 @@
-"""EDM's network snapshots (Karras et al. 2022; github.com/NVlabs/edm), read without running the source they carry.
+"""Reader of EDM's network snapshots (Karras et al. 2022; github.com/NVlabs/edm), which runs none of their code.
 
-Such a pickle describes every object by {type, version, module_src, class_name, state}; loading it as published runs
-`module_src`. Here only the names, the constructor's arguments and the tensors are read, and the network is our own.
+Such a pickle describes each object by {type, version, module_src, class_name, state}; EDM's loader runs `module_src`.
+Here only names, arguments of constructors and tensors are read, and the network is our own.
 """
 
 import mmap
@@ -16,7 +16,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.model import ImportedModel
 from ersde_lit.networks import DhariwalUNet, SongUNet
 from ersde_lit.untrusted.pickled_tensors import TENSORS
-from ersde_lit.untrusted.restricted_pickle import Instance, Names, read_pickle
+from ersde_lit.untrusted.restricted_pickle import AllowedNames, PickledObject, read_pickle
 
 _NETWORKS = {cls.__name__: cls for cls in (SongUNet, DhariwalUNet)}
 _ALL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")  # arguments of every preconditioning
@@ -24,7 +24,7 @@ _DEEPEST = 20  # modules within modules
 
 
 class _Preconditioning(NamedTuple):
-    """How ours is set from the arguments of one of theirs, whose defaults are these."""
+    """One of EDM's classes: our name and prediction, its default arguments and network, its process."""
 
     name: str
     prediction: str
@@ -40,20 +40,16 @@ def _edm(sigma_min: float, sigma_max: float) -> Process:
 
 
 def _vp(beta_d: float, beta_min: float, M: int, epsilon_t: float) -> Process:
-    _thousand(M)
+    _check_steps(M)
     return VP(beta_min, beta_min + beta_d, t_min=epsilon_t)
 
 
-def _ve(sigma_min: float, sigma_max: float) -> Process:
-    return VE(sigma_min, sigma_max)
-
-
 def _iddpm(C_1: float, C_2: float, M: int) -> Process:
-    _thousand(M)
+    _check_steps(M)
     return Cosine(M, C_2, 1 - C_1)
 
 
-def _thousand(steps: int) -> None:
+def _check_steps(steps: int) -> None:
     if steps != 1000:
         raise UserError(f"a network of {steps} time steps cannot be imported: only of 1000")
 
@@ -65,27 +61,27 @@ _PRECONDITIONINGS = {
     "VPPrecond": _Preconditioning(
         "vp", "eps", {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5}, "SongUNet", _vp
     ),
-    "VEPrecond": _Preconditioning("ve", "score", {"sigma_min": 0.02, "sigma_max": 100}, "SongUNet", _ve),
+    "VEPrecond": _Preconditioning("ve", "score", {"sigma_min": 0.02, "sigma_max": 100}, "SongUNet", VE),
     "iDDPMPrecond": _Preconditioning("iddpm", "eps", {"C_1": 0.001, "C_2": 0.008, "M": 1000}, "DhariwalUNet", _iddpm),
 }
 
 
 class _Object(NamedTuple):
-    """One of their objects: what class it says it is of, and its attributes."""
+    """An object of EDM's by the name of its class and its attributes."""
 
     cls: str
     state: dict[str, Any]
 
 
 def _persistent(meta: Any) -> _Object:
-    """What stands for `torch_utils.persistence._reconstruct_persistent_obj`: the source is left alone."""
+    """Replaces `torch_utils.persistence._reconstruct_persistent_obj`, which would run the source."""
     match meta:
         case {"type": "class", "class_name": str(cls), "state": dict(state)}:
             return _Object(cls, state)
     raise UserError("an object whose description cannot be read")
 
 
-_NAMES = Names(
+_NAMES = AllowedNames(
     {**TENSORS, ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent},
     frozenset({("torch.nn.modules.container", "ModuleDict"), ("torch.nn.modules.container", "ModuleList")})
     | {("dnnlib.util", "EasyDict")},
@@ -93,10 +89,10 @@ _NAMES = Names(
 
 
 def read_edm(path: str | Path) -> ImportedModel:
-    """The averaged network of a snapshot of EDM's (`network-snapshot-*.pkl` and the published .pkl files).
+    """The averaged network of `network-snapshot-*.pkl` and the published .pkl files.
 
     Raises:
-        ValueError: in one line, a file that is damaged, hostile, of something else, or whose model is not known here.
+        UserError: a file that is damaged, hostile, of something else, or of an unknown model.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -119,7 +115,7 @@ def read_edm(path: str | Path) -> ImportedModel:
 
 
 def _arguments(made: _Object) -> dict[str, Any]:
-    """The keywords it was constructed with, of plain values."""
+    """The keyword arguments of its constructor, plain values."""
     keywords = made.state.get("_init_kwargs")
     if made.state.get("_init_args") not in ((), []) or not isinstance(keywords, dict):
         raise UserError(f"the {made.cls[:40]} does not say by which keywords it was made")
@@ -136,7 +132,7 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
         raise UserError(f"the network {str(model_type)[:40]!r} is not one of {', '.join(_NETWORKS)}")
     cls = _NETWORKS[model_type]
     inner = {name: value for name, value in arguments.items() if name not in (*_ALL, *known.defaults)}
-    label_dropout = inner.pop("label_dropout", 0.0)  # ours is the module's, and not the network's
+    label_dropout = inner.pop("label_dropout", 0.0)  # here an argument of the module
     init_args = {
         "img_resolution": arguments["img_resolution"],
         "in_channels": channels,
@@ -144,10 +140,11 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
         "label_dim": arguments["label_dim"],
         **{name: list(value) if isinstance(value, tuple) else value for name, value in inner.items()},
     }
-    weights = _state(_module(ema, "model"))
+    weights = _state(ema.state["_modules"]["model"])
     notes = []
     if ema.cls == "iDDPMPrecond":
-        weights = {name: _first(name, value, channels) for name, value in weights.items()}
+        outputs = [name for name in weights if name.startswith("out_conv.") or "_aux_conv." in name]
+        weights |= {name: weights[name][:channels].clone() for name in outputs}
         notes.append("the learned variances are left out")
     settings = {
         "preconditioning": known.name,
@@ -156,25 +153,13 @@ def _model(ema: _Object, known: _Preconditioning, arguments: dict[str, Any]) -> 
         "sigma_data": arguments.get("sigma_data", 0.5),
         "label_dropout": label_dropout,
     }
-    return ImportedModel(
-        f"EDM snapshot, {ema.cls} of a {model_type}",
-        {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args},
-        settings,
-        weights,
-        notes=notes,
-    )
-
-
-def _module(parent: Any, name: str) -> Any:
-    modules = parent.state.get("_modules")
-    if not isinstance(modules, dict) or name not in modules:
-        raise UserError(f"it has no module {name!r}")
-    return modules[name]
+    network = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return ImportedModel(f"EDM snapshot, {ema.cls} of a {model_type}", network, settings, weights, notes=notes)
 
 
 def _state(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    """Parameters and buffers of a module and those in it, by the names of a state dict."""
-    if not isinstance(module, _Object | Instance) or not isinstance(module.state, dict) or depth > _DEEPEST:
+    """Parameters and buffers of a module and its submodules, by the names of a state dict."""
+    if not isinstance(module, _Object | PickledObject) or not isinstance(module.state, dict) or depth > _DEEPEST:
         raise UserError(f"its module {prefix[:80]!r} is none")
     state: dict[str, Tensor] = {}
     for group in ("_parameters", "_buffers"):
@@ -189,8 +174,3 @@ def _state(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
         if child is not None:
             state |= _state(child, f"{prefix}{name}.", depth + 1)
     return state
-
-
-def _first(name: str, value: Tensor, channels: int) -> Tensor:
-    """Of what makes the output, the part that makes the image."""
-    return value[:channels].clone() if name.startswith("out_conv.") or "_aux_conv." in name else value

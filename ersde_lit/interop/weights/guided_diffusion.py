@@ -1,58 +1,44 @@
-"""guided-diffusion's state dicts (Dhariwal & Nichol 2021; github.com/openai/guided-diffusion) as EDM's form of ADM.
+"""Reader of guided-diffusion's state dicts (Dhariwal & Nichol 2021; github.com/openai/guided-diffusion).
 
-Both name the same network's weights differently. The rows of an attention's `qkv` are in another order, too: legacy
-[head][qkv][channel], "new" [qkv][head][channel], ours [head][channel][qkv]. A state dict says its sizes; the rest are
+They become EDM's form of the same networks. The weights tell the sizes (`guided_layout`); what they do not tell are
 flags, which are known for the published models.
 """
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from ersde_lit.denoisers import VP, Cosine, Process
 from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
-from ersde_lit.interop.weights.guided_names import renamed
-from ersde_lit.interop.weights.guided_sizes import Sizes, sizes_of
+from ersde_lit.interop.weights.guided_layout import Sizes, renamed, sizes_of
 from ersde_lit.interop.weights.model import ImportedClassifier, ImportedModel
 from ersde_lit.networks.layers import separable_filter
 
-_HEADS = {"num_head_channels": 64, "use_new_attention_order": False}
+_HEADS: dict[str, Any] = {"num_head_channels": 64, "use_new_attention_order": False}
 _DEFAULTS = {"diffusion_steps": 1000, "rescale_timesteps": False, "predict_xstart": False}  # guided-diffusion's own
 _COSINE, _LINEAR = {"noise_schedule": "cosine"}, {"noise_schedule": "linear"}
 
 
-class _Model(NamedTuple):
-    """A published model's sizes (num_channels, mult, num_res_blocks), and the flags that go with them."""
-
-    sizes: tuple[int, tuple[float, ...], int]
-    flags: dict[str, Any]
-
-
-_DENOISERS = [
-    _Model(
-        (192, (1, 2, 3, 4), 3), {**_HEADS, **_COSINE, "image_size": 64, "use_new_attention_order": True, "dropout": 0.1}
-    ),
-    _Model((256, (1, 1, 2, 3, 4), 2), {**_LINEAR, "image_size": 128, "num_heads": 4, "use_new_attention_order": False}),
-    _Model((256, (1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR, "image_size": 256}),  # and LSUN
-    _Model((256, (0.5, 1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR, "image_size": 512}),
-]
-_CLASSIFIERS = [
-    _Model((128, (1, 2, 3, 4), 4), {**_HEADS, **_COSINE}),
-    _Model((128, (1, 1, 2, 3, 4), 2), {**_HEADS, **_LINEAR}),
-    _Model((128, (1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR}),
-    _Model((128, (0.5, 1, 1, 2, 2, 4, 4), 2), {**_HEADS, **_LINEAR}),
-]
+# Flags of the published models, by (num_channels, mult, num_res_blocks).
+_DENOISERS: dict[tuple[Any, ...], dict[str, Any]] = {
+    (192, (1, 2, 3, 4), 3): _HEADS | _COSINE | {"use_new_attention_order": True, "image_size": 64, "dropout": 0.1},
+    (256, (1, 1, 2, 3, 4), 2): {**_LINEAR, "image_size": 128, "num_heads": 4, "use_new_attention_order": False},
+    (256, (1, 1, 2, 2, 4, 4), 2): _HEADS | _LINEAR | {"image_size": 256},  # and LSUN
+    (256, (0.5, 1, 1, 2, 2, 4, 4), 2): _HEADS | _LINEAR | {"image_size": 512},
+}
+_CLASSIFIERS: dict[tuple[Any, ...], dict[str, Any]] = {
+    (128, (1, 2, 3, 4), 4): _HEADS | _COSINE,
+    (128, (1, 1, 2, 3, 4), 2): _HEADS | _LINEAR,
+    (128, (1, 1, 2, 2, 4, 4), 2): _HEADS | _LINEAR,
+    (128, (0.5, 1, 1, 2, 2, 4, 4), 2): _HEADS | _LINEAR,
+}
 
 
 def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedModel | ImportedClassifier:
-    """A denoiser or a noisy classifier of guided-diffusion out of its state dict.
-
-    Raises:
-        ValueError: in one line, other weights, a network that ours cannot express, flags that are needed.
-    """
+    """The denoiser or noisy classifier of a state dict; UserError if ours cannot express it or flags are missing."""
     sizes = sizes_of(state)
     if sizes.channels != 3:
         raise UserError(f"it takes {sizes.channels} channels: models that enlarge images cannot be imported")
@@ -83,23 +69,33 @@ def import_guided(state: Mapping[str, Tensor], flags: GuidedFlags) -> ImportedMo
     process: Process = Cosine(steps) if known["noise_schedule"] == "cosine" else VP(steps=steps)
     if steps != 1000:  # told 0 to steps - 1, or that within 1000; preconditionings count to 999
         arguments["time_scale"] = (steps - 1) / 999 * (1000 / steps if known["rescale_timesteps"] else 1)
-    settings = {"process": process, "preconditioning": "iddpm" if isinstance(process, Cosine) else "vp"}
+    settings: dict[str, Any] = {"process": process, "preconditioning": "iddpm" if isinstance(process, Cosine) else "vp"}
     for fine, coarse in pairwise(levels):
-        resampling = [f"enc.{coarse}_down", *([] if sizes.classifier else [f"dec.{fine}_up"])]
-        weights |= {
-            f"{block}.{part}.resample_filter": separable_filter((1, 1))
-            for block in resampling
-            for part in ("conv0", "skip")
-        }
+        for block in [f"enc.{coarse}_down", *([] if sizes.classifier else [f"dec.{fine}_up"])]:
+            weights |= {f"{block}.{part}.resample_filter": separable_filter((1, 1)) for part in ("conv0", "skip")}
     if sizes.classifier:
-        return _classifier(sizes, weights, arguments, settings, notes)
-    return _denoiser(sizes, weights, arguments | _attention(known), settings, known, notes)
+        network: dict[str, Any] = {"class_path": "ersde_lit.networks.DhariwalClassifierEncoder"}
+        network["init_args"] = arguments | {"label_dim": sizes.outputs}
+        return ImportedClassifier("guided-diffusion's classifier", network, settings, weights, notes)
+    if sizes.outputs not in (3, 6):
+        raise UserError(f"it gives {sizes.outputs} channels, not 3, or 6 with --learn_sigma")
+    if sizes.outputs == 6:
+        outputs = {name: w for name, w in weights.items() if name.startswith("out_conv.")}
+        weights |= {name: w[:3] for name, w in outputs.items()}
+        dropped = sum(w[3:].numel() for w in outputs.values())
+        notes.append(f"{dropped:,} parameters of learned variances are left out")
+    attention = {"num_heads": known["num_heads"]} if "num_heads" in known else {}
+    attention = attention or {"channels_per_head": known["num_head_channels"]}
+    network = {"class_path": "ersde_lit.networks.DhariwalUNet"}
+    network["init_args"] = arguments | attention | {"out_channels": 3}
+    settings["prediction"] = "x0" if known["predict_xstart"] else "eps"
+    return ImportedModel("guided-diffusion's denoiser", network, settings, weights, notes=notes)
 
 
 def _flags(sizes: Sizes, given: GuidedFlags) -> tuple[dict[str, Any], list[str]]:
-    """The flags, given, known or assumed, and notes of the latter; raises ValueError where one is missing."""
+    """The flags, given, published or guided-diffusion's defaults, and notes of those that were not given."""
     own = sizes.width, sizes.mult, sizes.blocks
-    known = next((m.flags for m in (_CLASSIFIERS if sizes.classifier else _DENOISERS) if m.sizes == own), {})
+    known = (_CLASSIFIERS if sizes.classifier else _DENOISERS).get(own, {})
     flags = {**known, **given.given}
     if given.num_heads is not None:
         flags.pop("num_head_channels", None)
@@ -154,38 +150,3 @@ def _check_given(sizes: Sizes, given: GuidedFlags, size: int) -> None:
             raise UserError(f"--{name} is a flag of denoisers, and these are the weights of a classifier")
         if name in found and value != found[name]:
             raise UserError(f"--{name} {value} is not what its weights say, which is {found[name]}")
-
-
-def _attention(flags: dict[str, Any]) -> dict[str, int]:
-    if "num_heads" in flags:
-        return {"num_heads": flags["num_heads"]}
-    return {"channels_per_head": flags["num_head_channels"]}
-
-
-def _denoiser(
-    sizes: Sizes,
-    weights: dict[str, Tensor],
-    arguments: dict[str, Any],
-    settings: dict[str, Any],
-    flags: dict[str, Any],
-    notes: list[str],
-) -> ImportedModel:
-    if sizes.outputs == 6:
-        dropped = sum(w[3:].numel() for name, w in weights.items() if name.startswith("out_conv."))
-        weights = {name: w[:3] if name.startswith("out_conv.") else w for name, w in weights.items()}
-        notes = [*notes, f"{dropped:,} parameters of learned variances are left out"]
-    elif sizes.outputs != 3:
-        raise UserError(f"it gives {sizes.outputs} channels, not 3, or 6 with --learn_sigma")
-    network = {"class_path": "ersde_lit.networks.DhariwalUNet", "init_args": {**arguments, "out_channels": 3}}
-    settings = {**settings, "prediction": "x0" if flags["predict_xstart"] else "eps"}
-    return ImportedModel("guided-diffusion's denoiser", network, settings, weights, notes=notes)
-
-
-def _classifier(
-    sizes: Sizes, weights: dict[str, Tensor], arguments: dict[str, Any], settings: dict[str, Any], notes: list[str]
-) -> ImportedClassifier:
-    network = {
-        "class_path": "ersde_lit.networks.DhariwalClassifierEncoder",
-        "init_args": {**arguments, "label_dim": sizes.outputs},
-    }
-    return ImportedClassifier("guided-diffusion's classifier", network, settings, weights, notes)

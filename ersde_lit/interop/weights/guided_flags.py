@@ -1,4 +1,4 @@
-"""What guided-diffusion's weights do not say of themselves: the flags it was called with (read before torch is)."""
+"""Command-line flags of guided-diffusion that its weights do not tell; imported before torch is."""
 
 import re
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ class GuidedFlags:
     """Flags of guided-diffusion and improved-diffusion, by their names there; published models need none of them.
 
     Args:
-        image_size: of guided-diffusion, as its flag: pixels along a side; the published models need none of these.
-        noise_schedule: of guided-diffusion, as its flag.
-        diffusion_steps: of guided-diffusion, as its flag; 1000 if nothing is said.
-        rescale_timesteps: of guided-diffusion, as its flag: other than 1000 steps are told as 0 to 1000 all the same.
-        num_heads: of guided-diffusion, as its flag, where num_head_channels was not given.
-        num_head_channels: of guided-diffusion, as its flag.
-        use_new_attention_order: of guided-diffusion, as its flag: how queries, keys and values are laid out.
-        predict_xstart: of guided-diffusion, as its flag; false if nothing is said.
-        dropout: of guided-diffusion, as its flag, for further training.
-        num_channels: of guided-diffusion, as its flag; this and the next ones must be what the weights say.
-        num_res_blocks: the same.
-        channel_mult: the same, as in 1,2,3,4.
-        attention_resolutions: the same, as in 32,16,8.
-        learn_sigma: the same.
-        class_cond: the same.
-        resblock_updown: the same.
-        use_scale_shift_norm: the same.
-        num_heads_upsample: of guided-diffusion, as its flag: -1, or num_heads.
-        timestep_respacing: not used, nor are the next ones: of guided-diffusion's own sampling and training.
+        image_size: guided-diffusion's flag: pixels along a side.
+        noise_schedule: guided-diffusion's flag.
+        diffusion_steps: guided-diffusion's flag; default 1000.
+        rescale_timesteps: guided-diffusion's flag: steps other than 1000 are passed to the network as 0 to 1000.
+        num_heads: guided-diffusion's flag, where num_head_channels was not given.
+        num_head_channels: guided-diffusion's flag.
+        use_new_attention_order: guided-diffusion's flag: the layout of queries, keys and values.
+        predict_xstart: guided-diffusion's flag; default false.
+        dropout: guided-diffusion's flag, for further training.
+        num_channels: guided-diffusion's flag; this and the next ones are checked against the weights.
+        num_res_blocks: checked.
+        channel_mult: checked, as in 1,2,3,4.
+        attention_resolutions: checked, as in 32,16,8.
+        learn_sigma: checked.
+        class_cond: checked.
+        resblock_updown: checked.
+        use_scale_shift_norm: checked.
+        num_heads_upsample: guided-diffusion's flag: -1, or num_heads.
+        timestep_respacing: accepted and not used, as are the next ones, which configure its sampling and training.
         sigma_small: not used.
         use_kl: not used.
         rescale_learned_sigmas: not used.
@@ -64,20 +64,18 @@ class GuidedFlags:
     use_checkpoint: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_heads", "num_head_channels"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name} is at least 1, got {value}")
-        if self.diffusion_steps is not None and self.diffusion_steps < 2:
-            raise UserError(f"--diffusion_steps is at least 2, got {self.diffusion_steps}")
+        for name, least in {"image_size": 1, "num_heads": 1, "num_head_channels": 1, "diffusion_steps": 2}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"--{name} is at least {least}, got {value}")
         if self.num_heads is not None and self.num_head_channels is not None:
             raise UserError("give --num_heads or --num_head_channels, not both")
         if self.num_heads_upsample not in (None, -1, self.num_heads):
-            raise UserError("--num_heads_upsample is -1 or as --num_heads: the network here has the same both ways")
+            raise UserError("--num_heads_upsample must be -1 or --num_heads: the network here has one number of heads")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--dropout is a probability below 1, got {self.dropout}")
         for name in ("channel_mult", "attention_resolutions"):
             if (text := getattr(self, name)) is not None and not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
-                raise UserError(f"--{name} is numbers with commas between them, as in 32,16,8, got {text[:40]!r}")
+                raise UserError(f"--{name} is numbers separated by commas, as in 32,16,8, got {text[:40]!r}")
 
     @property
     def given(self) -> dict[str, Any]:

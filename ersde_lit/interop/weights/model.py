@@ -1,4 +1,4 @@
-"""A model from elsewhere on its way into a checkpoint: checked against its own description before memory is spent."""
+"""Imported models: checked against their description on the meta device, and written as checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from ersde_lit.training.spec import Spec, at_most, build, completed
 from ersde_lit.training.weights import compare
 
 Weights = Mapping[str, Tensor]
-_BEGINNING = {  # of a training, which has no state of an optimiser yet
+_START = {  # of a training, without the state of an optimiser
     "pytorch-lightning_version": lightning.__version__,
     "epoch": 0,
     "global_step": 0,
@@ -32,17 +32,17 @@ _BEGINNING = {  # of a training, which has no state of an optimiser yet
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """Weights, and what they are weights of.
+    """Weights of a denoiser, and the description of its `DiffusionModule`.
 
     Attributes:
-        origin: where it is from, for the report, as in "EDM snapshot, EDMPrecond of a SongUNet".
-        network: description of the network (`ersde_lit.training.spec`).
-        settings: the other arguments of `DiffusionModule`, described or as they are.
-        averaged: the network's weights, by the names of its state dict.
-        raw: those that are not averaged; the averaged ones where nothing is known of them.
-        images_seen: that it was trained on, as far as a training that goes on should count them.
-        notes: what else there is to be said, a line each.
-        classes: which were trained, and their names, as a checkpoint keeps them; None: nothing is known.
+        origin: source for the report, as in "EDM snapshot, EDMPrecond of a SongUNet".
+        network: spec of the network (`ersde_lit.training.spec`).
+        settings: the other arguments of `DiffusionModule`, as specs or values.
+        averaged: EMA weights by the names of the network's state dict.
+        raw: weights that are not averaged; None if unknown, then the averaged ones are used.
+        images_seen: images of the training so far, from which further training counts on.
+        notes: further lines for the report.
+        classes: trained classes and their names, as a checkpoint keeps them; None if unknown.
     """
 
     origin: str
@@ -55,11 +55,7 @@ class ImportedModel:
     classes: dict[str, Any] | None = None
 
     def module(self) -> DiffusionModule:
-        """The model without its weights, which are checked to be all that it needs, and no more; on the meta device.
-
-        Raises:
-            ValueError: in one line, weights and description that do not go together, or weights that are not finite.
-        """
+        """The model on the meta device; UserError if weights and description do not match or weights are not finite."""
         network = checked_network(self.network, *([self.averaged] if self.raw is None else [self.averaged, self.raw]))
         try:
             return DiffusionModule(network, **{name: build(value) for name, value in self.settings.items()})
@@ -67,7 +63,7 @@ class ImportedModel:
             raise UserError(f"its description makes no model: {str(error)[:120]}") from None
 
     def checkpoint(self, module: DiffusionModule) -> dict[str, Any]:
-        """What `training.load` and `fit --ckpt_path` take: raw and averaged weights, no state of any optimiser."""
+        """Checkpoint for `training.load` and `fit --ckpt_path`: raw and averaged weights, without optimiser state."""
         averaged = _stored(self.averaged)
         copies = {"denoiser": averaged if self.raw is None else _stored(self.raw), "ema_denoiser": averaged}
         state = {
@@ -76,10 +72,10 @@ class ImportedModel:
         if set(state) != set(module.state_dict()):
             raise UserError("its weights are not those of the model that it describes")
         classes = {CLASSES_KEY: Classes.read(self.classes, module.num_classes).plain()} if self.classes else {}
-        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **_BEGINNING}
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **_START}
 
     def report(self, module: DiffusionModule) -> str:
-        """What was found, in lines of a word and its value."""
+        """Report of what was found, in lines of a word and its value."""
         denoiser = module.denoiser
         levels = f", {len(denoiser.levels)} levels" if denoiser.levels is not None else ""
         what = f"{denoiser.preconditioning}, prediction {denoiser.prediction}, process {_name(denoiser.process)}"
@@ -89,7 +85,7 @@ class ImportedModel:
 
 @dataclass(frozen=True)
 class ImportedClassifier:
-    """Weights of a classifier of noisy images, and what they are weights of: as `ImportedModel`."""
+    """Weights of a classifier of noisy images, and the description of its `NoisyClassifier`: as `ImportedModel`."""
 
     origin: str
     network: Spec
@@ -98,35 +94,29 @@ class ImportedClassifier:
     notes: list[str] = field(default_factory=list)
 
     def module(self) -> NoisyClassifier:
-        """As of `ImportedModel`."""
         network = checked_network(self.network, self.weights)
         return NoisyClassifier(network, **{name: build(value) for name, value in self.settings.items()})
 
     def checkpoint(self, module: NoisyClassifier) -> dict[str, Any]:
-        """What `training.load_classifier` takes."""
+        """Checkpoint for `training.load_classifier`."""
         state = {f"network.{name}": tensor for name, tensor in _stored(self.weights).items()}
-        return {"state_dict": state, SPEC_KEY: {KIND: module.spec}, **_BEGINNING}
+        return {"state_dict": state, SPEC_KEY: {KIND: module.spec}, **_START}
 
     def report(self, module: NoisyClassifier) -> str:
-        """As of `ImportedModel`."""
         low, high = module.process.lam_range()
         what = f"{module.preconditioning}, a classifier, process {_name(module.process)}"
         return _lines(self.origin, module.network, len(self.weights), what, f"{low:.5g} to {high:.5g}", self.notes)
 
 
 def write(model: ImportedModel | ImportedClassifier, out: str | Path) -> str:
-    """Writes the checkpoint, whole or not at all; returns a report of what was found.
-
-    Raises:
-        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
-    """
+    """Writes the checkpoint atomically; returns a report of what was found. Raises UserError as `module`."""
     module: Any = model.module()
     AtomicCheckpointIO().save_checkpoint(model.checkpoint(module), out)
     return model.report(module)
 
 
 def fit_config(model: ImportedModel) -> str:
-    """The model as the part `model` of a configuration for `fit`, as YAML: what `fit --ckpt_path` goes on with."""
+    """YAML of the section `model` of a configuration for `fit --ckpt_path`."""
     spec = model.module().spec
     plain = {name: spec[name]["init_args"] for name in ("optimizer", "ema")}
     return yaml.safe_dump({"model": spec | plain}, sort_keys=False)
@@ -151,9 +141,9 @@ def _name(value: object) -> str:
 
 
 def _stored(weights: Weights) -> Weights:
-    """Contiguous, in memory of their own, and not in half precision or less, which is for arithmetic."""
-    whole = {name: (w.float() if _is_small(w) else w).contiguous() for name, w in weights.items()}
-    return {name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w for name, w in whole.items()}
+    """Weights that are contiguous, share no memory with others, and have at least single precision."""
+    contiguous = {name: (w.float() if _is_small(w) else w).contiguous() for name, w in weights.items()}
+    return {name: w.clone() if w.untyped_storage().nbytes() > w.nbytes else w for name, w in contiguous.items()}
 
 
 def _is_small(weight: Tensor) -> bool:
@@ -161,11 +151,7 @@ def _is_small(weight: Tensor) -> bool:
 
 
 def checked_network(spec: Spec, *weights: Weights) -> Network:
-    """The network on the meta device, to which all of the weights fit.
-
-    Raises:
-        ValueError: in one line, weights and description that do not go together, or weights that are not finite.
-    """
+    """The network on the meta device; UserError if one of the weights does not fit it or is not finite."""
     for each in weights:
         for name, tensor in each.items():
             if tensor.is_floating_point() and not (tensor.float() if _is_small(tensor) else tensor).isfinite().all():

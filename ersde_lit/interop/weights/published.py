@@ -1,4 +1,4 @@
-"""Published networks and the numbers of their parameters, against which an import is checked."""
+"""Table of published networks with their numbers of parameters, against which imports are checked."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ LEARNED_SIGMA = {192: 5_187, 256: 6_915}  # parameters of guided-diffusion's var
 
 
 class Published(NamedTuple):
-    """A network by its constructor's arguments, those that change its size."""
+    """A network by those of its constructor's arguments that change its size."""
 
     name: str
     cls: type[Network]
@@ -64,7 +64,7 @@ PUBLISHED = (
 
 
 def published(network: Network) -> Published | None:
-    """The published network of which this has the architecture; its description holds all arguments."""
+    """The published network with the architecture of this one, whose spec holds all arguments."""
     given = network.spec["init_args"].items()
     own = {name: list(value) if isinstance(value, tuple) else value for name, value in given}
     for one in PUBLISHED:

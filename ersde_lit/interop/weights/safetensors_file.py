@@ -1,4 +1,4 @@
-"""Our own form to publish: weights in safetensors, and the plain-data description of their model in its metadata.
+"""Format for publishing: weights in safetensors, with the spec of their model as JSON in the metadata.
 
 Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict; the
 averages of a noisy classifier `network.NAME`.
@@ -27,13 +27,10 @@ _PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw."}
 
 
 def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False) -> list[str]:
-    """Writes a checkpoint's weights and description, whole or not at all; returns which weights.
+    """Writes a checkpoint's weights and spec atomically; returns the parts written.
 
     Args:
-        averaged_only: leave the raw weights out, which further training would begin with.
-
-    Raises:
-        ValueError: a checkpoint that is missing, damaged or not one of ours.
+        averaged_only: omit the raw weights, from which further training would start.
     """
     content = read(checkpoint)
     weights = {plain_name(name): tensor for name, tensor in content["state_dict"].items()}
@@ -47,16 +44,16 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
         if part is None:
             raise UserError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
         tensors[parts[part] + name.removeprefix(part)] = tensor
-    raw = {name for name in tensors if name.startswith("raw.")}
-    if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
+    raw = {name: tensor for name, tensor in tensors.items() if name.startswith("raw.")}
+    if averaged_only or all(_equal(t, tensors.get(n.replace("raw.", "averaged.", 1))) for n, t in raw.items()):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
     about |= {CLASSES_KEY: content[CLASSES_KEY]} if CLASSES_KEY in content else {}
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(out) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as of any file; safetensors keeps others from reading its own
-        save_file(whole, temporary, metadata={"format": "pt", "ersde_lit": json.dumps(about)})
+        mode = temporary.stat().st_mode  # the default mode; safetensors' own keeps others from reading
+        save_file(contiguous, temporary, metadata={"format": "pt", "ersde_lit": json.dumps(about)})
         temporary.chmod(mode)
     return sorted({name.partition(".")[0] for name in tensors})
 
@@ -66,25 +63,21 @@ def _equal(one: Tensor, other: Tensor | None) -> bool:
 
 
 def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
-    """What `export` wrote.
-
-    Raises:
-        ValueError: in one line, a file that is damaged, hostile or of something else.
-    """
+    """The model in a file of `export`; UserError if it is damaged, hostile or of something else."""
     metadata, tensors = read_tensors(path)
     if "ersde_lit" not in metadata:
-        raise UserError(f"{path} does not say what its weights are of: `python -m ersde_lit export` did not write it")
+        raise UserError(f"{path} has no description of its weights: it was not written by `python -m ersde_lit export`")
     try:
         about = json.loads(metadata["ersde_lit"])
         spec, images = about[SPEC_KEY], about[IMAGES_KEY]
         model = _model(spec, int(images), tensors)
         return replace(model, classes=about.get(CLASSES_KEY)) if isinstance(model, ImportedModel) else model
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} says what cannot be read of its weights: {str(error)[:120]}") from None
+        raise UserError(f"{path} has a description that cannot be read: {str(error)[:120]}") from None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file; raises ValueError where it is damaged, or its header lies."""
+    """Metadata and tensors of a safetensors file; UserError if it is damaged or its header is false."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

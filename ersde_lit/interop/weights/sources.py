@@ -1,6 +1,7 @@
-"""Whose weights these are, by what the file looks like."""
+"""Reader for imported weights of any kind, which is recognised by the file."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,22 @@ from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
 from ersde_lit.untrusted.torch_before_zip import is_before_zip
 
+_READERS = {
+    "diffusers": ("diffusers_folder", "read_diffusers"),
+    "edm": ("edm", "read_edm"),
+    "safetensors": ("safetensors_file", "read_safetensors"),
+}
+
 
 def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
-    """An `ImportedModel` or `ImportedClassifier` out of somebody's file or folder; none of its code is run.
+    """The `ImportedModel` or `ImportedClassifier` of a file or folder, none of whose code is run.
 
     Args:
         source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
-        flags: what guided-diffusion's weights do not say of themselves.
+        flags: guided-diffusion's flags, which its weights do not tell.
 
     Raises:
-        ValueError: in one line, what cannot be read, is damaged or is hostile.
+        UserError: a source that is of another kind, damaged or hostile.
     """
     path = Path(source)
     if not path.exists():
@@ -26,19 +33,10 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         raise UserError(f"{source} is neither a file nor a folder")
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
-        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, for its .pt: {source} is none")
-    if kind == "diffusers":
-        from ersde_lit.interop.weights.diffusers_folder import read_diffusers
-
-        return read_diffusers(path)
-    if kind == "edm":
-        from ersde_lit.interop.weights.edm import read_edm
-
-        return read_edm(path)
-    if kind == "safetensors":
-        from ersde_lit.interop.weights.safetensors_file import read_safetensors
-
-        return read_safetensors(path)
+        raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not its .pt")
+    if kind in _READERS:
+        module, reader = _READERS[kind]
+        return getattr(import_module(f"ersde_lit.interop.weights.{module}"), reader)(path)
     from ersde_lit.interop.weights.guided_diffusion import import_guided
     from ersde_lit.interop.weights.torch_files import read_torch, state_dict
     from ersde_lit.training.averaged import SPEC_KEY
@@ -56,7 +54,7 @@ def _kind(path: Path) -> str:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04") or is_before_zip(path):
         return "guided"
-    # Before pickles: the length of a header of safetensors, its first 8 bytes, may begin as one of them does.
+    # Checked before pickles: the length of a safetensors header, its first 8 bytes, can begin like a pickle.
     fits = int.from_bytes(head[:8], "little") < path.stat().st_size
     if (head[8:] == b"{" and fits) or path.suffix == ".safetensors":
         return "safetensors"

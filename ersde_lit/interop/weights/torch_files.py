@@ -1,4 +1,4 @@
-"""State dicts of `torch.save` as people keep them, read without running code and within the memory of their file."""
+"""Reader for state dicts of `torch.save`, which runs no code and takes no more memory than the file has bytes."""
 
 import pickle
 import re
@@ -12,28 +12,29 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.training.spec import brief
 from ersde_lit.training.weights import plain_name
 from ersde_lit.untrusted.pickled_tensors import is_dense
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 
-# What state dicts are kept under, the averaged ones first.
+# Keys of state dicts, averaged weights first.
 _AVERAGED = ("ema", "params_ema", "ema_state_dict", "model_ema", "ema_model")
 _RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net", "module", "shadow")
-_COUNTS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
+_COUNTS = ("n_averaged",)  # of torch's AveragedModel, among the weights
 
 
 class StateDict(NamedTuple):
-    """Weights by name, and what is to be said of where they were."""
+    """Weights by name, and notes of where they were found."""
 
     weights: dict[str, Tensor]
     notes: list[str]
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """What a .pt, .bin or .ckpt file of torch.save holds; of a zip (since 1.6), tensors stay there until they are used.
+    """Content of a file of torch.save; of the zip format (since 1.6), tensors are mapped into memory.
 
     Raises:
-        ValueError: in one line, a file that is damaged, hostile or of something else.
+        UserError: a file that is damaged, hostile or of something else.
     """
     content = read_before_zip(path) if is_before_zip(path) else _read_zip(path)
     if not isinstance(content, dict):
@@ -42,10 +43,10 @@ def read_torch(path: str | Path) -> dict[str, Any]:
 
 
 def state_dict(content: dict[str, Any], path: str | Path) -> StateDict:
-    """The weights in a file's content, averaged ones if there are any, without the names of wrappers.
+    """The weights in a file's content, averaged ones if there are any, without prefixes of wrappers.
 
     Raises:
-        ValueError: there are none, or something else among them, or a tensor is no dense view.
+        UserError: there are none, something else is among them, or a tensor is no dense view.
     """
     found, notes = _unwrapped(content, [])
     weights: dict[str, Tensor] = {}
@@ -82,9 +83,9 @@ def _read_zip(path: str | Path) -> Any:
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than weights{_foreign(path)}: save its state dict alone") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged, or holds more than weights: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged, or holds more than weights: {brief(error)}") from None
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is damaged, truncated or hostile: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged, truncated or hostile: {brief(error)}") from None
     there = [r.file_size for r in records if re.fullmatch(r"[^/]+/data/\d+", r.filename)]
     if sorted(filter(None, claimed.values())) != sorted(filter(None, there)):
         raise UserError(f"{path} refused: its storages are not as large as they claim")
@@ -92,7 +93,7 @@ def _read_zip(path: str | Path) -> Any:
 
 
 def _tensors(content: Any) -> list[Tensor]:
-    """Those in nested containers, which may hold themselves."""
+    """Tensors in nested containers, which may contain themselves."""
     found, seen, left = [], set(), [content]
     while left:
         value = left.pop()
@@ -105,13 +106,8 @@ def _tensors(content: Any) -> list[Tensor]:
 
 
 def _foreign(path: str | Path) -> str:
-    """What a file names that `weights_only` refuses, in words."""
+    """Phrase with a name in the file that `weights_only` refuses."""
     with suppress(Exception):  # its pickle may be damaged
         if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             return f": it names {min(names)[:80]!r}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:150] if text else type(error).__name__

@@ -193,8 +193,8 @@ def test_refuses_tokens_in_one_line() -> None:
         scheduler.step(x, 900.0, x, per_token_timesteps=torch.zeros(2, 5))
     scheduler.set_timesteps(4)
     for wrong, message in (
-        (torch.zeros(2, 4), r"of shape \[2, 5\].*not \[2, 4\]"),
-        (torch.zeros(2, 5, 1), "of shape"),
+        (torch.zeros(2, 4), r"shape \[2, 5\].*not \[2, 4\]"),
+        (torch.zeros(2, 5, 1), "shape"),
         (torch.full((2, 5), -1.0), "from 0 to 1000"),
         (torch.full((2, 5), 1001.0), "from 0 to 1000"),
         (torch.full((2, 5), float("nan")), "from 0 to 1000"),

@@ -257,12 +257,12 @@ def test_published_models_need_no_flags(sizes, count, keys, size, process, dropo
         ({"input_blocks.2.0.op.weight": [128, 128, 3, 3]}, FLAGS["legacy"], "resblock_updown False"),
         ({"input_blocks.9.0.in_layers.0.weight": [1]}, FLAGS["legacy"], "do not fall into 2 equal levels"),
         ({"out.2.weight": [4, 128, 3, 3]}, FLAGS["legacy"], "gives 4 channels, not 3, or 6"),
-        ({"input_blocks.3.0.out_layers.3.weight": [64, 64, 3, 3]}, FLAGS["legacy"], "other groups are normalised"),
+        ({"input_blocks.3.0.out_layers.3.weight": [64, 64, 3, 3]}, FLAGS["legacy"], "multiples of 32"),
         ({"extra.weight": [1]}, FLAGS["legacy"], "weights that are not known, among them 'extra.weight'"),
         ({"middle_block.0.in_layers.0.bias": None}, FLAGS["legacy"], "lacks 1 weights"),
         ({"middle_block.0.in_layers.0.bias": [7]}, FLAGS["legacy"], r"is \[7\], in its network \[256\]"),
         ({"time_embed.0.weight": None}, FLAGS["legacy"], "not those of guided-diffusion"),
-        ({"time_embed.0.weight": [1]}, FLAGS["legacy"], "missing, or none"),
+        ({"time_embed.0.weight": [1]}, FLAGS["legacy"], "is missing"),
         ({"input_blocks.x.weight": [1]}, FLAGS["legacy"], "names that are not guided-diffusion's"),
     ],
 )
@@ -279,9 +279,9 @@ def test_what_cannot_be_imported_is_said(change: dict, flags: dict, message: str
         ({"image_size": 0}, "at least 1"),
         ({"dropout": 1.0}, "below 1"),
         ({"diffusion_steps": 1}, "at least 2"),
-        ({"attention_resolutions": "32, 16"}, "numbers with commas"),
-        ({"channel_mult": ""}, "numbers with commas"),
-        ({"num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample is -1 or as --num_heads"),
+        ({"attention_resolutions": "32, 16"}, "commas"),
+        ({"channel_mult": ""}, "commas"),
+        ({"num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample must be"),
     ],
 )
 def test_flags_that_cannot_be(flags: dict, message: str) -> None:

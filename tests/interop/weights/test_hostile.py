@@ -110,7 +110,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "code by an extension": (lambda: opcodes(b"\x82\x01)R"), "opcode EXT1"),
     "a function that is changed": (
         lambda: opcodes(b"ctorch._utils\n_rebuild_tensor_v2\n", b"}\x8c\x01a\x8c\x01bsb"),
-        "a Name on the stack where it does not belong",
+        "a GlobalName on the stack where it does not belong",
     ),
     "a function made an object": (
         lambda: opcodes(b"ctorch._utils\n_rebuild_tensor_v2\n)\x81"), "it makes a 'torch._utils._rebuild_tensor_v2'"
@@ -166,7 +166,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a call with too few arguments": (lambda: with_weight(Call(torch._utils._rebuild_tensor_v2)), "missing"),
     "a weight that is a word": (lambda: with_weight("weight"), "is no tensor"),
-    "a tensor elsewhere": (lambda: opcodes(b"X\x01\0\0\0aQ"), "refers to what is outside"),
+    "a tensor elsewhere": (lambda: opcodes(b"X\x01\0\0\0aQ"), "refers to an object outside"),
     "a module in itself": (cyclic, "is none"),
     "a deeply nested key": (lambda: opcodes(b"})", b"\x85" * 100_000, b"Ns"), "a tuple as a key"),
     "a huge memo": (lambda: opcodes(b"Nr\xff\xff\xff\x7f0"), "opcode POP"),
@@ -333,7 +333,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], object], str]] = {
     "a shape larger than its bytes": (lambda: header(partial(set_first, "shape", [2**40])), "no safetensors file"),
     "a negative shape": (lambda: header(partial(set_first, "shape", [-128])), "no safetensors file"),
     "an unknown type": (lambda: header(partial(set_first, "dtype", "F99")), "no safetensors file"),
-    "no description": (lambda: header(lambda h: h.pop("__metadata__")), "does not say what its weights are of"),
+    "no description": (lambda: header(lambda h: h.pop("__metadata__")), "no description of its weights"),
     "a description that is no JSON": (lambda: ours(metadata="{"), "cannot be read"),
     "a description that is a list": (lambda: ours(metadata="[]"), "cannot be read"),
     "a description without end": (lambda: ours(metadata="[" * 100_000), "cannot be read"),
