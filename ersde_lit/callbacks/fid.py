@@ -16,7 +16,8 @@ from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
-from ersde_lit.metrics.features import Choice, Features, features_for
+from ersde_lit.metrics.choose import Choice, features_for
+from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.nearest import nearest_distances
 from ersde_lit.metrics.protocol import size_in_words
 from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of

@@ -45,7 +45,7 @@ def convert_data(
     from ersde_lit.data.array import INFO, check_array
     from ersde_lit.data.classes import about_names
     from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
-    from ersde_lit.data.sources import open_source
+    from ersde_lit.data.opening import open_source
     from ersde_lit.progress import progress
 
     if out is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ersde_lit.data.npz import Array, load_array, open_array
-from ersde_lit.data.sources import Source
+from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.archives import MIB
 

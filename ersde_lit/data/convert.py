@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 
 from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sha256
 from ersde_lit.data.classes import about_empty
-from ersde_lit.data.sources import Source
+from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
 
 BLOCK = 256  # images read and written at a time

@@ -14,8 +14,8 @@ from ersde_lit.data.array import ArrayInfo, read_array, splits
 from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.data.convert import convert, plan_of
 from ersde_lit.data.pictures import centre_square, to_array
-from ersde_lit.data.sources import Source
-from ersde_lit.errors import UserError
+from ersde_lit.data.source import Source
+from ersde_lit.errors import UserError, needs_extra
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"  # of Debian's package fonts-noto-color-emoji
 SKIN_TONES = {f"u1F3F{digit}" for digit in "BCDEF"}  # glyph names of the five modifiers
@@ -38,7 +38,8 @@ class EmojiFont(Source):
     num_classes = 0
 
     def __init__(self, font: str | Path, size: int) -> None:
-        from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+        with needs_extra("emoji", "Emoji"):
+            from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
         self.path = Path(font).expanduser()
         self.image_shape = (3, size, size)

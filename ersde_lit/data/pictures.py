@@ -18,7 +18,7 @@ from PIL import Image
 from ersde_lit.data.classes import number_folders
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import LABELS, Files, Zip, is_visible, notes_on
-from ersde_lit.data.sources import Resize, Source
+from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
 
 MOST_CLASSES = 1_000_000

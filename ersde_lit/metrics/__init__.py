@@ -3,8 +3,9 @@
 `Scores(features_for("inception"), read_reference("cifar10.npz", ...))` measures uint8 images as published FIDs are.
 """
 
+from ersde_lit.metrics.choose import features_for
 from ersde_lit.metrics.classifier import Classifier, Recipe, classifier
-from ersde_lit.metrics.features import Features, features_for
+from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.frechet import FrechetDistance, Statistics, statistics
 from ersde_lit.metrics.image_files import ImageFiles, image_batches, image_files
 from ersde_lit.metrics.inception import Inception

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.cache import digest
 from ersde_lit.tf32 import tf32
-
-Choice = Literal["inception", "classifier", "inception_or_classifier"]
 
 
 class Features(nn.Module):
@@ -55,49 +48,6 @@ class Features(nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features [n, num_features], and [n, classes] whose softmax is the class probabilities, or None."""
         return self(images), None
-
-
-def features_for(
-    choice: Choice | Features,
-    data: ImageDataModule | None = None,
-    weights: str | Path | None = None,
-    cache: str | Path | None = None,
-    device: torch.device | str = "cpu",
-) -> Features:
-    """The features of this name, in evaluation mode.
-
-    Args:
-        choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
-            `data`; "inception_or_classifier", the second where Inception's weights are not here and cannot be
-            downloaded, with a warning; or features of your own, which come back as they are.
-        data: for "classifier".
-        weights: file of Inception's weights; None: see `Inception`.
-        cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
-        device: where the classifier is trained, if it is.
-
-    Raises:
-        ValueError: weights that are not there or not Inception's, or a data set without labels for "classifier".
-    """
-    from ersde_lit.metrics.classifier import classifier
-    from ersde_lit.metrics.inception import Inception, find_weights
-
-    if choice == "inception_or_classifier" and weights is None:
-        try:
-            weights = find_weights(cache)
-        except ValueError as error:
-            rank_zero_warn(f"{error}. Until then features are those of a classifier: compare them with no others")
-            return features_for("classifier", data, None, cache, device)
-    if choice in ("inception", "inception_or_classifier"):
-        return Inception(weights, cache)
-    if weights is not None:
-        raise UserError("weights are Inception's: choose the features inception, or leave the weights out")
-    if isinstance(choice, Features):
-        return choice.eval()
-    if choice != "classifier":
-        raise UserError(f"no features named {choice!r}: choose inception, classifier or a Features of your own")
-    if data is None:
-        raise UserError("classifier features are trained on the labels of a data set: name one, or choose inception")
-    return classifier(data, cache, device=device)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.metrics.cache import cache_folder
 from ersde_lit.metrics.features import Features
 
@@ -113,7 +113,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
     """torch-fidelity's network, which unpickles its file unsafely: so it is given what was checked, written anew."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    with needs_extra("fid", "Inception"):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file = io.BytesIO()
     torch.save(state, file)

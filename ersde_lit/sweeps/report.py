@@ -13,6 +13,8 @@ from typing import NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
+from ersde_lit.errors import needs_extra
+from ersde_lit.files import replacing
 from ersde_lit.metrics.protocol import title
 from ersde_lit.sweeps.cells import Record
 
@@ -125,12 +127,11 @@ class Report:
 
     def plot(self, path: Path, metric: str, name: str = "") -> None:
         """The metric over NFE, logarithmic both; bars from the lowest to the highest of the sets of seeds."""
-        import matplotlib
+        with needs_extra("plot", "the plot"):
+            from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.subplots()
         ticks: set[int] = set()
         for number, sampler in enumerate(self.samplers):
             points = {r["nfe"] for r in self.records if r["sampler"] == sampler}
@@ -149,10 +150,8 @@ class Report:
         axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
         axes.minorticks_off()
         axes.legend(fontsize=8)
-        temporary = path.with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=150)
-        pyplot.close(figure)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
 
 
 class ImagesReport:

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from ersde_lit.data import ImageArray
 from ersde_lit.data.array import check_array
 from ersde_lit.data.convert import convert
-from ersde_lit.data.sources import open_source
+from ersde_lit.data.opening import open_source
 
 LABELS = [3, 0, 1, 1, 2, 0, 3, 2, 2, 1]
 

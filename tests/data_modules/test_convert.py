@@ -17,7 +17,8 @@ from ersde_lit.data import ImageArray
 from ersde_lit.data import convert as conversion
 from ersde_lit.data.array import check_array, read_array
 from ersde_lit.data.convert import convert, draw_held_out
-from ersde_lit.data.sources import Source, open_source
+from ersde_lit.data.opening import open_source
+from ersde_lit.data.source import Source
 
 N, SIZE = 10, 8
 IMAGES = pixels(N, SIZE)

@@ -9,7 +9,7 @@ from image_sets import edm_files, encoded, pixels, png, write_folder, write_zip
 from PIL import Image
 
 from ersde_lit.data.convert import convert, draw_held_out
-from ersde_lit.data.sources import open_source
+from ersde_lit.data.opening import open_source
 from ersde_lit.metrics import image_batches, image_files
 
 IMAGES = pixels(7)

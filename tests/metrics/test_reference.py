@@ -10,7 +10,7 @@ from projection import Projection, some_images
 
 from ersde_lit.data import ImageArray, ImageDataModule, Split
 from ersde_lit.data.convert import convert, draw_held_out
-from ersde_lit.data.sources import open_source
+from ersde_lit.data.opening import open_source
 from ersde_lit.metrics import (
     Features,
     Reference,

@@ -1,51 +1,23 @@
-"""Data sets as people have them: what every form offers to `convert`, and which form a path is."""
+"""Opening of a data set in any supported form, which is recognised from its path."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from ersde_lit.data.batches import Batches
 from ersde_lit.data.decode import Exif
+from ersde_lit.data.files import Folder, Zip
+from ersde_lit.data.pictures import Pictures
+from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
 
-Resize = Literal["area", "lanczos"]
 FORMS = (
     "EDM's zip or folder with a dataset.json, downsampled ImageNet's train_data_batch_*.npz (the folder or one file), "
     "or a folder that holds a folder of images for each class"
 )
-
-
-class Source(ABC):
-    """Images that are read when asked for; everything else is known, and was checked, when the source was opened.
-
-    Attributes:
-        labels: int64 [N], 0 .. num_classes - 1, or -1 throughout where there are no classes.
-        num_classes: 0 where there are none.
-        class_names: one a class, or none at all.
-        image_shape: (C, H, W) of what `read` returns.
-        identity: changes with the files and with how they are read.
-        notes: what else is to be said of them, a line each.
-    """
-
-    labels: np.ndarray
-    num_classes: int
-    class_names: tuple[str, ...] = ()
-    image_shape: tuple[int, int, int]
-    identity: str
-    notes: tuple[str, ...] = ()
-
-    @abstractmethod
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """The images of these indices, int64 [n]: uint8 [n, C, H, W].
-
-        Raises:
-            ValueError: one of them cannot be had; names its file.
-        """
 
 
 def open_source(
@@ -74,10 +46,6 @@ def open_source(
     Raises:
         ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
     """
-    from ersde_lit.data.batches import Batches
-    from ersde_lit.data.files import Folder, Zip
-    from ersde_lit.data.pictures import Pictures
-
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
