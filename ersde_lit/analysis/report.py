@@ -144,12 +144,15 @@ class Output:
             if path.exists() and not ours(path):
                 raise UserError(f"{path} exists and no analysis has made it, so it stays; choose another --out")
 
-    def write(self, analysis: Analysis, draw: Callable[[Path], object]) -> None:
-        """Makes the folder if need be; ``draw(path)`` saves the picture."""
+    def write(self, analysis: Analysis, draw: Callable[[Path], object] | None) -> None:
+        """Makes the folder if needed; `draw(path)` saves the plot, None: there is none."""
         self.png.parent.mkdir(exist_ok=True)
-        partial = {path: path.with_name(f".{path.name}.tmp") for path in (self.png, self.csv, self.md)}
+        partial = {path: path.with_name(f".{path.name}.tmp") for path in (self.csv, self.md)}
+        if draw is not None:
+            partial[self.png] = self.png.with_name(f".{self.png.name}.tmp")
         try:
-            draw(partial[self.png])
+            if draw is not None:
+                draw(partial[self.png])
             partial[self.csv].write_text(analysis.csv(), encoding="utf-8")
             partial[self.md].write_text(analysis.markdown(), encoding="utf-8")
             for path, temporary in partial.items():

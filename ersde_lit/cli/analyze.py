@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from ersde_lit.cli.choose_sampler import OF_GRID, OF_SOLVER, GridName, SamplerOptions
 from ersde_lit.cli.inline import options_of, read_inline, split
 from ersde_lit.cli.parser import Parser
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_out, disk_errors
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -93,7 +94,6 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     seeds = parse_seeds(options.seeds)
     check_out(options.out)
 
-    from ersde_lit.analysis.plot import save
     from ersde_lit.analysis.report import MADE_BY, Analysis, Output
 
     output = Output(options.out)
@@ -106,10 +106,17 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
     made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
     analysis.notes += [*_notes(options, problem), *_resolved(solvers), made]
+    draw, files = None, f"{output.csv} and {output.md.name}"
+    try:
+        with needs_extra("plot", "the plot"):
+            from ersde_lit.analysis.plot import save
+        draw, files = partial(save, analysis), f"{output.png}, {output.csv.name} and {output.md.name}"
+    except UserError as error:
+        print(f"no plot: {error}")
     with disk_errors(options.out):
-        output.write(analysis, lambda path: save(analysis, path))
+        output.write(analysis, draw)
     print("\n".join(analysis.summary()))
-    print(f"{output.png}, {output.csv.name} and {output.md.name}: {len(solvers)} solvers, NFE {options.nfe}")
+    print(f"{files}: {len(solvers)} solvers, NFE {options.nfe}")
     return analysis
 
 

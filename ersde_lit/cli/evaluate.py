@@ -146,8 +146,11 @@ def evaluate(
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, what.best)
         caption = f"{_of(sets, seeds, what.best)} {protocol}"
         _publish(store.folder, report, caption)
-        for metric in report.metrics:
-            report.plot(store.folder / f"{metric}.png", metric)
+        try:
+            for metric in report.metrics:
+                report.plot(store.folder / f"{metric}.png", metric)
+        except UserError as error:
+            print(f"no plot: {error}")
     return report
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -146,6 +145,8 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's memory, or else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX only
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import random
@@ -10,6 +9,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from image_sets import edm_files, encoded, pixels, png, write_batches, write_folder, write_zip
 from PIL import Image
 
@@ -47,7 +47,7 @@ class Images(Source):
 
 
 def stored(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(
-            ValueError, match=r"out.partial cannot be written: File too large; the same command goes on"
+            ValueError, match=r"out.partial cannot be written: File too large; the same command continues"
         ):
             convert(Images(), tmp_path / "out", np.array([0, 5]))
     finally:
@@ -256,7 +256,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
 def test_too_small_a_disk_is_seen_at_once(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
-    with pytest.raises(ValueError, match=r"out will take 1.9 kB, and 100 bytes are free"):
+    with pytest.raises(ValueError, match=r"out.partial will take 1.9 kB, and 100 bytes are free"):
         convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 
@@ -272,7 +272,7 @@ def test_the_beginning_of_another_conversion_is_kept(tmp_path, small_blocks, oth
     else:
         (tmp_path / "out.partial" / "info.json").unlink()
     before = stored(tmp_path / "out.partial")
-    with pytest.raises(ValueError, match=r"out.partial is (the beginning of another conversion|in the way)"):
+    with pytest.raises(ValueError, match=r"out.partial is (of another, unfinished conversion|in the way)"):
         convert(source, tmp_path / "out", held_out)
     assert stored(tmp_path / "out.partial") == before
 
@@ -293,10 +293,9 @@ def test_a_source_that_changed_is_another_one(tmp_path, change):
 def test_only_one_process_writes(tmp_path, small_blocks):
     with pytest.raises(Killed):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]))
-    with (tmp_path / "out.partial" / "images.npy").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"images.npy is being written by another process"):
-            convert(Images(), tmp_path / "out", np.array([0, 5]))
+    lock, busy = FileLock(tmp_path / "out.partial" / ".lock"), "being written by another process"
+    with lock, pytest.raises(ValueError, match=busy):
+        convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 
 def test_what_exists_is_not_overwritten(tmp_path):
@@ -330,7 +329,7 @@ def test_the_same_command_begins_anew_where_its_data_set_has_changed(tmp_path, s
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
     source, told = Images(), []
     source.identity = "those"
-    with pytest.raises(ValueError, match="beginning of another conversion"):
+    with pytest.raises(ValueError, match="another, unfinished conversion"):
         convert(source, tmp_path / "out", np.array([0, 5]), command="data other")
     convert(source, tmp_path / "out", np.array([0, 5]), command="data set", tell=told.append)
     assert source.blocks == 5
@@ -343,10 +342,9 @@ def test_what_another_process_writes_is_not_begun_anew(tmp_path, small_blocks):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
     source, before = Images(), stored(tmp_path / "out.partial")
     source.identity = "those"
-    with (tmp_path / "out.partial" / "images.npy").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"being written by another process"):
-            convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
+    lock, busy = FileLock(tmp_path / "out.partial" / ".lock"), "being written by another process"
+    with lock, pytest.raises(ValueError, match=busy):
+        convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
     assert stored(tmp_path / "out.partial") == before
 
 
