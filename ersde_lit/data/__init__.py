@@ -1,4 +1,4 @@
-"""Data sets, one file each, as LightningDataModules over uint8 images; conversion of others to one of them."""
+"""Data sets as LightningDataModules over uint8 images, and conversion of other data sets to one array."""
 
 from ersde_lit.data.array import ImageArray
 from ersde_lit.data.augment import Augment

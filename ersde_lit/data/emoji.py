@@ -1,4 +1,4 @@
-"""Noto's emoji, from Debian's font: 3,926 real colour images of 64x64, a stand-in for ImageNet-64 on small machines."""
+"""Noto's emoji from Debian's font: 3,926 colour images of 64x64, for trials on small machines."""
 
 from __future__ import annotations
 

@@ -24,15 +24,15 @@ def features_for(
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """The features of this name, in evaluation mode.
+    """Features by name, in evaluation mode.
 
     Args:
-        choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
-            `data`; "inception_or_classifier", the second where Inception's weights are not here and cannot be
-            downloaded, with a warning; or features of your own, which come back as they are.
+        choice: "inception", those of published FIDs; "classifier", a small network trained on the labels of `data`;
+            "inception_or_classifier", the second, with a warning, if Inception's weights are absent and cannot be
+            downloaded; or your own `Features`.
         data: for "classifier".
         weights: file of Inception's weights; None: see `Inception`.
-        cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
+        cache: folder of the cache; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
         device: where the classifier is trained, if it is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Inception-v3 as published FIDs are measured with it: torch-fidelity's port of the TensorFlow graph of 2015-12-05."""
+"""Inception-v3 of published FIDs: torch-fidelity's port of the TensorFlow graph of 2015-12-05."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sweeps: samplers x NFE x seeds, sampled, measured, kept cell by cell, and reported."""
+"""Sweeps of samplers, NFEs and seeds: sampled, measured, stored and reported; resumable."""
