@@ -1,10 +1,17 @@
 """Errors that the command line shows to its user in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A request that cannot be carried out: bad options, files or combinations. Its message says what to do."""
 
 
-def missing(what: str, extra: str) -> UserError:
-    """The error for an optional dependency that is not installed."""
-    return UserError(f'{what}: pip install "ersde-lit[{extra}]"')
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turns a failed import of an optional package into a UserError that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f'{what} needs {error.name}: pip install "ersde-lit[{extra}]"') from error

@@ -91,28 +91,3 @@ def test_the_top_level_holds_nothing_else() -> None:
 def test_every_module_says_what_it_is() -> None:
     for module, path in MODULES.items():
         assert ast.get_docstring(ast.parse(path.read_text())), module
-
-
-BLOCKED = """
-import sys
-import lightning, torchmetrics  # import some of these where they are installed
-blocked = ("fcntl", "resource", "fontTools", "torch_fidelity", "matplotlib", "diffusers", "k_diffusion")
-for name in {*blocked, *[name for name in sys.modules if name.split(".")[0] in blocked]}:
-    sys.modules[name] = None
-import ersde_lit.callbacks, ersde_lit.cli, ersde_lit.data, ersde_lit.evaluation, ersde_lit.metrics, ersde_lit.training
-import ersde_lit.cli.analyze, ersde_lit.cli.evaluate, ersde_lit.cli.files, ersde_lit.cli.fit, ersde_lit.cli.sample
-import ersde_lit.interop.k_diffusion, ersde_lit.interop.weights.sources
-from ersde_lit.cli import main
-from ersde_lit.sampling.run import Job
-sys.exit(main(["analyze", "--solvers=dpm++2m", "--nfe=3", "--seeds=0-3", "--substeps=2", "--out=here"])
-         + main(["reference", "images", "--out=x.npz", "--weights=weights.pth"]))
-"""
-
-
-def test_optional_and_unix_modules_are_not_needed(tmp_path: Path) -> None:
-    """As on Windows, and where nothing but the core is installed."""
-    (tmp_path / "weights.pth").touch()
-    done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert 'no plot without matplotlib: pip install "ersde-lit[plot]"' in done.stdout
-    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["analysis.csv", "analysis.md"]

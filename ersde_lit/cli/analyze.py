@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions
 from ersde_lit.cli.parser import Parser, options_of, read_inline, split
-from ersde_lit.errors import UserError, missing
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_out, disk_errors
 from ersde_lit.names import MAX_STEPS
 from ersde_lit.sampling.seeds import parse_seeds
@@ -110,9 +110,10 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
 def _drawing(analysis: "Analysis") -> Callable[[Path], None] | None:
     """Saves the plot to a path; None without matplotlib."""
     try:
-        from ersde_lit.analysis.plot import save
-    except ImportError:
-        print(missing("no plot without matplotlib", "plot"))
+        with needs_extra("plot", "the plot"):
+            from ersde_lit.analysis.plot import save
+    except UserError as error:
+        print(f"no plot: {error}")
         return None
     return lambda path: save(analysis, path)
 

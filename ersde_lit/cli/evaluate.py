@@ -12,7 +12,7 @@ from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
-from ersde_lit.errors import UserError, missing
+from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors, write_text
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def evaluate(
         try:
             for metric in report.metrics:
                 report.plot(store.folder / f"{metric}.png", metric)
-        except ImportError:
-            print(missing("no plots without matplotlib", "plot"))
+        except UserError as error:
+            print(f"no plot: {error}")
     return report
 
 

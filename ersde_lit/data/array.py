@@ -1,4 +1,4 @@
-"""A data set as one array on disk, memory-mapped: ImageNet-64, or any set that `python -m ersde_lit data` converted."""
+"""ImageArray: memory-mapped data set that `python -m ersde_lit data` converted, as ImageNet-64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES, LABELS, INFO = "images.npy", "labels.npy", "info.json"
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What `info.json` says of the two arrays beside it.
+    """Description of the two arrays, stored as `info.json`.
 
     `images.npy` is uint8 [images, C, H, W], of which the last `val_images` are held out; `labels.npy` is int64
     [images], 0 .. num_classes - 1, or -1 throughout where there are no classes.

@@ -1,4 +1,4 @@
-"""EDM's non-leaking augmentation: geometric changes of the training images, of which the network is told.
+"""EDM's non-leaking augmentation: geometric changes of training images, given to the network as conditions.
 
 A network that is told what was done to an image can learn from the changed images without generating any: sampled
 with conditions of zero, it makes images like the unchanged ones (Karras et al. 2022, appendix F.2 and table 6, after

@@ -1,4 +1,4 @@
-"""What every data set here shares: uint8 images in memory, converted a batch at a time."""
+"""ImageDataModule: base class of data sets of uint8 images, converted to floats by the batch."""
 
 from __future__ import annotations
 

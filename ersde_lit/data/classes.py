@@ -1,4 +1,4 @@
-"""What there is to say about the classes of a data set: which label is whose, and which hold no image."""
+"""Class names, labels of class folders, and classes without images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion of a `Source` to the arrays that `ImageArray` serves, block by block, resumable."""
+"""Conversion of a `Source` to the arrays that `ImageArray` reads, in blocks; an interrupted one is resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -18,8 +19,9 @@ from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sh
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
-from ersde_lit.files import disk_errors, locked, replacing
+from ersde_lit.files import locked, replacing, write_text
 
+LOCK = ".lock"
 BLOCK = 256  # images read and written at a time
 
 
@@ -83,28 +85,27 @@ def convert(
     out = Path(out).expanduser().resolve()
     order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
     plan = replace(plan_of(source, held_out), command=command)
-    work = _enter(out, plan)
-    busy = f"{work} is being written by another process: wait for its end"
-    with disk_errors(work, None), locked(f"{work}.lock", busy), (work / IMAGES).open("a+b") as file:
-        if _is_of_another(work, plan):
-            tell(f"the data set has changed since {work} was begun: beginning anew")
-            file.truncate(0)
-            os.fsync(file.fileno())  # before the new plan is there
-            _write(work / INFO, plan.to_json().encode())
-        done = _complete_images(file, plan)
-        advance(done)
-        for start in range(done, len(order), BLOCK):
-            block = source.read(order[start : start + BLOCK])
-            file.write(block.tobytes())
-            advance(len(block))
-        file.flush()
-        os.fsync(file.fileno())
-        _write(work / LABELS, _npy(source.labels[order].astype(np.int64)))
-        info = replace(plan, sha256={name: sha256(work / name) for name in (IMAGES, LABELS)})
-        _write(work / INFO, info.to_json().encode())
-        read_array(work)
+    work = _work_folder(out)
+    with _disk_errors(work):
+        with locked(work / LOCK, f"{work} is being written by another process: wait for it to end"):
+            _begin(work, plan, tell)
+            with (work / IMAGES).open("a+b") as file:
+                done = _truncate_to_images(file, plan)
+                advance(done)
+                for start in range(done, len(order), BLOCK):
+                    block = source.read(order[start : start + BLOCK])
+                    file.write(block.tobytes())
+                    advance(len(block))
+                file.flush()
+                os.fsync(file.fileno())
+            with replacing(work / LABELS) as temporary, temporary.open("wb") as file:
+                np.save(file, source.labels[order].astype(np.int64))
+            info = replace(plan, sha256={name: sha256(work / name) for name in (IMAGES, LABELS)})
+            write_text(work / INFO, info.to_json())
+            read_array(work)
         _refuse_existing(out)
-        work.rename(out)
+        (work / LOCK).unlink(missing_ok=True)
+        work.rename(out)  # after the lock is released: Windows renames no folder with an open file
     return info
 
 
@@ -122,28 +123,47 @@ def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
     )
 
 
-def _enter(out: Path, plan: ArrayInfo) -> Path:
-    """The folder to work in, new or interrupted, in which `plan` lies."""
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk and the like (OSError) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; the same command continues from there"
+        ) from error
+
+
+def _work_folder(out: Path) -> Path:
+    """The folder `out`.partial: new, or of an interrupted conversion."""
     _refuse_existing(out)
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} to put {out.name} into: make it first")
     work = out.with_name(f"{out.name}.partial")
-    with disk_errors(work, None):
+    with _disk_errors(work):
         work.mkdir(exist_ok=True)
-        names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp"}
-        if INFO in names:
-            if _is_of_another(work, plan) and not (plan.command and ArrayInfo.read(work).command == plan.command):
-                raise UserError(
-                    f"{work} is the beginning of another conversion: end that with its own command, or delete it"
-                )
-        elif names:
-            raise UserError(f"{work} is in the way and not a conversion's: move it elsewhere")
-        else:
-            needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
-            if needed > free:
-                raise UserError(f"{out} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
-            _write(work / INFO, plan.to_json().encode())
+        names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp", LOCK}
+    if names and INFO not in names:
+        raise UserError(f"{work} is in the way and not a conversion's: move it elsewhere")
     return work
+
+
+def _begin(work: Path, plan: ArrayInfo, tell: Callable[[str], None]) -> None:
+    """Writes `plan` to a new folder; checks that an interrupted one has the same, or is of the same command."""
+    if not (work / INFO).exists():
+        needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
+        if needed > free:
+            raise UserError(f"{work} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
+    else:
+        begun = ArrayInfo.read(work)
+        if replace(begun, sha256={}) == plan:
+            return
+        if not plan.command or begun.command != plan.command:
+            raise UserError(f"{work} is of another, unfinished conversion: finish it with its own command or delete it")
+        tell(f"the data set has changed since {work} was begun: beginning anew")
+        with (work / IMAGES).open("wb") as file:
+            os.fsync(file.fileno())  # empty before the new plan is there
+    write_text(work / INFO, plan.to_json())
 
 
 def in_bytes(count: float) -> str:
@@ -157,18 +177,13 @@ def in_bytes(count: float) -> str:
     return f"{count / 1000:.1f} TB"
 
 
-def _is_of_another(work: Path, plan: ArrayInfo) -> bool:
-    """Whether a folder that is worked in was begun with other images, or for others."""
-    return replace(ArrayInfo.read(work), sha256={}) != plan
-
-
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists: choose another name, or delete it first")
 
 
-def _complete_images(file: IO[bytes], plan: ArrayInfo) -> int:
-    """Cuts a torn image off the end of the file, begins it if it is new, and says how many images it holds."""
+def _truncate_to_images(file: IO[bytes], plan: ArrayInfo) -> int:
+    """Removes an incomplete last image, writes the header of a new file, and returns the number of images."""
     header = io.BytesIO()
     shape = (plan.images, *plan.image_shape)
     npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -180,14 +195,3 @@ def _complete_images(file: IO[bytes], plan: ArrayInfo) -> int:
         return 0
     file.truncate(len(head) + min(done, plan.images) * plan.image_bytes)
     return min(done, plan.images)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    npy.write_array(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""One picture file to pixels, the one way for training data and metrics: upright, opaque, 8 bits a channel."""
+"""Decoder of image files for training data and metrics: upright, opaque, 8 bits a channel."""
 
 from __future__ import annotations
 

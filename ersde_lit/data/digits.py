@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real, tiny and inside the wheel."""
+"""scikit-learn's handwritten digits, which need no download."""
 
 from __future__ import annotations
 

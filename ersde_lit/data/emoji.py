@@ -1,4 +1,4 @@
-"""Noto's emoji, from Debian's font: 3,926 real colour images of 64x64, a stand-in for ImageNet-64 on small machines."""
+"""Noto's emoji from Debian's font: 3,926 colour images of 64x64, for trials on small machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.data.convert import convert, plan_of
 from ersde_lit.data.pictures import centre_square, to_array
 from ersde_lit.data.source import Source
-from ersde_lit.errors import UserError, missing
+from ersde_lit.errors import UserError, needs_extra
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"  # of Debian's package fonts-noto-color-emoji
 SKIN_TONES = {f"u1F3F{digit}" for digit in "BCDEF"}  # glyph names of the five modifiers
@@ -38,10 +38,8 @@ class EmojiFont(Source):
     num_classes = 0
 
     def __init__(self, font: str | Path, size: int) -> None:
-        try:
+        with needs_extra("emoji", "Emoji"):
             from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
-        except ImportError:
-            raise missing("reading a font needs fonttools", "emoji") from None
 
         self.path = Path(font).expanduser()
         self.image_shape = (3, size, size)

@@ -1,4 +1,4 @@
-"""Picture files in a folder or a zip, and what lies among them that is none."""
+"""Image files in a folder or zip, and the list of other files there."""
 
 from __future__ import annotations
 

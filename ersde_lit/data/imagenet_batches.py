@@ -1,4 +1,4 @@
-"""Downsampled ImageNet (Chrabaszcz et al., 2017, arXiv:1707.08819), as image-net.org gives it: npz files."""
+"""Downsampled ImageNet (Chrabaszcz et al., 2017, arXiv:1707.08819) in npz files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays in npz files from strangers: what a header claims is held against what is there before memory is taken."""
+"""Reader of untrusted npz files: headers are checked against the file size before memory is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a data set: EDM's zip or folder, downsampled ImageNet, or class folders."""
+"""Opening of a data set in any supported form, which is recognised from its path."""
 
 from __future__ import annotations
 

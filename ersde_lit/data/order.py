@@ -1,4 +1,4 @@
-"""The order in which training visits its images: a function of (seed, epoch), however many devices share the work."""
+"""Order of the training images: a function of (seed, epoch), independent of the number of devices."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Data sets of image files: EDM's zips and folders, and folders with a folder of images for each class."""
+"""Source of image files: EDM's zips and folders, or folders of class folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of data sets that `convert` reads."""
+"""Source: the base class of data sets that `convert` reads."""
 
 from __future__ import annotations
 

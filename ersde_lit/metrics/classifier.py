@@ -1,4 +1,4 @@
-"""A small network trained on a data set's labels, whose features serve FID where Inception's do not fit: digits."""
+"""Small classifier trained on the labels of a data set, whose features replace Inception's for unnatural images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ersde_lit.tf32 import tf32
 
 
 class Recipe(NamedTuple):
-    """How the classifier is trained. Part of its cache key, so a change here trains anew."""
+    """Training recipe of the classifier. Part of its cache key: a changed recipe trains anew."""
 
     width: int = 32
     num_features: int = 64
@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 
 
 class Classifier(Features):
-    """A small convolutional classifier; its features are what the last linear layer reads, averaged over the image.
+    """Small convolutional classifier; its features are the input of its last linear layer, averaged over the image.
 
     Args:
         image_shape: C, H, W; the resolution is halved down to about 4x4.
@@ -97,7 +97,7 @@ def classifier(
     distances measured with them: compare only what one file measured.
 
     Args:
-        cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
+        cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. Not used if it cannot be written.
         device: where it is trained, in float32; it comes back on the CPU.
 
     Raises:

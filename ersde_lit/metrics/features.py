@@ -1,4 +1,4 @@
-"""Features: feature vectors of images for FID and other metrics, and class probabilities where the network has them."""
+"""Features: base class of the networks whose feature vectors and logits the metrics use."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Features(nn.Module):
 
     @property
     def description(self) -> str:
-        """In a few words, what a distance measured in these features depends on: stated wherever one is printed."""
+        """Short description, printed with every distance measured in these features."""
         return type(self).__name__
 
     @property
     def preprocessing(self) -> str:
-        """What is done to the bytes of an image before the first layer, in words."""
+        """Description of the preprocessing of an image before the first layer."""
         return "by the network itself"
 
     @property
@@ -69,7 +69,7 @@ def extract(features: Features, images: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raises ValueError where these are no images as all metrics here take them."""
+    """Raises UserError if these are not uint8 images [n, C, H, W]."""
     if images.dtype == torch.uint8 and images.dim() == 4:
         return
     nan = ", with NaN among them," if images.is_floating_point() and images.isnan().any() else ""

@@ -1,4 +1,4 @@
-"""Frechet inception distance (FID) in any features. torchmetrics keeps the sums and adds up the ranks."""
+"""Frechet inception distance (FID) in any features, from sums that torchmetrics adds up over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ersde_lit.metrics.pooled import Pooled
 
 
 class Statistics(NamedTuple):
-    """What FID keeps of a set of images: mean and unbiased covariance of their features, float64, on the CPU."""
+    """Mean and unbiased covariance of the features of a set of images, float64, on the CPU."""
 
     mean: Tensor  # [d]
     cov: Tensor  # [d, d]

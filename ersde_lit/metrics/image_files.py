@@ -1,4 +1,4 @@
-"""Images on disk, anybody's, as a stream of uint8 batches: a folder, a zip, an npz, or our own array."""
+"""Images on disk as a stream of uint8 batches, from a folder, zip, npz or converted data set."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _has_nan(file: IO[bytes], dtype: np.dtype[Any]) -> bool:
 
 
 class _Array(ImageFiles):
-    """A folder that our conversion made, mapped, without what is held out."""
+    """Training images of a converted data set, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         info, whole = read_array(path)

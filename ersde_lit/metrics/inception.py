@@ -1,4 +1,4 @@
-"""Inception-v3 as published FIDs are measured with it: torch-fidelity's port of the TensorFlow graph of 2015-12-05."""
+"""Inception-v3 of published FIDs: torch-fidelity's port of the TensorFlow graph of 2015-12-05."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError, missing
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.metrics.cache import cache_folder
 from ersde_lit.metrics.features import Features
 
@@ -114,10 +114,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
     """torch-fidelity's network, which unpickles its file unsafely: so it is given what was checked, written anew."""
-    try:
+    with needs_extra("fid", "Inception"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise missing("Inception needs torch-fidelity", "fid") from None
 
     file = io.BytesIO()
     torch.save(state, file)

@@ -1,4 +1,4 @@
-"""How far images are from the nearest training image: what tells a good model from one that has learnt by heart."""
+"""Distance of images to the nearest training image, which reveals memorisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank has found, put together."""
+"""Base class of metrics whose states are added up over ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al., 2019, arXiv:1904.06991): how much one set covers the other."""
+"""Improved precision and recall (Kynkaanniemi et al., 2019, arXiv:1904.06991)."""
 
 from __future__ import annotations
 

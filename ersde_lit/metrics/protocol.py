@@ -1,4 +1,4 @@
-"""The record of all that changes a number: printed with it, stored beside it, the same for all that is compared."""
+"""Protocol: record of everything that affects a score; printed and stored with it, equal for comparable scores."""
 
 from __future__ import annotations
 

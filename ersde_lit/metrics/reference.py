@@ -1,4 +1,4 @@
-"""What generated images are compared with: statistics of real ones, computed once, cached, read and written."""
+"""Reference statistics of real images: computed, cached, read and written."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def reference_of(
     advance: Callable[[int], None] = lambda count: None,
     ranks: Ranks = ALONE,
 ) -> Reference:
-    """Of the training images of a data set, or of images on disk; computed once, then cached.
+    """Reference of the training images of a data set, or of images on disk; computed once, then cached.
 
     The name in the cache hashes the images and the features' fingerprint, so it never serves others. Images are
     visited twice, for the hash and for the features; of a converted folder the checksums are hashed instead.
 
     Args:
         features: moved to `device` and put in evaluation mode.
-        cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. One that cannot be written is done without.
+        cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. Not used if it cannot be written.
         keep_features: of at most so many images, for KID, precision and recall.
         advance: is told how many more images have been measured, by this rank.
         ranks: who takes part, each with the same `source` and `features`; all get the same.
@@ -163,7 +163,7 @@ def read_reference(
     ranks: Ranks = ALONE,
     exif: Exif = "apply",
 ) -> Reference:
-    """From a file or folder: statistics of ours, EDM's or EDM2's, ADM's reference batch, or images of any form.
+    """Reference from a file or folder: statistics of this package, EDM or EDM2, ADM's batch, or images of any form.
 
     An `.npz` with `mu` and `sigma` is read as it is, by EDM's and by ADM's conventions: sigma is the unbiased
     covariance. Where it also has images, `arr_0`, features for KID, precision and recall are computed from them.
@@ -196,16 +196,9 @@ def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None,
 
 
 def write_reference(reference: Reference, path: str | Path) -> None:
-    """Statistics as an `.npz` in EDM's format, `mu` and `sigma`, whole or not at all; ours has more beside them."""
-    more: dict[str, Any] = {"description": reference.description}
-    if reference.num_images is not None:
-        more["num_images"] = reference.num_images
-    if reference.fingerprint is not None:
-        more["fingerprint"] = reference.fingerprint
-    if reference.features is not None:
-        more["features"] = reference.features.numpy()
-    if reference.image_shape is not None:
-        more["image_shape"] = reference.image_shape
+    """Writes statistics as an `.npz` in EDM's format, `mu` and `sigma`, with further arrays of this package."""
+    names = ("description", "num_images", "fingerprint", "features", "image_shape")
+    more: dict[str, Any] = {name: value for name in names if (value := getattr(reference, name)) is not None}
     if reference.copies:
         more["copies"] = reference.copies
     mean, cov, _ = reference.statistics

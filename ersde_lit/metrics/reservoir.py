@@ -1,4 +1,4 @@
-"""A sample of images that is the same however they are batched, ordered or dealt to ranks: those of the lowest keys."""
+"""Random sample of images by hash, independent of batches, order and ranks."""
 
 from __future__ import annotations
 

@@ -1,25 +1,22 @@
-"""What `evaluate` measures, cell by cell: kept as soon as it is measured, so that a killed evaluation goes on.
+"""Results of `evaluate`, stored cell by cell, so that an interrupted evaluation is resumed.
 
-In the folder lie `cells.jsonl`, a line a cell, replaced as a whole, and `images/`, where each cell's images are made
-block by block, as `sample` makes them, and from where they are measured.
+The folder holds `cells.jsonl`, one line a cell, and `images/`, where the images of each cell are sampled as `sample`
+does and read for measuring.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_out, disk_errors
+from ersde_lit.files import check_out, disk_errors, locked, write_text
 from ersde_lit.metrics.protocol import Protocol, size_in_words
 from ersde_lit.sampling.description import Meta, differences
 from ersde_lit.sampling.formats import Npz, read_meta
@@ -33,13 +30,13 @@ MADE_HERE = "made_by"  # in the description of images that may be deleted once t
 
 @dataclass(frozen=True)
 class Cell:
-    """The images of one sampler at one NFE from one set of seeds.
+    """One sampler at one NFE with one set of seeds.
 
     Attributes:
-        sampler: its label.
-        job: how they are made.
-        seeds: what from.
-        meta: their description, that which `sample` gives the same images.
+        sampler: label of the sampler.
+        job: how the images are sampled.
+        seeds: of the images.
+        meta: description of the images, as `sample` writes it.
         asked: the NFE asked for; the job's own may be one less.
     """
 
@@ -51,7 +48,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of the file of images, without its ending."""
         text = re.sub(r"[^\w.+=-]", "_", f"{self.sampler}-nfe{self.job.nfe}-{self.meta['seeds']}")
         return text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -60,7 +57,7 @@ class Cell:
 
 
 class Cells:
-    """The cells of a folder.
+    """Stored results in a folder.
 
     Args:
         out: the folder; made when something is kept.
@@ -78,23 +75,16 @@ class Cells:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """The place is this process's. Raises ValueError where another is at work there."""
-        with disk_errors(self.out):
-            self.images.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock", blocking=False)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise UserError(f"--out {self.out}: another process is working on it; wait for it to end") from None
-            except NotImplementedError:
-                pass  # a file system without locks
-        try:
+        """Locks the folder. Raises UserError where another process holds it."""
+        with ExitStack() as stack:
+            with disk_errors(self.out):
+                self.images.mkdir(parents=True, exist_ok=True)
+                busy = f"--out {self.out}: another process is working on it; wait for it to end"
+                stack.enter_context(locked(self.folder / ".lock", busy))
             yield
-        finally:
-            lock.release()
 
     def read(self) -> list[Record]:
-        """All that is measured, in that order; raises ValueError where the file is damaged."""
+        """All records in order of measurement; raises UserError if the file is damaged."""
         try:
             lines = self.path.read_text().splitlines()
             return [dict(json.loads(line)) for line in lines]
@@ -104,7 +94,7 @@ class Cells:
             raise UserError(f"{self.path} is damaged ({error}): move it away") from None
 
     def check(self, protocol: Protocol) -> None:
-        """Raises ValueError where cells were measured otherwise: their numbers cannot stand beside new ones."""
+        """Raises UserError if stored cells were measured by another protocol, so that numbers cannot be compared."""
         for record in self.read():
             if differing := protocol.differences(record["protocol"]):
                 raise UserError(
@@ -112,10 +102,10 @@ class Cells:
                 )
 
     def find(self, cell: Cell, metrics: Sequence[str]) -> Record | None:
-        """The cell's record; None where it, or one of these metrics, has not been measured.
+        """Record of the cell; None if it, or one of these metrics, has not been measured.
 
         Raises:
-            ValueError: the cell of this name is of other images.
+            ValueError: the stored record is of other images.
         """
         kept = self._kept((cell.sampler, cell.job.nfe, cell.meta["seeds"]))
         if kept is None:
@@ -128,36 +118,31 @@ class Cells:
         return kept if set(metrics) <= kept["scores"].keys() else None
 
     def find_real(self, images: int, metrics: Sequence[str]) -> Record | None:
-        """The record of so many held-out images; None without one."""
+        """Record of so many held-out images; None if not measured."""
         kept = self._kept((REAL, None, None))
         same = kept is not None and kept["images"] == images and set(metrics) <= kept["scores"].keys()
         return kept if same else None
 
     def of_sets(self, seeds: Collection[str]) -> list[Record]:
-        """The cells of these sets of seeds, whichever their samplers, and what was measured beside them."""
+        """Records of these sets of seeds, of any sampler, and records without seeds."""
         return [record for record in self.read() if record["seeds"] is None or record["seeds"] in seeds]
 
     def _kept(self, key: tuple[Any, Any, Any]) -> Record | None:
         return next((record for record in self.read() if _key(record) == key), None)
 
     def add(self, record: Record) -> None:
-        """Keeps a record. One of the same images keeps its place, and what was measured on them before."""
+        """Stores a record; it is merged with an earlier one of the same images, in its place."""
         records = {_key(kept): kept for kept in self.read()}
         before = records.get(_key(record))
         if before is not None and before["images"] == record["images"]:  # `find` has seen that they are the same
             record = {**record, **{name: {**before[name], **record[name]} for name in ("scores", "protocol")}}
         text = "".join(f"{json.dumps(one)}\n" for one in {**records, _key(record): record}.values())
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         with disk_errors(self.out):
             self.folder.mkdir(exist_ok=True)
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            write_text(self.path, text)
 
     def place(self, cell: Cell) -> tuple[Path, bool]:
-        """Where the cell's images are, whatever their name, or will be; and whether they are all there.
+        """File of the cell's images, present (under any name) or to be written, and whether it is complete.
 
         Raises:
             ValueError: other images are in their place.
@@ -174,18 +159,18 @@ class Cells:
             raise UserError(f"other images are in the place of {cell}: {reason}; move them away") from None
 
     def work(self, cell: Cell, path: Path) -> Work:
-        """The run that makes them."""
+        """Sampling run of the cell."""
         return Work(path, Npz(), cell.seeds, cell.meta["options"]["batch_size"], cell.meta)
 
     def delete(self, path: Path) -> None:
-        """Removes images that were made here; those that somebody put there stay."""
+        """Deletes images that `evaluate` sampled, and no others."""
         with disk_errors(self.out):
             if MADE_HERE in read_meta(path):
                 path.unlink()
 
 
 class Measured(NamedTuple):
-    """Scores by metric, of how many images, what weakens the scores, and how large the images are (C, H, W)."""
+    """Scores by metric, number of images, warnings, and image shape (C, H, W)."""
 
     scores: dict[str, float]
     images: int
@@ -194,7 +179,7 @@ class Measured(NamedTuple):
 
 
 def record(sampler: str, measured: Measured, protocol: Protocol, **of_cell: Any) -> Record:
-    """What is kept: plain data. Images that were not sampled here have nothing `of_cell`."""
+    """Record to store, as plain data; `of_cell` is empty for images that were not sampled here."""
     cell = {name: of_cell.get(name) for name in ("nfe", "asked", "seeds", "seconds", "description")}
     return {
         "sampler": sampler,

@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured: rich, CSV, Markdown, PNG."""
+"""Reports of measured cells: tables (terminal, CSV, Markdown) and plots (PNG)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
+from ersde_lit.errors import needs_extra
 from ersde_lit.files import replacing
 from ersde_lit.metrics.protocol import title
 from ersde_lit.sweeps.cells import Record
@@ -21,7 +22,7 @@ HIGHER_IS_BETTER = {"is", "precision", "recall"}
 
 
 class Summary(NamedTuple):
-    """A score over sets of seeds."""
+    """Score over several sets of seeds."""
 
     values: tuple[float, ...]
 
@@ -31,12 +32,12 @@ class Summary(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Of the sets, unbiased; 0 of a single one."""
+        """Unbiased standard deviation over the sets; 0 for a single one."""
         n, mean = len(self.values), self.mean
         return math.sqrt(sum((value - mean) ** 2 for value in self.values) / (n - 1)) if n > 1 else 0.0
 
     def best(self, metric: str) -> float:
-        """As in EDM's protocol: the best of the sets; NaN where one of them is."""
+        """Best of the sets, as in EDM's protocol; NaN if one of them is."""
         if math.isnan(self.mean):
             return math.nan
         return max(self.values) if metric in HIGHER_IS_BETTER else min(self.values)
@@ -45,7 +46,7 @@ class Summary(NamedTuple):
         return self.best(metric) if best else self.mean
 
     def text(self, metric: str, best: bool) -> str:
-        """The mean with its spread to two digits, or the best."""
+        """Mean ± standard deviation (two digits of it), or the best."""
         value, std = self.value(metric, best), self.std
         if best or not std > 0 or not math.isfinite(std):
             return f"{value:.4g}"
@@ -54,10 +55,10 @@ class Summary(NamedTuple):
 
 
 class Report:
-    """Of records measured alike.
+    """Report of records with the same protocol.
 
     Args:
-        records: cells, and what was measured beside them. The columns are the NFEs that were asked for.
+        records: cells, and images without NFE. Columns are the NFEs asked for.
         metrics: which to show.
         best: whether to show the best of the sets of seeds rather than mean and standard deviation.
     """
@@ -75,7 +76,7 @@ class Report:
         return Summary(tuple(record["scores"][metric] for record in found)) if found else None
 
     def rows(self, metric: str) -> list[list[str]]:
-        """A sampler a row, an NFE a column, the best of a column in **bold**, then what has no NFE."""
+        """One row a sampler, one column an NFE, the best of a column in **bold**; then the rows without NFE."""
         shown = {(s, nfe): self._at(metric, s, nfe) for s in self.samplers for nfe in self.nfes}
         rows = [[sampler] for sampler in self.samplers]
         for nfe in self.nfes:
@@ -94,7 +95,7 @@ class Report:
         return rows + [[name, *[f"{value:.4g}"] * len(self.nfes)] for name, value in others]
 
     def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
-        """What was measured when this NFE was asked for, and the calls it made: Heun's are odd."""
+        """Network calls made when this NFE was asked for (odd ones for Heun), and their score."""
         made = [r["nfe"] for r in self.records if (r["sampler"], r["asked"]) == (sampler, nfe)]
         found = self.summary(metric, sampler, made[0]) if made else None
         return (made[0], found) if found else None
@@ -104,7 +105,7 @@ class Report:
         return ["sampler", *(f"NFE {nfe}" for nfe in self.nfes)]
 
     def tables(self) -> Iterable[Table]:
-        """For the terminal, one a metric."""
+        """One table a metric, for the terminal."""
         for metric in self.metrics:
             table = Table(*_columns(self.header), title=title(metric), title_justify="left")
             for row in self.rows(metric):
@@ -112,7 +113,7 @@ class Report:
             yield table
 
     def markdown(self, caption: str) -> str:
-        """All tables and below them the caption."""
+        """All tables, followed by the caption."""
         parts = []
         for metric in self.metrics:
             if len(self.metrics) > 1:
@@ -121,17 +122,16 @@ class Report:
         return "\n".join([*parts, f"{caption}\n"])
 
     def csv(self) -> str:
-        """A cell a row, with all that changes its numbers."""
+        """One row a cell, with everything that affects its numbers."""
         return to_csv(self.records)
 
     def plot(self, path: Path, metric: str, name: str = "") -> None:
-        """The metric over NFE, logarithmic both; bars from the lowest to the highest of the sets of seeds."""
-        import matplotlib
+        """Metric over NFE, log-log; bars span the sets of seeds."""
+        with needs_extra("plot", "the plot"):
+            from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.subplots()
         ticks: set[int] = set()
         for number, sampler in enumerate(self.samplers):
             points = {r["nfe"] for r in self.records if r["sampler"] == sampler}
@@ -152,11 +152,10 @@ class Report:
         axes.legend(fontsize=8)
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png")
-        pyplot.close(figure)
 
 
 class ImagesReport:
-    """Of sets of images from disk: a set a row, a metric a column."""
+    """Report of images from disk: one row a set of images, one column a metric."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = [*records]
@@ -186,7 +185,7 @@ class ImagesReport:
 
 
 def sizes(records: Sequence[Record]) -> str:
-    """How large the images are, in a sentence: all of them, or those of each name. Empty where that was not kept."""
+    """Sentence on the image sizes, by name if they differ; empty if not stored."""
     found = {record["sampler"]: size for record in records if (size := record.get("image_size"))}
     if len({*found.values()}) < 2:
         return "".join(f"Images: {size}." for size in {*found.values()})

@@ -1,4 +1,4 @@
-"""The run of an evaluation: every cell's images made and measured, by all ranks together."""
+"""Evaluation run: samples and measures the images of each cell, on all ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH = 100  # images; what is dealt to the ranks
 
 
 def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
-    """Scores of the images of all ranks, to be called by all; ValueError where they cannot be read or measured."""
+    """Scores over the images of all ranks; called by all. Raises UserError if they cannot be read or measured."""
     scores.to(ranks.device).reset()
     with together(ranks):
         for images in batches(ranks.global_rank, ranks.world_size):
@@ -43,7 +43,7 @@ def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
 
 
 def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif = "apply") -> Measured:
-    """Of anybody's images on disk: a folder, a zip or an npz; `exif` as for `image_files`."""
+    """Scores of images on disk: a folder, zip or npz; `exif` as for `image_files`."""
     with together(ranks):
         images = image_files(path, exif=exif)
     measured = measure(scores, lambda rank, of: images.batches(BATCH, rank, of), ranks)
@@ -52,15 +52,15 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif =
 
 @dataclass(frozen=True)
 class Sweep:
-    """Measures cells that have not been measured yet. Methods are to be called by all ranks.
+    """Sweep over cells that are not measured yet. Its methods are called by all ranks.
 
     Attributes:
-        store: where they are kept.
-        scores: what measures them.
-        protocol: how, in words.
-        ranks: who takes part.
-        keep_images: otherwise a cell's are deleted once it is measured, where they were made here.
-        tell: called by the first rank with each record that is new.
+        store: stored results.
+        scores: metrics.
+        protocol: description of the measurement.
+        ranks: the processes.
+        keep_images: keep the images sampled here; otherwise they are deleted once measured.
+        tell: called by the first rank with each new record.
     """
 
     store: Cells
@@ -71,7 +71,7 @@ class Sweep:
     tell: Callable[[Record], None] = lambda record: None
 
     def cell(self, cell: Cell) -> None:
-        """What is missing of it is sampled, measured from disk and kept; NaN where a sample is not finite.
+        """Samples what is missing of a cell, measures it from disk and stores it; NaN if a sample is not finite.
 
         Raises:
             ValueError: as `complete` and `Scores`; or the cell, or its place, is taken by other images.
@@ -104,7 +104,7 @@ class Sweep:
                     self.store.delete(path)
 
     def real(self, data: ImageDataModule, count: int) -> None:
-        """What a perfect model would get: at most `count` held-out images ("test"), measured alike."""
+        """Measures at most `count` held-out images ("test"): the score of a perfect model."""
         held_out = data.split("test").images[:count]
         if gather(self.ranks, self.store.find_real(len(held_out), self.scores.metrics))[0] is not None:
             return
@@ -114,7 +114,7 @@ class Sweep:
                 self._keep(record(REAL, measured, self.protocol))
 
     def _failure(self, work: Work, job: Job) -> str:
-        """Makes a cell's images. Returns, on all ranks, what was not finite; empty where they are all there."""
+        """Samples the images of a cell. Returns, on all ranks, which sample is not finite; empty if all are."""
         try:
             complete(work, job, self.ranks)
         except (FloatingPointError, SystemExit) as error:

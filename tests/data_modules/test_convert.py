@@ -47,7 +47,7 @@ class Images(Source):
 
 
 def stored(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
 
 
 @pytest.fixture
@@ -241,7 +241,9 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(ValueError, match=r"out.partial cannot be written: File too large"):
+        with pytest.raises(
+            ValueError, match=r"out.partial cannot be written: File too large; the same command continues"
+        ):
             convert(Images(), tmp_path / "out", np.array([0, 5]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -254,7 +256,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(tmp_path, small_blo
 def test_too_small_a_disk_is_seen_at_once(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
-    with pytest.raises(ValueError, match=r"out will take 1.9 kB, and 100 bytes are free"):
+    with pytest.raises(ValueError, match=r"out.partial will take 1.9 kB, and 100 bytes are free"):
         convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 
@@ -270,7 +272,7 @@ def test_the_beginning_of_another_conversion_is_kept(tmp_path, small_blocks, oth
     else:
         (tmp_path / "out.partial" / "info.json").unlink()
     before = stored(tmp_path / "out.partial")
-    with pytest.raises(ValueError, match=r"out.partial is (the beginning of another conversion|in the way)"):
+    with pytest.raises(ValueError, match=r"out.partial is (of another, unfinished conversion|in the way)"):
         convert(source, tmp_path / "out", held_out)
     assert stored(tmp_path / "out.partial") == before
 
@@ -291,8 +293,8 @@ def test_a_source_that_changed_is_another_one(tmp_path, change):
 def test_only_one_process_writes(tmp_path, small_blocks):
     with pytest.raises(Killed):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]))
-    refused = pytest.raises(ValueError, match=r"out.partial is being written by another process")
-    with FileLock(tmp_path / "out.partial.lock"), refused:
+    lock, busy = FileLock(tmp_path / "out.partial" / ".lock"), "being written by another process"
+    with lock, pytest.raises(ValueError, match=busy):
         convert(Images(), tmp_path / "out", np.array([0, 5]))
 
 
@@ -327,7 +329,7 @@ def test_the_same_command_begins_anew_where_its_data_set_has_changed(tmp_path, s
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
     source, told = Images(), []
     source.identity = "those"
-    with pytest.raises(ValueError, match="beginning of another conversion"):
+    with pytest.raises(ValueError, match="another, unfinished conversion"):
         convert(source, tmp_path / "out", np.array([0, 5]), command="data other")
     convert(source, tmp_path / "out", np.array([0, 5]), command="data set", tell=told.append)
     assert source.blocks == 5
@@ -340,8 +342,8 @@ def test_what_another_process_writes_is_not_begun_anew(tmp_path, small_blocks):
         convert(Images(fails_at=2), tmp_path / "out", np.array([0, 5]), command="data set")
     source, before = Images(), stored(tmp_path / "out.partial")
     source.identity = "those"
-    refused = pytest.raises(ValueError, match=r"being written by another process")
-    with FileLock(tmp_path / "out.partial.lock"), refused:
+    lock, busy = FileLock(tmp_path / "out.partial" / ".lock"), "being written by another process"
+    with lock, pytest.raises(ValueError, match=busy):
         convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
     assert stored(tmp_path / "out.partial") == before
 
