@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
-from ersde_lit.solvers.grids import Grid
+from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
 from ersde_lit.solvers.sa_solver import SASolver
 from ersde_lit.solvers.sampler import Noise, Sampler, fit
