@@ -28,7 +28,7 @@ from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Noise, Sampler, fit
+from ersde_lit.solvers.sampler import Noise, Sampler, adapt_grid
 
 # The prediction each is handed: of eps by those that step in y, of x0 or v by those that step in x = alpha y.
 _EPS, _SAMPLE, _V = "epsilon", "sample", "v"
@@ -234,7 +234,7 @@ def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tens
 def _levels(grid: Grid, steps: int, denoiser: Denoise, to_zero: bool) -> Tensor:
     check_nfe(steps)
     with torch.device("cpu"):
-        lams = fit(grid(steps), denoiser)
+        lams = adapt_grid(grid(steps), denoiser)
     if to_zero and lams[-1] > 0:
         raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
     return lams
