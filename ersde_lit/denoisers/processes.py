@@ -4,7 +4,6 @@
 A process only says how its own time t maps to lam, and what alpha is there. Solvers never see one.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.solvers import schedules
 
 MOST_STEPS = 100_000  # of a discrete process: a file must not ask for all memory with one number
 
@@ -90,12 +90,12 @@ class VP(Process):
         if self.steps is None:
             return None
         low, high = self.beta_min / self.steps, self.beta_max / self.steps
-        return _levels(torch.linspace(low, high, self.steps, dtype=torch.float64))
+        return schedules.lams_of_betas(schedules.linear_betas(self.steps, low, high))
 
     def lam(self, t: Tensor) -> Tensor:
         if (levels := self.levels) is not None:
             return _level_at(levels, t)
-        return torch.expm1(self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2).sqrt()
+        return schedules.vp_linear_lam(t, self.beta_min, self.beta_max)
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         if (levels := self.levels) is not None:
@@ -120,9 +120,10 @@ class ScaledLinear(VP):
 
     @cached_property
     def levels(self) -> Tensor:
-        steps = self.steps or 0
-        low, high = math.sqrt(self.beta_min / steps), math.sqrt(self.beta_max / steps)
-        return _levels(torch.linspace(low, high, steps, dtype=torch.float64) ** 2)
+        steps = self.steps or 0  # never None here
+        return schedules.lams_of_betas(
+            schedules.scaled_linear_betas(steps, self.beta_min / steps, self.beta_max / steps)
+        )
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,7 @@ class Cosine(Process):
 
     @cached_property
     def levels(self) -> Tensor:
-        angle = torch.linspace(self.offset, 1 + self.offset, self.steps + 1, dtype=torch.float64) / (1 + self.offset)
-        squared_alpha = (angle * math.pi / 2).cos() ** 2
-        return _levels((1 - squared_alpha[1:] / squared_alpha[:-1]).clamp(max=self.max_beta))
+        return schedules.lams_of_betas(schedules.cosine_betas(self.steps, self.offset, self.max_beta))
 
     def lam(self, t: Tensor) -> Tensor:
         return _level_at(self.levels, t)
@@ -216,11 +215,6 @@ class Flow(Process):
 def _check_steps(steps: int | None) -> None:
     if steps is not None and steps > MOST_STEPS:
         raise UserError(f"a chain has at most {MOST_STEPS:,} steps, got {steps:,}")
-
-
-def _levels(betas: Tensor) -> Tensor:
-    """The lams of a chain whose step k multiplies alpha^2 by 1 - beta_k: lam^2 = 1 / alpha^2 - 1."""
-    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()
 
 
 def _level_at(levels: Tensor, t: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, raise_if_not_finite
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Noise, Sampler, fit
+from ersde_lit.solvers.sampler import Noise, Sampler, adapt_grid
 
 # The prediction each is given: eps for those that step in y, x0 or v for those that step in x = alpha y.
 _EPS, _SAMPLE, _V = "epsilon", "sample", "v"
@@ -67,7 +67,7 @@ class _Rival(Sampler):
         check_nfe(nfe)
         two = self.calls_a_step == 2
         with torch.device("cpu"):
-            lams = fit(self.grid((nfe + 1) // 2 if two else nfe), denoiser)
+            lams = adapt_grid(self.grid((nfe + 1) // 2 if two else nfe), denoiser)
         if two and lams[-1] > 0:
             raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
         model = _Model(denoiser, labels, callback)

@@ -10,7 +10,6 @@ order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.solvers import schedules
 from ersde_lit.solvers.checks import is_integer, is_positive
 from ersde_lit.solvers.tableau import check_lams
 
@@ -57,11 +57,7 @@ def vp_linear(
 ) -> Tensor:
     """Equal steps in t of the continuous VP process with linear beta (Song et al. 2021), t_min = 1e-3 as there."""
     _check_positive(t_min=t_min, t_max=t_max, beta_min=beta_min, beta_max=beta_max)
-
-    def lam_of_t(t: Tensor) -> Tensor:
-        return (beta_min * t + (beta_max - beta_min) * t**2 / 2).expm1().sqrt()
-
-    return uniform_t(n, lam_of_t, t_min, t_max, zero)
+    return uniform_t(n, lambda t: schedules.vp_linear_lam(t, beta_min, beta_max), t_min, t_max, zero)
 
 
 def vp_cosine(n: int, t_min: float = 1e-3, t_max: float = 0.9946, s: float = 0.008, zero: bool = True) -> Tensor:
@@ -70,13 +66,12 @@ def vp_cosine(n: int, t_min: float = 1e-3, t_max: float = 0.9946, s: float = 0.0
     _check_positive(t_min=t_min, t_max=t_max, s=s)
     if t_max >= 1:
         raise UserError(f"t_max of vp_cosine must be below 1, where lam is infinite, not {t_max}")
-    return uniform_t(n, lambda t: _cosine_lam(t, s), t_min, t_max, zero)
+    return uniform_t(n, lambda t: schedules.cosine_lam(t, s), t_min, t_max, zero)
 
 
 def vp_levels(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """The lams of DDPM's discrete process with linear beta (Ho et al. 2020), ascending, (steps,) from 0.01 to 157."""
-    beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-    return (-torch.log1p(-beta).cumsum(0)).expm1().sqrt()
+    return schedules.lams_of_betas(schedules.linear_betas(steps, beta_start, beta_end))
 
 
 def vp_discrete(n: int, levels: Tensor | None = None, zero: bool = False) -> Tensor:
@@ -94,7 +89,7 @@ def vp_discrete(n: int, levels: Tensor | None = None, zero: bool = False) -> Ten
 def iddpm(n: int, lam_min: float = 0.002, lam_max: float = 81.0, steps: int = 1000, zero: bool = True) -> Tensor:
     """Equal steps in the index of improved DDPM's levels (discrete cosine) between lam_min and lam_max, as EDM samples
     such models (Karras et al. 2022, Table 1). The default range has 992 levels, 80.2 to 0.0064."""
-    levels = _cosine_lam(1 - torch.arange(1, steps, dtype=torch.float64) / steps, s=0.008)
+    levels = schedules.cosine_lam(1 - torch.arange(1, steps, dtype=torch.float64) / steps, offset=0.008)
     levels = levels[(levels >= lam_min) & (levels <= lam_max)]
     ramp = _ramp(n, zero)
     if len(ramp) > len(levels):
@@ -113,12 +108,6 @@ class Fixed:
         if n != len(lams) - 1:
             raise UserError(f"the list of {len(lams)} lams makes {len(lams) - 1} calls, not {n}")
         return lams
-
-
-def _cosine_lam(t: Tensor, s: float) -> Tensor:
-    """lam where ``alpha(t) = cos((t + s) / (1 + s) pi / 2) / cos(s / (1 + s) pi / 2)``."""
-    alpha = ((t + s) / (1 + s) * (math.pi / 2)).cos() / math.cos(s / (1 + s) * math.pi / 2)
-    return (alpha**-2 - 1).sqrt()
 
 
 def check_nfe(n: int) -> None:

@@ -13,7 +13,7 @@ from ersde_lit.solvers import grids
 from ersde_lit.solvers.checks import is_interval, is_number
 from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.loop import Callback, Denoise, check_shape, raise_if_not_finite
-from ersde_lit.solvers.sampler import Noise, Sampler, fit
+from ersde_lit.solvers.sampler import Noise, Sampler, adapt_grid
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Heun(Sampler):
         self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
         with torch.device("cpu"):
-            lams = fit(self.grid((self.calls(nfe) + 1) // 2), denoiser)
+            lams = adapt_grid(self.grid((self.calls(nfe) + 1) // 2), denoiser)
         if lams[-1] != 0:
             raise UserError(f"the grid of Heun must end in 0, not {lams[-1]:.6g}")
         raised = self._raised(lams, denoiser)

@@ -1,4 +1,4 @@
-"""Solvers, grids and samplers by the names a command line uses."""
+"""Registry of solvers, grids and samplers by name."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def sampler(name: str, grid: Grid = grids.edm, **options: Any) -> Sampler:
 
 
 def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
-    """A sampler however it is given: itself, a solver (on the EDM grid), a name of `sampler`; None is `Default`.
+    """Sampler from a sampler, a solver (on the EDM grid) or a name; None is `Default`.
 
     Raises:
         ValueError: an unknown name, or something else.
     """
     if choice is None or isinstance(choice, str):
         return sampler("default" if choice is None else choice)
-    if isinstance(choice, type) or not (isinstance(choice, Solver) or callable(choice)):
+    if isinstance(choice, type) or not isinstance(choice, Solver | Sampler):
         raise UserError(f"{choice!r} is no sampler, solver or name of one")
     return TableSampler(choice) if isinstance(choice, Solver) else choice
 

@@ -1,4 +1,4 @@
-"""Samplers: a solver with its grid, fitted to the denoiser at hand, from noise to images in nfe calls."""
+"""Samplers: a solver and its grid, adapted to the denoiser, from noise to x0 in nfe calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ersde_lit.solvers.tableau import Solver, check_lams
 
 
 class Noise(StepNoise, Protocol):
-    """What a sampler starts from and steps with: `SeededNoise`, or anything alike."""
+    """Noise of the start and of each step of a sampler, such as `SeededNoise`."""
 
     def initial(self) -> Tensor:
         """Standard normal noise [B, ...]; its shape, dtype and device are the state's."""
@@ -27,7 +27,7 @@ class Noise(StepNoise, Protocol):
 
 
 class Sampler(ABC):
-    """From noise to x0 in `nfe` calls of a denoiser; what callbacks and commands are given.
+    """Base class of samplers: from noise to x0 in `nfe` calls of a denoiser.
 
     Attributes:
         calls_a_step: 1, or 2 for methods that call the denoiser at both ends of a step.
@@ -61,9 +61,9 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class TableSampler(Sampler):
-    """Any solver with a table, on any grid.
+    """A solver with a tableau, on any grid.
 
-    The grid is fitted to what the denoiser says of itself, if it does: see `fit`. A run starts at
+    The grid is adapted to the denoiser's range and levels: see `adapt_grid`. A run starts at
     ``lams[0] * noise.initial()`` and builds no autograd graph.
 
     Attributes:
@@ -78,7 +78,7 @@ class TableSampler(Sampler):
         """The (nfe+1,) noise levels of a run."""
         check_nfe(nfe)
         with torch.device("cpu"):  # whatever the default device: tables are made on the host
-            return fit(self.grid(nfe), denoiser)
+            return adapt_grid(self.grid(nfe), denoiser)
 
     @torch.no_grad()
     def __call__(
@@ -91,8 +91,8 @@ class TableSampler(Sampler):
         return sample(denoiser, tableau, y, noise=noise, labels=labels, callback=callback)
 
 
-def fit(lams: Tensor, denoiser: Any) -> Tensor:
-    """`lams` brought into the range of `denoiser` and onto its levels, as many as before.
+def adapt_grid(lams: Tensor, denoiser: Any) -> Tensor:
+    """Grid `lams` mapped into the range of `denoiser` and onto its levels, of the same length.
 
     Where its lam_min or lam_max cuts the grid, all of the grid is mapped linearly in ln lam so that its end meets the
     limit. For a discrete-time denoiser each lam is then moved to a level of its own, the nearest where possible. A
@@ -129,7 +129,7 @@ def _snap(lams: Tensor, levels: Tensor) -> Tensor:
 
 
 def default(nfe: int) -> TableSampler:
-    """The sampler used when nothing is said: order 2 with nodes relative to each step, on the EDM grid.
+    """Default sampler of a number of calls: order 2 with nodes relative to each step, on the EDM grid.
 
     Up to 5 calls er_sde_5 with nodes 0.8; then er_sde_3 (phi = x^2.5, much noise) with nodes max(1.7, 0.6 + nfe / 10).
     Noise mends a network's own errors: its amount was chosen by the FID of a network trained on Fashion-MNIST. Nodes
@@ -157,7 +157,7 @@ def default(nfe: int) -> TableSampler:
 
 @dataclass(frozen=True)
 class Default(Sampler):
-    """``default(nfe)`` as a sampler, to be named where one is asked for: in YAML, callbacks, sweeps."""
+    """``default(nfe)`` as a sampler class, for YAML, callbacks and sweeps."""
 
     grid: Grid = grids.edm
 

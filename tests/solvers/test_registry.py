@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
+from ersde_lit import names
 from ersde_lit.solvers import DDIM, ERSDE, Default, Heun, NFECounter, SeededNoise, TableSampler, grids, registry
 
 
@@ -39,7 +42,7 @@ def test_a_sampler_may_be_given_as_a_solver_or_a_name() -> None:
     assert registry.as_sampler("ddim") == registry.as_sampler(DDIM()) == TableSampler(DDIM())
     assert registry.as_sampler("heun") == registry.as_sampler(Heun()) == Heun()
     assert registry.as_sampler("default") == registry.as_sampler(None) == Default()
-    for other in (3, ERSDE, Heun, [DDIM()]):
+    for other in (3, ERSDE, Heun, [DDIM()], lambda *arguments: None):
         with pytest.raises(ValueError, match="is no sampler, solver or name of one"):
             registry.as_sampler(other)
     for name in ("euler", ""):
@@ -57,3 +60,9 @@ def test_unknown_names_list_the_known_ones() -> None:
         registry.solver("er_sde", ordre=2)
     with pytest.raises(ValueError, match="has no option 'n', only lam_min"):
         registry.grid("edm", n=5)
+
+
+def test_names_known_without_torch_are_those_of_the_registry() -> None:
+    assert set(get_args(names.SolverName)) == set(registry.SOLVERS)
+    assert set(get_args(names.SamplerName)) == set(registry.SAMPLERS)
+    assert set(get_args(names.GridName)) == set(registry.GRIDS)

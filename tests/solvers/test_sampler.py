@@ -28,7 +28,7 @@ from ersde_lit.solvers import (
     sample,
 )
 from ersde_lit.solvers.oracles import Gaussian, w2_error
-from ersde_lit.solvers.sampler import fit
+from ersde_lit.solvers.sampler import adapt_grid
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_refuses_a_number_of_calls_that_is_none(nfe) -> None:
 @given(st.integers(1, 40), st.floats(1e-4, 0.1), st.floats(1, 300), st.booleans())
 def test_fits_the_range(n: int, lam_min: float, lam_max: float, zero: bool) -> None:
     grid = grids.edm(n, zero=zero)
-    lams = fit(grid, Denoiser(lam_min, lam_max))
+    lams = adapt_grid(grid, Denoiser(lam_min, lam_max))
     finite = lams[lams > 0]
     assert len(lams) == n + 1
     assert (lams[-1] == 0) == zero
@@ -106,12 +106,12 @@ def test_fits_the_range(n: int, lam_min: float, lam_max: float, zero: bool) -> N
 
 def test_leaves_a_grid_that_fits_untouched() -> None:
     for denoiser in (Denoiser(), Denoiser(0.002, 80.0), Denoiser(1e-5, 1e5), object()):
-        assert torch.equal(fit(grids.edm(9), denoiser), grids.edm(9))
+        assert torch.equal(adapt_grid(grids.edm(9), denoiser), grids.edm(9))
 
 
 def test_a_range_beside_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="the grid, 80 to 10, misses the denoiser's"):
-        fit(grids.edm(4, lam_min=10), Denoiser(0.01, 5))
+        adapt_grid(grids.edm(4, lam_min=10), Denoiser(0.01, 5))
 
 
 @pytest.mark.parametrize("ascending", [False, True])
@@ -123,7 +123,7 @@ def test_each_call_has_a_level_of_its_own(data, ascending: bool) -> None:
     zero = data.draw(st.booleans())
     grid = data.draw(st.sampled_from([grids.edm, grids.log_uniform]))(n, zero=zero)
     denoiser = Denoiser(levels[0].item(), levels[-1].item(), levels if ascending else levels.flip(0))
-    lams = fit(grid, denoiser)
+    lams = adapt_grid(grid, denoiser)
     finite = lams[lams > 0]
     assert len(lams) == n + 1
     assert (lams.diff() < 0).all()
@@ -133,18 +133,18 @@ def test_each_call_has_a_level_of_its_own(data, ascending: bool) -> None:
 def test_takes_the_nearest_level() -> None:
     levels = grids.vp_levels()
     grid = grids.edm(10, lam_min=0.02, lam_max=100)
-    lams = fit(grid, Denoiser(levels=levels))[:-1]
+    lams = adapt_grid(grid, Denoiser(levels=levels))[:-1]
     distance = (lams.log() - grid[:-1].log()).abs()
     assert torch.equal(distance, (levels.log().unsqueeze(1) - grid[:-1].log()).abs().min(0).values)
-    assert torch.equal(fit(grids.vp_discrete(20), Denoiser(levels=levels)), grids.vp_discrete(20))
+    assert torch.equal(adapt_grid(grids.vp_discrete(20), Denoiser(levels=levels)), grids.vp_discrete(20))
 
 
 def test_all_levels_and_not_one_more() -> None:
     levels = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    assert fit(grids.edm(3), Denoiser(0.1, 10, levels)).tolist() == [10.0, 1.0, 0.1, 0.0]
+    assert adapt_grid(grids.edm(3), Denoiser(0.1, 10, levels)).tolist() == [10.0, 1.0, 0.1, 0.0]
     for n, zero in ((4, True), (3, False)):
         with pytest.raises(ValueError, match="3 noise levels cannot be sampled at 4"):
-            fit(grids.edm(n, zero=zero), Denoiser(0.1, 10, levels))
+            adapt_grid(grids.edm(n, zero=zero), Denoiser(0.1, 10, levels))
 
 
 def test_the_denoiser_is_called_at_its_levels() -> None:

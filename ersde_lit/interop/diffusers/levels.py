@@ -12,6 +12,7 @@ from torch import Tensor
 from ersde_lit.denoisers.processes import Cosine
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
+from ersde_lit.solvers.schedules import lams_of_betas, linear_betas, scaled_linear_betas
 
 _ZERO_SNR = 2.0**-24  # alpha^2 where rescaling would make it 0, as diffusers has it
 
@@ -25,12 +26,11 @@ def trained_lams(config: Any) -> Tensor:
     """
     c = config
     if c.trained_betas is not None:
-        lams = _lams_of(torch.as_tensor(c.trained_betas, dtype=torch.float64))
+        lams = lams_of_betas(torch.as_tensor(c.trained_betas, dtype=torch.float64))
     elif c.beta_schedule == "linear":
-        lams = _lams_of(torch.linspace(c.beta_start, c.beta_end, c.num_train_timesteps, dtype=torch.float64))
+        lams = lams_of_betas(linear_betas(c.num_train_timesteps, c.beta_start, c.beta_end))
     elif c.beta_schedule == "scaled_linear":
-        roots = torch.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps, dtype=torch.float64)
-        lams = _lams_of(roots**2)
+        lams = lams_of_betas(scaled_linear_betas(c.num_train_timesteps, c.beta_start, c.beta_end))
     elif c.beta_schedule == "squaredcos_cap_v2":
         lams = Cosine(c.num_train_timesteps).levels
     else:
@@ -45,10 +45,6 @@ def trained_lams(config: Any) -> Tensor:
         squared[-1] = _ZERO_SNR if last_but_one > _ZERO_SNR else last_but_one / 2
         lams = (1 / squared - 1).sqrt()
     return lams
-
-
-def _lams_of(betas: Tensor) -> Tensor:
-    return torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt()
 
 
 def spaced_timesteps(spacing: str, n: int, levels: int, offset: int = 0) -> Tensor:
