@@ -597,22 +597,6 @@ def test_help_lists_the_options(capsys) -> None:
         assert option in said
 
 
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = sys.modules["matplotlib"] = None
-from ersde_lit.cli import main
-assert main(["evaluate", "--help"]) == 0
-assert main(["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a", "--seeds=9-0"]) == 2
-assert main(["evaluate", "--solvers=ddim"]) == 2
-"""
-
-
-def test_arguments_are_read_before_torch_is_imported(tmp_path) -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "runs downwards" in done.stderr
-
-
 def test_the_samplers_of_the_table_exist() -> None:
     tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "fashion_mnist.py"))
     choices = SweepOptions([10, 20], samplers=tool["SAMPLERS"]).choices(VE())

@@ -1,5 +1,4 @@
 import csv
-import subprocess
 import sys
 
 import numpy as np
@@ -141,18 +140,6 @@ def test_what_is_wrong_gets_one_line(home, own, capsys, case):
     assert error.count("\n") == 1
     assert message in error
     assert {path for path in home.iterdir() if path.name not in ("cache", "__pycache__")} == before
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch():
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = None
-from ersde_lit.cli import main
-assert main(["reference", "--help"]) == 0
-for wrong in (["x"], ["--out=x.npz"], ["x", "--out=y"]):
-    assert main(["reference", *wrong]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def upside_down(image):
