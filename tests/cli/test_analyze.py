@@ -34,6 +34,7 @@ def read(path: Path) -> dict[tuple[str, str], list[float]]:
     return dict(curves)
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_what_is_written(here, capsys) -> None:
     assert analyze("--out=a", "--nfe=6", "--solvers=er_sde,dpm++2m", "--noise_scales=ode,sde", "--seeds=0-3") == 0
     curves = read(here / "a" / "analysis.csv")

@@ -61,7 +61,8 @@ def test_writes_edms_statistics_of_images_on_disk(home, own, capsys):
     assert sorted(path.name for path in home.glob("stats*")) == ["stats.npz"]
 
 
-def test_of_a_data_module_in_features_of_its_labels(home, capsys):
+def test_of_a_data_module_in_features_of_its_labels(home, cache, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))  # where the digits' classifier is
     options = ["--data=ersde_lit.data.Digits", "--features=classifier", "--keep_features=100"]
     assert main(["reference", "--out=stats.npz", *options]) == 0
     said = capsys.readouterr().out
