@@ -511,7 +511,7 @@ BAD = [
     (["--solvers=ddim:grid=edm", "--grids=edm,log_uniform"], "has a grid of its own"),
     (["--grids=finest"], "grid: expected one of 'edm', 'log_uniform'"),
     (["--config=no_class.yaml"], "--samplers of_a_user.Nothing: module"),
-    (["--config=no_sampler.yaml"], "--samplers of_a_user.Means: Option 'size' is not accepted"),
+    (["--config=no_sampler.yaml"], "--samplers of_a_user.Means: "),
     (["--config=absent.yaml"], "absent.yaml"),
     (["--seeds=0"], "at least two images"),
     (["--seeds", "0-9", "0-9"], "has seeds of another set"),
