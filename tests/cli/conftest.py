@@ -1,16 +1,19 @@
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from quick_start import SMALL_GRID, fit
 
+from ersde_lit.analysis import plot
 from ersde_lit.cli import main
+from ersde_lit.sweeps import report
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, cache):
     """A folder with a finished run of the quick start's configuration, cut to seconds."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         assert main(fit(*SMALL_GRID)) == 0
     return folder
 
@@ -18,5 +21,17 @@ def workplace(tmp_path_factory):
 @pytest.fixture
 def inside(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     return workplace
+
+
+@pytest.fixture
+def real_plots() -> None:
+    """Plots are drawn as they are: see `quick_plots`."""
+
+
+@pytest.fixture(autouse=True)
+def quick_plots(request, monkeypatch) -> None:
+    """An empty picture in place of every plot that no test looks at: matplotlib takes seconds for them."""
+    if "real_plots" not in request.fixturenames:
+        monkeypatch.setattr(plot, "draw", lambda analysis: Figure((0.1, 0.1)))
+        monkeypatch.setattr(report.Report, "plot", lambda self, path, *args: Image.new("L", (1, 1)).save(path))

@@ -1,6 +1,4 @@
 import csv
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,6 +34,7 @@ def read(path: Path) -> dict[tuple[str, str], list[float]]:
     return dict(curves)
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_what_is_written(here, capsys) -> None:
     assert analyze("--out=a", "--nfe=6", "--solvers=er_sde,dpm++2m", "--noise_scales=ode,sde", "--seeds=0-3") == 0
     curves = read(here / "a" / "analysis.csv")
@@ -193,16 +192,3 @@ def test_bad_input_gets_one_line_and_exit_code_2(here, capsys, options: list[str
 def test_labels_that_the_model_lacks(inside, capsys) -> None:
     assert analyze("--out=lacking", f"--ckpt_path={LAST}", "--labels=12", *FEW) == 2
     assert "no class 12" in capsys.readouterr().err
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch(here) -> None:
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = sys.modules["matplotlib"] = None
-from ersde_lit.cli import main
-assert main(["analyze", "--help"]) == 0
-assert main(["analyze", "--out=x", "--nfe=1"]) == 2
-assert main(["analyze", "--out=x", "--grid=edn"]) == 2
-assert main(["analyze", "--out=absent/x"]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -287,17 +285,6 @@ def test_grey_and_unlabelled(tmp_path) -> None:
     data = ImageArray(str(tmp_path / "out"))
     assert (data.image_shape, data.num_classes) == ((1, 8, 8), 0)
     assert data.split("train").labels.tolist() == [-1]
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = None
-from ersde_lit.cli import main
-assert main(["data", "--help"]) == 0
-assert main(["data", "x", "--size=0"]) == 2 and main(["data"]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def turned(image: np.ndarray, orientation: int, kind: str = "png") -> bytes:

@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +103,3 @@ def test_bad_input_gets_one_line_and_exit_code_2(spoilt, capsys, options: list[s
     assert error.count("\n") == 1
     assert Path("there.ckpt").read_bytes() == b"kept"
     assert sorted(path.name for path in spoilt.iterdir()) == ["runs", "there.ckpt"]
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = None
-from ersde_lit.cli import main
-assert main(["ema", "--help"]) == 0
-assert main(["ema", "runs/x", "--sigma_rel=-1", "--out=x.ckpt"]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -283,6 +283,7 @@ def save(module: DiffusionModule, path: str) -> None:
 class TestTables:
     FLAGS = ("--solvers=ddim,heun", "--nfe=4,6", "--seeds", "0-19", "20-39", "40-59")
 
+    @pytest.mark.usefixtures("real_plots")
     def test_table_csv_and_plot(self, inside, capsys) -> None:
         assert evaluate(*self.FLAGS, "--out=shown") == 0
         printed, kept = capsys.readouterr().out, records("shown")
@@ -474,13 +475,13 @@ class TestGoingOn:
         assert {path: path.read_bytes() for path in Path("taken").rglob("*") if path.is_file()} == before
 
 
-def test_two_ranks_give_the_rows_of_one(inside, one_bad) -> None:
+def test_two_ranks_give_the_rows_of_one(inside, cache, one_bad) -> None:
     """61 images in blocks of 10: uneven shares; 5 batches of held-out images to two ranks."""
     command = ["evaluate", f"--ckpt_path={LAST}", DATA, "--features=classifier", "--solvers=default,heun", "--nfe=3",
                "--seeds", "0-60", "61-121", "--metrics=fid,kid,is,precision,recall", "--batch_size=10",
                "--accelerator=cpu", "--config=bad.yaml"]  # fmt: skip
     assert main([*command, "--out=one"]) == 0
-    for path in Path("cache").rglob("reference-*.npz"):
+    for path in cache.rglob("reference-*.npz"):
         path.unlink()  # measured again, by two
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     two = [sys.executable, "-m", "ersde_lit", *command, "--out=two", "--devices=2"]
@@ -595,22 +596,6 @@ def test_help_lists_the_options(capsys) -> None:
     said = capsys.readouterr().out
     for option in ("--solvers", "--nfe", "--seeds", "--grids", "--features", "--reference", "--images", "--best"):
         assert option in said
-
-
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = sys.modules["matplotlib"] = None
-from ersde_lit.cli import main
-assert main(["evaluate", "--help"]) == 0
-assert main(["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a", "--seeds=9-0"]) == 2
-assert main(["evaluate", "--solvers=ddim"]) == 2
-"""
-
-
-def test_arguments_are_read_before_torch_is_imported(tmp_path) -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "runs downwards" in done.stderr
 
 
 def test_the_samplers_of_the_table_exist() -> None:

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,15 +94,3 @@ def test_bad_input_gets_one_line_and_exit_code_2(inside, capsys, arguments: list
     assert message in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in inside.iterdir()} == before
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = None
-from ersde_lit.cli import main
-assert main(["import", "--help"]) == main(["export", "--help"]) == 0
-assert main(["import", "x.pkl", "--out=x.ckpt", "--num_heads=0"]) == 2
-assert main(["export", "x.ckpt"]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

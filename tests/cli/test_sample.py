@@ -3,7 +3,6 @@ import os
 import pickle
 import random
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -657,22 +656,6 @@ def test_help_lists_every_command(capsys, arguments: list[str]) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert [name for name in COMMANDS if f"  {name} " not in out] == []
-
-
-def test_help_and_typing_errors_do_not_wait_for_torch() -> None:
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["lightning"] = None
-from ersde_lit.cli import main
-assert main(["--help"]) == 0 and main(["sample", "--help"]) == 0
-assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--nfe=0"]) == 2
-assert main(["sample", "--ckpt_path=x", "--seeds=0-", "--out=x.npz"]) == 2
-assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=absent/x.npz"]) == 2
-assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--preset=fast", "--order=2"]) == 2
-assert main(["sample", "--ckpt_path=x", "--seeds=0", "--out=x.npz", "--guide=y"]) == 2
-assert main(["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"]) == 2
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_bug_is_not_disguised_as_bad_input(inside, monkeypatch) -> None:

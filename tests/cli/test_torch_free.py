@@ -1,0 +1,75 @@
+"""Help and wrong options of every command answer before torch is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SAMPLE = ["sample", "--ckpt_path=x", "--out=x.npz"]
+EVALUATE = ["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a"]
+COMMANDS = ("sample", "evaluate", "reference", "analyze", "data", "ema", "import", "export")
+HELP = [["--help"], *([name, "--help"] for name in COMMANDS)]
+REFUSED = [  # the command, and a word of the line that it prints
+    ([*SAMPLE, "--seeds=0", "--nfe=0"], "nfe"),
+    ([*SAMPLE, "--seeds=0-"], "--seeds"),
+    ([*SAMPLE, "--seeds=0", "--out=absent/x.npz"], "no folder"),
+    ([*SAMPLE, "--seeds=0", "--preset=fast", "--order=2"], "--preset"),
+    ([*SAMPLE, "--seeds=0", "--guide=y"], "--guide"),
+    (["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"], "absent.npz"),
+    ([*EVALUATE, "--seeds=9-0"], "runs downwards"),
+    (["evaluate", "--solvers=ddim"], "--data or --reference"),
+    (["reference", "x"], "out"),
+    (["reference", "--out=x.npz"], "no images"),
+    (["reference", "x", "--out=y"], ".npz"),
+    (["analyze", "--out=x", "--nfe=1"], "nfe"),
+    (["analyze", "--out=x", "--grid=edn"], "edm"),
+    (["analyze", "--out=absent/x"], "no folder"),
+    (["data", "x", "--size=0"], "size"),
+    (["data"], "source"),
+    (["ema", "runs/x", "--sigma_rel=-1", "--out=x.ckpt"], "sigma_rel"),
+    (["import", "x.pkl", "--out=x.ckpt", "--num_heads=0"], "num_heads"),
+    (["export", "x.ckpt"], "out"),
+]
+RUN_ALL = """
+import contextlib, io, json, sys
+sys.modules["torch"] = sys.modules["lightning"] = sys.modules["matplotlib"] = None
+from ersde_lit.cli import main
+answers = []
+for arguments in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except Exception as error:
+            code = repr(error)
+    answers.append([code, said.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> list[tuple[int, str]]:
+    """Exit code and output of every command above, from one process that cannot import torch."""
+    commands = json.dumps([*HELP, *(command for command, _ in REFUSED)])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL],
+        input=commands, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("torch_free"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(HELP)), ids=map(" ".join, HELP))
+def test_help(answers, number: int) -> None:
+    code, said = answers[number]
+    assert code == 0
+    assert "usage: " in said
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=[" ".join(command) for command, _ in REFUSED])
+def test_wrong_options_get_one_line(answers, number: int) -> None:
+    code, said = answers[len(HELP) + number]
+    assert code == 2
+    assert REFUSED[number][1] in said
+    assert said.count("\n") == 1
