@@ -6,6 +6,8 @@ RENAMED = {
     "ersde_lit.evaluation.FIDCallback": "ersde_lit.callbacks.FIDCallback",
     "ersde_lit.evaluation.Classifier": "ersde_lit.metrics.Classifier",
     "ersde_lit.evaluation.Inception": "ersde_lit.metrics.Inception",
+    "ersde_lit.training.AdamW": "ersde_lit.training.AdamWConfig",
+    "ersde_lit.training.optimizer.AdamW": "ersde_lit.training.optimizer.AdamWConfig",
 }
 
 

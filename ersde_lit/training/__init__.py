@@ -1,11 +1,11 @@
-"""Training: the LightningModule, averaged weights, the optimiser recipe, and checkpoints."""
+"""LightningModules of denoisers and classifiers, averaged weights, optimiser settings and checkpoints."""
 
 from ersde_lit.training.checkpoint import AtomicCheckpointIO, load
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.fsdp import FSDP2
 from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.noisy_classifier import NoisyClassifier, load_classifier
-from ersde_lit.training.optimizer import AdamW
+from ersde_lit.training.optimizer import AdamW, AdamWConfig
 from ersde_lit.training.posthoc import reconstruct
 from ersde_lit.training.resume import RollingCheckpoint
 from ersde_lit.training.snapshots import PowerEMA
@@ -14,6 +14,7 @@ __all__ = [
     "EMA",
     "FSDP2",
     "AdamW",
+    "AdamWConfig",
     "AtomicCheckpointIO",
     "DiffusionModule",
     "NoisyClassifier",

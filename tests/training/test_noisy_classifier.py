@@ -11,7 +11,7 @@ from ersde_lit.denoisers.guidance import ClassifierGuidance
 from ersde_lit.networks import Encoder, Network
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import ERSDE, TableSampler
-from ersde_lit.training import AdamW, DiffusionModule, NoisyClassifier, load, load_classifier
+from ersde_lit.training import EMA, AdamWConfig, DiffusionModule, NoisyClassifier, load, load_classifier
 
 
 def encoder(**changes) -> Encoder:
@@ -45,8 +45,8 @@ def saved(module: pl.LightningModule, folder):
 
 
 def test_it_says_log_probabilities_of_scaled_images() -> None:
-    spy = Spy()
-    classifier = NoisyClassifier(spy, sigma_data=0.5)
+    classifier = NoisyClassifier(Spy(), sigma_data=0.5)
+    spy = classifier.ema_network
     y, lam = torch.randn(5, 1, 1, 2), torch.tensor(3.0)
     log_p = classifier(y, lam)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(5))
@@ -60,7 +60,9 @@ def test_it_learns_the_posterior_of_gaussian_classes(tmp_path) -> None:
     pl.seed_everything(0, verbose=False)
     labels = torch.arange(2048) % 2
     images = (labels.float() - 0.5).view(-1, 1, 1, 1) + 0.25 * torch.randn(2048, 1, 4, 4)
-    classifier = NoisyClassifier(encoder(num_classes=2), density=LogNormal(0.5, 1.0), optimizer=AdamW(1e-2, decay=0.5))
+    classifier = NoisyClassifier(
+        encoder(num_classes=2), density=LogNormal(0.5, 1.0), optimizer=AdamWConfig(1e-2, decay=0.5)
+    )
     loader = DataLoader(TensorDataset(images, labels), 128, shuffle=True)
     trainer(tmp_path, max_epochs=10).fit(classifier, loader)
     for lam in (0.7, 1.5, 3.0):
@@ -81,11 +83,14 @@ def test_validation_looks_at_fixed_levels_and_fixed_noise(tmp_path) -> None:
 
 
 def test_a_checkpoint_alone_gives_the_classifier_back(tmp_path) -> None:
-    module = NoisyClassifier(encoder(dropout=0.1), VP(steps=1000), 0.4, UniformTime(), AdamW(1e-2))
+    module = NoisyClassifier(encoder(dropout=0.1), VP(steps=1000), 0.4, UniformTime(), AdamWConfig(1e-2))
     twin = load_classifier(saved(module, tmp_path))
     assert twin.spec == module.spec
     assert twin.images_seen == 32
     assert not twin.training
+    assert any(
+        not torch.equal(raw, mean) for raw, mean in zip(twin.network.parameters(), twin.ema_network.parameters())
+    )
     y = torch.randn(6, 1, 4, 4)
     assert torch.equal(twin(y, torch.tensor(0.7)), module.eval()(y, torch.tensor(0.7)))
 
@@ -155,7 +160,7 @@ def test_settings_and_data_that_do_not_fit_are_refused(tmp_path) -> None:
         encoder(image_shape=(4, 4))
     with pytest.raises(ValueError, match="standard deviation"):
         NoisyClassifier(encoder(), sigma_data=0.0)
-    with pytest.raises(ValueError, match=r"in 3 classes, the network's .* in 4"):
+    with pytest.raises(ValueError, match=r"3 classes, the network 4"):
         trainer(tmp_path).fit(NoisyClassifier(encoder(num_classes=4)), datamodule=Noise())
 
 
@@ -172,7 +177,7 @@ def test_preconditionings_are_those_of_denoisers(tmp_path) -> None:
     classifier = NoisyClassifier(Spy(), VP(steps=1000), preconditioning="vp")
     y, lam = torch.randn(1, 1, 1, 2), VP(steps=1000).levels[[400]].float()
     seen = {}
-    classifier.network.forward = lambda x, c_noise: seen.update(x=x, c_noise=c_noise) or x.flatten(1)
+    classifier.ema_network.forward = lambda x, c_noise: seen.update(x=x, c_noise=c_noise) or x.flatten(1)
     classifier(y, lam)
     torch.testing.assert_close(seen["x"], y * torch.rsqrt(1 + lam**2))
     torch.testing.assert_close(seen["c_noise"], torch.tensor([400.0]))
@@ -194,3 +199,22 @@ def test_names_that_wrappers_gave_are_read_and_the_weight_that_does_not_fit_is_n
     torch.save({**checkpoint, "state_dict": weights}, path)
     with pytest.raises(ValueError, match=f"lacks 1 weights, among them '{name.replace('_orig_mod.', '')}', which is"):
         load_classifier(path)
+
+
+def test_guidance_reads_averages_which_an_old_checkpoint_takes_from_its_raw_weights(tmp_path) -> None:
+    module = NoisyClassifier(encoder(), ema=EMA(half_life=100, ramp_up=0))
+    path = saved(module, tmp_path)
+    y, lam = torch.randn(6, 1, 4, 4), torch.tensor(0.7)
+    averages = load_classifier(path)(y, lam)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name.startswith("network.")}
+    del checkpoint["ersde_lit"]["noisy_classifier"]["ema"]
+    torch.save(checkpoint, path)
+    old = load_classifier(path)
+    assert old.ema == EMA()
+    for name, weight in old.network.state_dict().items():
+        assert torch.equal(weight, old.ema_network.state_dict()[name])
+        assert torch.equal(weight, module.network.state_dict()[name])
+    assert not torch.allclose(old(y, lam), averages)
+    module.ema_network.load_state_dict(old.network.state_dict())
+    assert torch.equal(old(y, lam), module.eval()(y, lam))

@@ -17,7 +17,7 @@ from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassif
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
-from ersde_lit.training.spec import Spec, at_most, build, completed
+from ersde_lit.training.spec import Spec, at_most, build, with_defaults
 from ersde_lit.training.weights import compare
 
 Weights = Mapping[str, Tensor]
@@ -96,15 +96,18 @@ class ImportedClassifier:
     settings: dict[str, Any]
     weights: Weights
     notes: list[str] = field(default_factory=list)
+    raw: Weights | None = None
 
     def module(self) -> NoisyClassifier:
         """As of `ImportedModel`."""
-        network = checked_network(self.network, self.weights)
+        network = checked_network(self.network, *([self.weights] if self.raw is None else [self.weights, self.raw]))
         return NoisyClassifier(network, **{name: build(value) for name, value in self.settings.items()})
 
     def checkpoint(self, module: NoisyClassifier) -> dict[str, Any]:
         """What `training.load_classifier` takes."""
-        state = {f"network.{name}": tensor for name, tensor in _stored(self.weights).items()}
+        averaged = _stored(self.weights)
+        copies = {"network": averaged if self.raw is None else _stored(self.raw), "ema_network": averaged}
+        state = {f"{part}.{name}": tensor for part, weights in copies.items() for name, tensor in weights.items()}
         return {"state_dict": state, SPEC_KEY: {KIND: module.spec}, **_BEGINNING}
 
     def report(self, module: NoisyClassifier) -> str:
@@ -175,7 +178,7 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
         network = build(spec)
     if not isinstance(network, Network):
         raise UserError("its description is not one of a network")
-    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
+    network.spec = with_defaults(network.spec, network)  # all of it, for the report and for configurations
     for each in weights:
         compare(each, network)
     count, known = parameters(network), published(network)

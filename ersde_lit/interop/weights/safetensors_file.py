@@ -1,7 +1,7 @@
 """Our own form to publish: weights in safetensors, and the plain-data description of their model in its metadata.
 
 Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict; those of
-a noisy classifier `network.NAME`.
+a noisy classifier trained without averages `network.NAME`.
 """
 
 import json
@@ -23,7 +23,12 @@ from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.weights import plain_name
 
-_PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw.", "network.": "network."}
+_PARTS = {
+    "ema_denoiser.network.": "averaged.",
+    "ema_network.": "averaged.",
+    "denoiser.network.": "raw.",
+    "network.": "raw.",
+}
 
 
 def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False) -> list[str]:
@@ -44,6 +49,8 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
             raise UserError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
         tensors[_PARTS[part] + name.removeprefix(part)] = tensor
     raw = {name for name in tensors if name.startswith("raw.")}
+    if KIND in content[SPEC_KEY] and len(raw) == len(tensors):  # a classifier without averages
+        tensors, raw = {name.replace("raw.", "network.", 1): tensor for name, tensor in tensors.items()}, set()
     if averaged_only or all(_equal(tensors[n], tensors.get("averaged." + n.removeprefix("raw."))) for n in raw):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
@@ -95,13 +102,14 @@ def _model(spec: dict[str, Any], images: int, tensors: dict[str, Tensor]) -> Imp
         if part not in parts:
             raise UserError(f"it has a tensor {name[:80]!r}, which is no weight of a network")
         parts[part][rest] = tensor
+    raw = parts["raw"] or None
     if set(spec) == {KIND}:
-        if parts["averaged"] or parts["raw"]:
+        if parts["network"] and (parts["averaged"] or raw):
             raise UserError("it describes a classifier, and has weights of a denoiser")
-        settings = dict(spec[KIND])
-        return ImportedClassifier("ersde_lit's classifier", settings.pop("network"), settings, parts["network"])
+        settings, weights = dict(spec[KIND]), parts["averaged"] or parts["network"]
+        return ImportedClassifier("ersde_lit's classifier", settings.pop("network"), settings, weights, raw=raw)
     if parts["network"]:
         raise UserError("it describes a denoiser, and has weights of a classifier")
     settings = dict(spec)
     network = settings.pop("network")
-    return ImportedModel("ersde_lit's model", network, settings, parts["averaged"], parts["raw"] or None, images)
+    return ImportedModel("ersde_lit's model", network, settings, parts["averaged"], raw, images)
