@@ -86,10 +86,20 @@ def test_half_precision_becomes_single(tmp_path) -> None:
 def test_classifiers(tmp_path) -> None:
     encoder = Encoder((1, 4, 4), 3, width=8, multipliers=(1, 2), blocks=1, attention=(), head_width=8)
     checkpoint = trained(NoisyClassifier(encoder, VP(), 0.4, preconditioning="vp"), tmp_path)
-    assert round_trip(checkpoint, tmp_path) == ["network"]
+    assert round_trip(checkpoint, tmp_path) == ["averaged", "raw"]
     before, after = load_classifier(checkpoint), load_classifier(tmp_path / "again.ckpt")
     assert all(torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
     assert {**after.spec, "network": None} == {**before.spec, "network": None}
+
+
+def test_a_classifier_without_averages_is_published_as_it_was(tmp_path) -> None:
+    encoder = Encoder((1, 4, 4), 3, width=8, multipliers=(1, 2), blocks=1, attention=(), head_width=8)
+    checkpoint = torch.load(trained(NoisyClassifier(encoder), tmp_path), weights_only=True)
+    raw = {name: w for name, w in checkpoint["state_dict"].items() if name.startswith("network.")}
+    torch.save({**checkpoint, "state_dict": raw}, tmp_path / "old.ckpt")
+    assert round_trip(tmp_path / "old.ckpt", tmp_path) == ["network"]
+    after = load_classifier(tmp_path / "again.ckpt").state_dict()
+    assert all(torch.equal(after[prefix + name], w) for name, w in raw.items() for prefix in ("", "ema_"))
 
 
 def test_others_may_read_it(tmp_path) -> None:
