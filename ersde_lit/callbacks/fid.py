@@ -195,10 +195,8 @@ class FIDCallback(Callback):
         seeds = range(self.first_seed, self.first_seed + self.num_samples)
         blocks = [seeds[start : start + self.batch_size] for start in range(0, self.num_samples, self.batch_size)]
         for block in blocks[self._ranks.rank :: self._ranks.count]:
-            yield (
-                sample_images(trainer, denoiser, sampler, block, nfe),
-                sum(seed - self.first_seed < self.nearest_images for seed in block),
-            )
+            images = sample_images(trainer, denoiser, sampler, block, nfe, self.batch_size)
+            yield images, sum(seed - self.first_seed < self.nearest_images for seed in block)
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]

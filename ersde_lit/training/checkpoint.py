@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anybody's code."""
+"""Checkpoints: atomic writing, and reading without executing code from the file."""
 
 import zipfile
 from pathlib import Path
@@ -20,9 +20,9 @@ Module = TypeVar("Module", bound=LightningModule)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, renamed into place when whole: a kill leaves the old file or the new one.
+    """Lightning's checkpoint files, written to a temporary file and renamed: a kill leaves the old file or the new one.
 
-    Reading runs nobody's code; what cannot be read raises ValueError in one line.
+    Reading executes no code from the file; what cannot be read raises ValueError in one line.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:

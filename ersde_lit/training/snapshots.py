@@ -1,4 +1,4 @@
-"""Power-function averages while training, in snapshots from which averages of other lengths are made afterwards."""
+"""Callback for power-function averages of weights, with snapshots for reconstructing averages of other lengths."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,7 +11,17 @@ from ersde_lit.denoisers.guidance import ClassifierGuidance
 from ersde_lit.networks import Encoder, Network
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import ERSDE, TableSampler
-from ersde_lit.training import EMA, AdamWConfig, DiffusionModule, NoisyClassifier, load, load_classifier
+from ersde_lit.training import (
+    EMA,
+    AdamWConfig,
+    AtomicCheckpointIO,
+    DiffusionModule,
+    NoisyClassifier,
+    PowerEMA,
+    load,
+    load_classifier,
+    reconstruct,
+)
 
 
 def encoder(**changes) -> Encoder:
@@ -217,3 +227,15 @@ def test_guidance_reads_averages_which_an_old_checkpoint_takes_from_its_raw_weig
     assert not torch.allclose(old(y, lam), averages)
     module.ema_network.load_state_dict(old.network.state_dict())
     assert torch.equal(old(y, lam), module.eval()(y, lam))
+
+
+def test_its_averages_can_have_another_length_afterwards(tmp_path) -> None:
+    runner = trainer(tmp_path, callbacks=[callback := PowerEMA(16, lengths=(0.1, 0.2))])
+    runner.fit(module := NoisyClassifier(encoder(), optimizer=AdamWConfig(1e-2)), datamodule=Noise())
+    (tmp_path / "checkpoints").mkdir()
+    runner.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint(reconstruct(tmp_path, 0.1), tmp_path / "made.ckpt")
+    made = load_classifier(tmp_path / "made.ckpt")
+    for name, average in callback.averages[0.1].items():
+        torch.testing.assert_close(made.ema_network.state_dict()[name], average)
+        assert torch.equal(made.network.state_dict()[name], module.network.state_dict()[name])
