@@ -7,9 +7,17 @@ CLASSES = {
     "ersde_lit.evaluation.FIDCallback": "ersde_lit.callbacks.FIDCallback",
     "ersde_lit.evaluation.Classifier": "ersde_lit.metrics.Classifier",
     "ersde_lit.evaluation.Inception": "ersde_lit.metrics.Inception",
-} | {
-    f"ersde_lit.interop.diffusers_unet.{name}": f"ersde_lit.interop.weights.diffusers_unet.{name}"
-    for name in ("DiffusersUNet", "DiffusersScoreUNet")
+    "ersde_lit.interop.diffusers_unet.DiffusersUNet": "ersde_lit.interop.weights.diffusers_unet.DiffusersUNet",
+    "ersde_lit.interop.diffusers_unet.DiffusersScoreUNet": (
+        "ersde_lit.interop.weights.diffusers_unet.DiffusersScoreUNet"
+    ),
+    "ersde_lit.networks.Encoder": "ersde_lit.networks.ClassifierEncoder",
+    "ersde_lit.networks.encoder.Encoder": "ersde_lit.networks.encoder.ClassifierEncoder",
+    "ersde_lit.networks.DhariwalEncoder": "ersde_lit.networks.DhariwalClassifierEncoder",
+    "ersde_lit.networks.dhariwal_encoder.DhariwalEncoder": (
+        "ersde_lit.networks.dhariwal_encoder.DhariwalClassifierEncoder"
+    ),
+    "ersde_lit.training.optimizer.AdamW": "ersde_lit.training.optimizer.AdamWConfig",
 }
 OPTIONS = {"lam_min": "sigma_min", "lam_max": "sigma_max"}  # of `sample`, `evaluate` and `analyze`
 

@@ -1,9 +1,8 @@
-"""FID and its kin while training: every sampler at every NFE, with the averaged weights, at each validation."""
+"""Callback that logs FID and other metrics of samples, for every sampler at every NFE, at each validation."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,33 +10,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from ersde_lit.callbacks.fid_cell import measure_cell, precision_of, sample_images
 from ersde_lit.callbacks.fid_output import log_picture, table
+from ersde_lit.callbacks.fid_real import RealImages, measure_real
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
-from ersde_lit.metrics.choice import Choice, features_for
+from ersde_lit.metrics.choice import Choice
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.nearest import nearest_distances
 from ersde_lit.metrics.protocol import size_in_words
-from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of
-from ersde_lit.metrics.scores import OF_FEATURES, MetricName, Scores
+from ersde_lit.metrics.scores import MetricName
 from ersde_lit.ranks import Ranks
-from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.grid import image_grid
-from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler
 
 ROWS = 10  # of a picture, at most
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class _Real(NamedTuple):
-    """What is known of the real images before any is generated."""
-
-    features: Features
-    reference: Reference
-    values: dict[str, float]  # of held-out ones, as they are logged
 
 
 class FIDCallback(Callback):
@@ -112,7 +100,7 @@ class FIDCallback(Callback):
         self.batch_size, self.every_n_validations, self.first_seed = batch_size, every_n_validations, first_seed
         self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
         self.weights, self.reference, self.metrics = weights, reference, tuple(metrics)
-        self._real: _Real | None = None
+        self._real: RealImages | None = None
         self._ranks = Ranks()
         self._validations = 0
 
@@ -125,65 +113,38 @@ class FIDCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
 
-    def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> _Real:
-        device, ranks, features = trainer.strategy.root_device, self._ranks, None
+    def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
             pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
-        with ranks.together():
+        with self._ranks.together():
             data = self._data(trainer)
-            if ranks.rank == 0:
-                features = features_for(self.features, data, self.weights, device=device).cpu()
-        features = ranks.of_first(features)  # the same to the last bit
-        keep = KEEP if OF_FEATURES & {*self.metrics} else 0
-        if self.reference is not None:
-            reference = read_reference(self.reference, features, device, keep_features=keep, ranks=ranks)
-        else:
-            assert data is not None
-            reference = reference_of(data, features, device, keep_features=keep, ranks=ranks)
-        with ranks.together():
-            scores = self._scores(features, reference).to(device)
-        size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
-        how = f"sampled in {_precision(trainer)}, without TF32"
-        if data is None:
-            pl_module.print(f"FID: {features.description}; against {reference.description}{size}; {how}")
-            return _Real(features.cpu(), reference, {})
-        held_out, near = data.split("test").images[: self.num_samples], ""
-        with ranks.together():
-            for images in held_out.split(self.batch_size)[ranks.rank :: ranks.count]:
-                scores.update(images.to(device))
-        with ranks.together():
-            values = {f"{metric}/real": value for metric, value in scores.compute().items()}
-        if self.nearest_images:
-            share = held_out[: self.nearest_images][ranks.rank :: ranks.count].to(device)
-            values["nearest/real"] = self._mean(nearest_distances(share, data.split("train").images))
-            near = f", {values['nearest/real']:.1f} grey levels from the nearest"
-        count = "" if reference.num_images is None else f"{reference.num_images} "
-        against = f"{count}{'training images' if self.reference is None else 'images of the reference'}{size}"
-        pl_module.print(
-            f"FID: {features.description}; {len(held_out)} held-out against {against}: "
-            f"{values[f'{self.metrics[0]}/real']:.4g}{near}; {how}"
-        )
-        return _Real(features.cpu(), reference, values)
-
-    def _scores(self, features: Features, reference: Reference) -> Scores:
-        return Scores(features, reference, self.metrics, sync=self._ranks.count > 1, group=self._ranks.group)
+        real = measure_real(
+            data, self.features, self.metrics, trainer.strategy.root_device, self._ranks, self.weights, self.reference,
+            self.num_samples, self.batch_size, self.nearest_images,
+        )  # fmt: skip
+        pl_module.print(f"FID: {real.summary}; sampled in {precision_of(trainer)}, without TF32")
+        return real
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or _is_trial(trainer) or not self._due(trainer):
             return
         assert self._real is not None
         denoiser = cast(Denoiser, pl_module.ema_denoiser)
-        scores = self._scores(self._real.features, self._real.reference).to(pl_module.device)
+        scores = self._real.scores(self.metrics, self._ranks).to(pl_module.device)
+        data = self._data(trainer) if self.nearest_images else None
+        train_images = None if data is None else data.split("train").images
         values, start = dict(self._real.values), time.monotonic()
         left_out: list[str] = []
-        cells = {name: _calls(sampler, self.nfes) for name, sampler in self.samplers.items()}
+        # the NFEs that a sampler runs when asked for these: Heun's are odd
+        cells = {name: list(dict.fromkeys(map(s.calls, self.nfes))) for name, s in self.samplers.items()}
         for name, sampler in self.samplers.items():
             for nfe in cells[name]:
                 cell = f"{name}/nfe{nfe}"
                 if left_out or self._late(start, begun=len(values) > len(self._real.values)):
                     left_out.append(cell)
                     continue
-                measured, failure = self._measure(trainer, denoiser, scores, sampler, nfe)
+                blocks = self._blocks(trainer, denoiser, sampler, nfe)
+                measured, failure = measure_cell(blocks, scores, train_images, self._ranks)
                 values |= {f"{metric}/{cell}": value for metric, value in measured.items()}
                 if failure:
                     rank_zero_warn(f"{cell} cannot be measured, it is logged as NaN: {failure}")
@@ -196,37 +157,6 @@ class FIDCallback(Callback):
         pl_module.print(table(self.metrics[0], values, cells, images, trainer.global_step))
         if left_out:
             pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
-
-    def _measure(
-        self, trainer: Trainer, denoiser: Denoiser, scores: Scores, sampler: Sampler, nfe: int
-    ) -> tuple[dict[str, float], str]:
-        """The metrics, and the distance to the nearest training image where that is asked for, over all ranks.
-
-        Where a sample of any rank is not finite they are NaN, and what went wrong is said.
-        """
-        data = self._data(trainer) if self.nearest_images else None
-        failure, nearest = "", torch.empty(0, device=scores.moments.device)
-        scores.reset()
-        with self._ranks.together():
-            try:
-                for images, leading in self._blocks(trainer, denoiser, sampler, nfe):
-                    scores.update(images)
-                    if leading and data is not None:
-                        found = nearest_distances(images[:leading], data.split("train").images)
-                        nearest = torch.cat([nearest, found])
-            except FloatingPointError as error:
-                failure = str(error)
-        failure = next(filter(None, self._ranks.gather(failure)), "")
-        if failure:
-            names = self.metrics if data is None else (*self.metrics, "nearest")
-            return dict.fromkeys(names, math.nan), failure
-        values = scores.compute()
-        return (values if data is None else {**values, "nearest": self._mean(nearest)}), ""
-
-    def _mean(self, values: Tensor) -> float:
-        """Over all ranks, of any number on each."""
-        everyone = torch.cat(self._ranks.gather(values.double().cpu()))
-        return everyone.mean().item()
 
     def _late(self, start: float, begun: bool) -> bool:
         """Whether time is up, by the first rank's clock."""
@@ -266,18 +196,8 @@ class FIDCallback(Callback):
         seeds = range(self.first_seed, self.first_seed + self.num_samples)
         blocks = [seeds[start : start + self.batch_size] for start in range(0, self.num_samples, self.batch_size)]
         for block in blocks[self._ranks.rank :: self._ranks.count]:
-            images = self._images(trainer, denoiser, sampler, block, nfe)
+            images = sample_images(trainer, denoiser, sampler, block, nfe, self.batch_size)
             yield images, sum(seed - self.first_seed < self.nearest_images for seed in block)
-
-    def _images(
-        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], nfe: int,
-        labels: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """uint8; the network's arithmetic is that of training. Raises FloatingPointError where one is not finite."""
-        made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=self.batch_size)
-        dtype = DTYPES.get(_precision(trainer), torch.float32)
-        with torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32):
-            return torch.cat([quantise(block.images) for block in made])
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]
@@ -285,21 +205,11 @@ class FIDCallback(Callback):
         seeds = range(self.first_seed, self.first_seed + rows * self.columns)
         labels = torch.tensor([*classes]).repeat_interleave(self.columns) if classes else None
         try:
-            images = self._images(trainer, denoiser, sampler, seeds, nfe, labels).cpu()
+            images = sample_images(trainer, denoiser, sampler, seeds, nfe, self.batch_size, labels).cpu()
         except FloatingPointError as error:
             rank_zero_warn(f"no picture of {name}/nfe{nfe}: {error}")
             return
         log_picture(trainer, image_grid(images, self.columns), name, nfe)
-
-
-def _calls(sampler: Sampler, nfes: Sequence[int]) -> list[int]:
-    """The NFEs a sampler really runs when asked for these: Heun's are odd."""
-    return list(dict.fromkeys(sampler.calls(nfe) for nfe in nfes))
-
-
-def _precision(trainer: Trainer) -> str:
-    """In which the network works while it is sampled: what it trains in, by autocast, for averages are float32."""
-    return {"bf16": "bf16", "16": "fp16", "64": "fp64"}.get(str(trainer.precision).partition("-")[0], "fp32")
 
 
 def _is_trial(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""What the FID callback shows of a validation: pictures for the loggers and the disk, and a table to print."""
+"""Output of the FID callback: pictures for the loggers and the disk, and a table to print."""
 
 from __future__ import annotations
 

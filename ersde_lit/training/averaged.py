@@ -1,7 +1,8 @@
-"""Base of the LightningModules: a network trained on noisy images and the moving average of its weights."""
+"""Base class of what is trained: random draws by image number, averaged weights, optimiser, checkpoints, checks."""
 
 from collections.abc import Callable
-from typing import Any, Self, cast
+from copy import deepcopy
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import NoiseDensity, Process
 from ersde_lit.errors import UserError
-from ersde_lit.networks import Network
 from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.ema import EMA, not_in_half
 from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
 from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.optimizer import AdamWConfig
-from ersde_lit.training.randomness import image_seeds, uniform
+from ersde_lit.training.randomness import image_seeds
+from ersde_lit.training.spec import describe, with_defaults
 from ersde_lit.training.weights import fitted
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
@@ -25,64 +26,70 @@ VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k 
 
 
 class AveragedModule(GuardedModule):
-    """Trains `trained` and evaluates `averaged`, the moving average (EMA) of its weights.
+    """Trains the submodule named `TRAINED` on noised images and evaluates the moving average of its weights.
 
-    Both are ordinary parts of the module and of its checkpoints: nothing is ever swapped. The averages stay in float32
-    or better, whatever the module is cast to. Logs `train/loss`, the mean over all images of a step.
+    Both sets of weights are submodules (`<TRAINED>` and `ema_<TRAINED>`) and part of every checkpoint; nothing is ever
+    swapped. The averages stay in float32 or better, whatever the module is cast to.
 
-    What is random depends on the seed of `seed_everything` and each image's number in the run, not on the number of
+    Random draws depend on the seed of `seed_everything` and each image's number in the run, not on the number of
     devices, accumulation or resuming; dropout masks alone also depend on how a step is shared. In gradients NaN counts
     as 0 and an infinity as +-1e5, as published for EDM; "16-mixed" leaves such a step out.
-
-    Subclasses define `trained`, `averaged` and `spec`, set `density`, `process`, `recipe` (of the optimiser) and `ema`,
-    and call `start` at the end of their construction.
-
-    Attributes:
-        trained, averaged: the networks, parts of the module under names of its own.
-        images_seen: by all devices, in the whole run.
     """
 
-    density: NoiseDensity
-    process: Process
-    recipe: AdamWConfig
-    ema: EMA
+    TRAINED: ClassVar[str]
+    SETTINGS: ClassVar[tuple[str, ...]]  # what of `spec` a checkpoint must share for training to go on from it
+    KIND: ClassVar[str | None] = None  # the key of `spec` under SPEC_KEY; None: it is not nested
 
-    def __init__(self) -> None:
+    def __init__(
+        self, trained: nn.Module, process: Process, density: NoiseDensity, optimizer: AdamWConfig, ema: EMA
+    ) -> None:
         super().__init__()
-        self.images_seen = 0
-        self._images_at_step = 0
+        setattr(self, self.TRAINED, trained)
+        setattr(self, f"ema_{self.TRAINED}", deepcopy(trained).requires_grad_(False).eval())
+        self._apply(lambda value: value)  # the network may have been made in half precision
+        self.process, self.density, self.recipe, self.ema = process, density, optimizer, ema
+        self.images_seen = self._images_at_step = 0
         self._loss_of_step = torch.zeros(())  # summed over this device's images
         self._evaluation_batch = 0
 
-    @property
-    def trained(self) -> nn.Module:
-        raise NotImplementedError
+    # --- of subclasses
 
-    @property
-    def averaged(self) -> nn.Module:
-        raise NotImplementedError
+    network: Any  # these three may be properties
+    image_shape: Any
+    num_classes: Any
 
     @property
     def spec(self) -> dict[str, Any]:
         """Plain data that rebuilds this module, weights excepted."""
+        return {
+            "process": describe(self.process),
+            "density": describe(self.density),
+            "optimizer": describe(self.recipe),
+            "ema": describe(self.ema),
+        }
+
+    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
+        """Training losses [B] of images x0 with noise eps, [B, C, H, W]; whatever else is random comes from seeds."""
         raise NotImplementedError
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return cast(Network, self.averaged).image_shape
+    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
+        """Mean values of the averaged weights at noise levels lam [B], by name; "loss" is among them."""
+        raise NotImplementedError
+
+    # --- set-up
 
     @property
-    def num_classes(self) -> int:
-        return cast(Network, self.averaged).num_classes
+    def trained(self) -> Any:
+        """The submodule whose weights are trained."""
+        return getattr(self, self.TRAINED)
 
-    def start(self) -> None:
-        """Casts averages of half precision to float32; raises where a checkpoint could not hold the settings."""
-        self.averaged.requires_grad_(False).eval()
-        self._apply(lambda value: value)
-        _ = self.spec
+    @property
+    def averaged(self) -> Any:
+        """The same with averaged weights."""
+        return getattr(self, f"ema_{self.TRAINED}")
 
     def setup(self, stage: str) -> None:
-        """Raises UserError where data and network disagree, or averaged weights would not be whole."""
+        """Raises ValueError where data and network disagree, or the strategy would shard the averaged weights."""
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
             raise UserError("averaged weights must be whole on every device: use --trainer.strategy ddp or fsdp2")
         data = getattr(self.trainer, "datamodule", None)
@@ -104,43 +111,32 @@ class AveragedModule(GuardedModule):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.averaged.eval()  # for evaluation only: no dropout
+        self.averaged.eval()  # no dropout in averaged weights
         return self
+
+    # --- training
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.train()  # a module that was loaded is in eval mode
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.recipe.optimizer(self.trained.parameters())
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            return self.recipe.factor(self.images_seen, step / max(total, 1))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def draw(self, x0: Tensor, draws: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """What a training batch x0 [B, C, H, W] is noised with: lam [B], eps like x0, and uniform [B, draws]."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x0, labels = batch
         seeds = image_seeds(run_seed(), self._dealt(self.images_seen, len(x0)))
         torch.manual_seed(seeds[0])  # for dropout
         eps = SeededNoise(seeds, x0.shape[1:], x0.device, x0.dtype).initial()
-        u = uniform(seeds, 1 + draws, x0.device)
-        return self.density.lam(u[:, 0], self.process), eps, u[:, 1:]
-
-    def take(self, losses: Tensor) -> Tensor:
-        """Counts the images of a training batch and returns the mean of their losses [B]."""
-        self.images_seen += len(losses) * self.trainer.world_size
+        losses = self.image_losses(x0, labels, seeds, eps)
+        self.images_seen += len(x0) * self.trainer.world_size
         self._loss_of_step = self._loss_of_step + losses.detach().sum()
         return losses.mean()
 
-    def fixed_draw(self, x0: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """What an evaluation batch is noised with: lam [B] and eps like x0, the same at each evaluation."""
-        index = self._indices(len(x0), batch_idx)
-        u = ((torch.tensor(index, device=x0.device) % VALIDATION_LEVELS).float() + 0.5) / VALIDATION_LEVELS
-        eps = SeededNoise(index, x0.shape[1:], device=x0.device, dtype=x0.dtype).initial()
-        return self.density.lam(u, self.process), eps
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.recipe.optimizer(self.trained.parameters())
+        total = max(self.trainer.estimated_stepping_batches, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.recipe.factor(self.images_seen, step / total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for weight in self.trained.parameters():
@@ -155,24 +151,51 @@ class AveragedModule(GuardedModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.watch_step(loss)
 
-    def log_evaluation(self, values: dict[str, Tensor], count: int) -> None:
-        """Logs means over a batch of `count` images, to be averaged over the data."""
-        for name, value in values.items():
-            self.log(name, value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=count)
+    # --- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint[SPEC_KEY] = self.spec
+        checkpoint[SPEC_KEY] = {self.KIND: self.spec} if self.KIND else self.spec
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError where the weights are of another network, or have diverged."""
+        """Raises ValueError where the checkpoint is of another model, or its weights are, or has diverged."""
         super().on_load_checkpoint(checkpoint)
+        kept, own = checkpoint[SPEC_KEY], self.spec
+        if self.KIND is not None:
+            kept = kept.get(self.KIND, {})
+        if "network" not in kept:
+            raise UserError(f"the checkpoint is not one of a {type(self).__name__}")
+        values = {"network": self.network, "process": self.process}
+        for name in self.SETTINGS:
+            theirs, ours = (with_defaults(value, values.get(name)) for value in (kept.get(name, own[name]), own[name]))
+            if theirs != ours:
+                raise UserError(f"the checkpoint is of another model: its {name} is {theirs}, not {ours}")
         if "state_dict" in checkpoint:  # FSDP2 loads the weights itself
             checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
         if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
             self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
+
+    # --- evaluation
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x0, labels = batch
+        x0 = x0.to(next(self.averaged.parameters()).dtype)  # half precision would blur the noise levels
+        index = self._indices(len(x0), batch_idx)
+        u = ((torch.tensor(index, device=self.device) % VALIDATION_LEVELS).float() + 0.5) / VALIDATION_LEVELS
+        lam = self.density.lam(u, self.process)
+        eps = SeededNoise(index, x0.shape[1:], device=x0.device, dtype=x0.dtype).initial()
+        values = self.evaluation(x0, labels, lam, eps)
+        self.watch_validation(values["loss"], batch_idx)
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
 
     def _indices(self, count: int, batch_idx: int) -> range:
         """Positions in the data set of this rank's images of an evaluation batch."""
@@ -181,6 +204,6 @@ class AveragedModule(GuardedModule):
         return self._dealt(batch_idx * self._evaluation_batch * self.trainer.world_size, count)
 
     def _dealt(self, first: int, count: int) -> range:
-        """The numbers of this rank's images among those that are dealt to the ranks in turn, from `first` on."""
+        """Numbers of this rank's images among those dealt to the ranks in turn, from `first` on."""
         ranks = self.trainer.world_size
         return range(first + self.trainer.global_rank, first + count * ranks, ranks)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anybody's code."""
+"""Checkpoints: atomic writing, and reading without executing code from the file."""
 
 import zipfile
 from pathlib import Path
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
-from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
-from ersde_lit.training.module import DiffusionModule
-from ersde_lit.training.spec import at_most, brief, build
+from ersde_lit.renamed import current
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.training.spec import at_most, build, first_line
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 
 Module = TypeVar("Module", bound=LightningModule)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, renamed into place when whole: a kill leaves the old file or the new one.
+    """Lightning's checkpoint files, written to a temporary file and renamed: a kill leaves the old file or the new one.
 
-    Reading runs nobody's code; what cannot be read raises ValueError in one line.
+    Reading executes no code from the file; what cannot be read raises ValueError in one line.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -61,7 +61,7 @@ def rebuild(kind: type[Module], settings: dict[str, Any], checkpoint: dict[str, 
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # what a file says may be wrong in any way
-        raise UserError(f"checkpoint {path} cannot be rebuilt: {brief(error)}") from error
+        raise UserError(f"checkpoint {path} cannot be rebuilt: {first_line(error)}") from error
     return module.eval()
 
 
@@ -96,7 +96,10 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
     if not _is_ours(checkpoint):
         raise UserError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")
-    return checkpoint
+    try:
+        return checkpoint | {SPEC_KEY: current(checkpoint[SPEC_KEY])}
+    except RecursionError:
+        raise UserError(f"checkpoint {path} describes a model that contains itself") from None
 
 
 def _load(path: str | Path, **how: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which classes a model was trained on, and what they are called: kept in its checkpoints beside images_seen."""
+"""Trained classes of a model and their names, as kept in its checkpoints."""
 
 from __future__ import annotations
 

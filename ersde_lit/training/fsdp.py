@@ -1,4 +1,4 @@
-"""Sharded training, as a strategy of Lightning: `--trainer.strategy fsdp2`."""
+"""Lightning strategy for sharded training: `--trainer.strategy fsdp2`."""
 
 from collections.abc import Iterator
 

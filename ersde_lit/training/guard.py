@@ -1,4 +1,4 @@
-"""Trainings that diverge: noticed, ended, and never saved over what was good."""
+"""Detection of diverged training, which ends it and keeps it from being saved over good checkpoints."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,15 +13,15 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 
 MOMENTS = "optimiser's moments"
-PATIENCE = 100  # steps in a row whose loss may fail to be sound
-ABSURD = 1e6  # a loss or a weight from here on is not: those of networks are about 1
+PATIENCE = 100  # unsound steps in a row that are tolerated
+ABSURD = 1e6  # bound of a sound loss or weight; usual ones are about 1
 
 
 class GuardedModule(pl.LightningModule):
-    """Ends its training rather than let anybody keep what has diverged.
+    """LightningModule that ends its training, unsaved, when it has diverged.
 
-    Whatever writes a checkpoint, Lightning first calls `on_save_checkpoint`, on all ranks; they decide together. In
-    mid-run a single step's loss is no reason, two in a row are: where it is NaN its gradient counts as 0.
+    Lightning calls `on_save_checkpoint` on all ranks before any checkpoint is written; they decide together. One
+    unsound loss in mid-run is tolerated, two in a row are not: where a loss is NaN its gradient counts as 0.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class GuardedModule(pl.LightningModule):
             )
 
     def check_sound(self, kept: Mapping[str, Iterable[Tensor]]) -> None:
-        """To be called by all ranks before something is written.
+        """Checks what is about to be written; to be called by all ranks.
 
         Args:
-            kept: tensors that are about to be, by what they are.
+            kept: the tensors, by what they are.
 
         Raises:
             FloatingPointError: these, or the losses, are not sound on some rank; names the last good checkpoint.
@@ -127,7 +127,7 @@ def _spoilt(what: str, tensors: Iterable[Tensor]) -> bool:
 
 
 def _newest_checkpoint(trainer: pl.Trainer) -> Path | None:
-    """Of those that this training has written or begun with: all were sound when they were."""
+    """The newest checkpoint that this training wrote or started from; all were sound when written."""
     folders = [Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     written = [path for folder in folders for path in folder.glob("*.ckpt")]
     begun = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []

@@ -1,7 +1,6 @@
-"""The LightningModule of denoisers: any process, preconditioning, prediction and network."""
+"""LightningModule of denoisers: one for every process, preconditioning, prediction and network."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,20 +12,22 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
-from ersde_lit.renamed import current
 from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
-from ersde_lit.training.averaged import SPEC_KEY, AveragedModule
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamWConfig
-from ersde_lit.training.spec import completed, describe
+from ersde_lit.training.randomness import uniform
+from ersde_lit.training.spec import describe
+
+__all__ = ["IMAGES_KEY", "SPEC_KEY", "VALIDATION_LEVELS", "DiffusionModule"]
 
 
 class DiffusionModule(AveragedModule):
-    """Trains a denoiser; validates and samples with the moving average of its weights (`AveragedModule`).
+    """Trains a denoiser; validates and samples with the moving average of its weights (see `AveragedModule`).
 
-    The two are `denoiser` and `ema_denoiser`. Logs `train/loss`, and `val/loss` or `test/loss` over fixed noise levels
-    and fixed noise.
+    Logs `train/loss`, the mean over all images of a step, and `val/loss` or `test/loss`, over fixed noise levels and
+    fixed noise.
 
     Args:
         network: the raw network F.
@@ -35,13 +36,18 @@ class DiffusionModule(AveragedModule):
         density: noise levels to train on; None takes the one its preconditioning was published with.
         label_dropout: probability of training an image as unconditional (label -1).
         optimizer: learning rate and its schedule.
-        ema: half-life of the average.
+        ema: half-life of the averaged weights.
         augment: how training images are changed, of which the network is told; None leaves them as they are.
 
     Raises:
         ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
         FloatingPointError: at `fit`, the loss of 100 steps in a row was not finite, or what is to be saved is not.
     """
+
+    TRAINED = "denoiser"
+    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data")
+    denoiser: Denoiser
+    ema_denoiser: Denoiser
 
     def __init__(
         self,
@@ -56,59 +62,58 @@ class DiffusionModule(AveragedModule):
         ema: EMA = EMA(),  # noqa: B008 (frozen)
         augment: Augment | None = None,
     ) -> None:
-        super().__init__()
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is a probability, got {label_dropout}")
-        self.denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data)
-        self.ema_denoiser = deepcopy(self.denoiser)
-        self.process = self.denoiser.process
-        self.density = density or PRECONDITIONINGS[preconditioning].density
-        self.label_dropout = label_dropout
-        self.recipe = optimizer
-        self.ema = ema
-        self.augment = augment
+        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data)
+        density = density or PRECONDITIONINGS[preconditioning].density
+        super().__init__(denoiser, denoiser.process, density, optimizer, ema)
+        self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet
-        self.start()
+        _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
-    def trained(self) -> Denoiser:
-        return self.denoiser
+    def network(self) -> Network:
+        """The raw network that is trained."""
+        return self.denoiser.network
 
     @property
-    def averaged(self) -> Denoiser:
-        return self.ema_denoiser
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.denoiser.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.denoiser.num_classes
 
     @property
     def spec(self) -> dict[str, Any]:
-        denoiser = self.denoiser
         return {
-            "network": describe(denoiser.network),
-            "process": describe(denoiser.process),
-            "preconditioning": denoiser.preconditioning,
-            "prediction": denoiser.prediction,
-            "sigma_data": describe(denoiser.sigma_data),
-            "density": describe(self.density),
+            **super().spec,
+            "network": describe(self.network),
+            "preconditioning": self.denoiser.preconditioning,
+            "prediction": self.denoiser.prediction,
+            "sigma_data": describe(self.denoiser.sigma_data),
             "label_dropout": describe(self.label_dropout),
-            "optimizer": describe(self.recipe),
-            "ema": describe(self.ema),
             "augment": describe(self.augment),
         }
 
     def on_train_start(self) -> None:
         data = Classes.of_data(getattr(self.trainer, "datamodule", None), self.num_classes)
-        self._know(data.after(self._classes, self.num_classes))  # what is resumed has been read by now
+        self._set_classes(data.after(self._classes, self.num_classes))  # a checkpoint has been read by now
 
-    def _know(self, classes: Classes) -> None:
+    def _set_classes(self, classes: Classes) -> None:
         self._classes = classes
         for denoiser in (self.denoiser, self.ema_denoiser):
             denoiser.trained_classes, denoiser.class_names = classes.trained, classes.names
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x0, labels = batch
-        lam, eps, u = self.draw(x0, 1 + (self.augment.num_draws if self.augment else 0))
-        labels = labels.masked_fill(u[:, 0] < self.label_dropout, -1)
-        x0, conditions = self.augment(x0, u[:, 1:]) if self.augment else (x0, None)
-        return self.take(self.denoiser.loss(x0, lam, eps, self._known(labels), conditions))
+    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
+        u = uniform(seeds, 2 + (self.augment.num_draws if self.augment else 0), x0.device)
+        lam = self.density.lam(u[:, 0], self.process)
+        labels = labels.masked_fill(u[:, 1] < self.label_dropout, -1)
+        x0, conditions = self.augment(x0, u[:, 2:]) if self.augment else (x0, None)
+        return self.denoiser.loss(x0, lam, eps, self._conditional(labels), conditions)
+
+    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.ema_denoiser.loss(x0, lam, eps, self._conditional(labels)).mean()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -116,36 +121,13 @@ class DiffusionModule(AveragedModule):
             checkpoint[CLASSES_KEY] = self._classes.plain()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint is of another model, or its weights are, or has diverged."""
-        kept, own = current(checkpoint[SPEC_KEY]), self.spec
-        for name, value in (("network", self.denoiser.network), ("process", self.denoiser.process)):
-            kept[name], own[name] = completed(kept[name], value), completed(own[name], value)
-        for name in ("network", "process", "preconditioning", "prediction", "sigma_data"):
-            if kept[name] != own[name]:
-                raise UserError(f"the checkpoint is of another model: its {name} is {kept[name]}, not {own[name]}")
         super().on_load_checkpoint(checkpoint)
-        self._know(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
-
-    # --- evaluation, always with the averaged weights
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._log_fixed_loss("val/loss", batch, batch_idx)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._log_fixed_loss("test/loss", batch, batch_idx)
-
-    def _log_fixed_loss(self, name: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x0, labels = batch
-        x0 = x0.to(next(self.ema_denoiser.parameters()).dtype)  # half precision would blur the noise levels
-        lam, eps = self.fixed_draw(x0, batch_idx)
-        loss = self.ema_denoiser.loss(x0, lam, eps, self._known(labels)).mean()
-        self.watch_validation(loss, batch_idx)
-        self.log_evaluation({name: loss}, len(x0))
+        self._set_classes(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One generated image for each image of the predict set: its class, its index as seed."""
         x0, labels = batch
-        return self.sample(self._indices(len(x0), batch_idx), self._known(labels))
+        return self.sample(self._indices(len(x0), batch_idx), self._conditional(labels))
 
     @torch.no_grad()
     def sample(
@@ -163,12 +145,12 @@ class DiffusionModule(AveragedModule):
                 `ersde_lit.solvers.default(nfe)`.
 
         Raises:
-            UserError: labels that do not fit seeds or network, or no such solver.
+            ValueError: labels that do not fit seeds or network, or no such solver.
         """
-        run = registry.as_sampler(solver)
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
         chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)
-        return run(self.ema_denoiser, noise, nfe, labels=None if chosen is None else chosen.to(self.device))
+        labels = None if chosen is None else chosen.to(self.device)
+        return registry.as_sampler(solver)(self.ema_denoiser, noise, nfe, labels=labels)
 
-    def _known(self, labels: Tensor) -> Tensor | None:
+    def _conditional(self, labels: Tensor) -> Tensor | None:
         return labels if self.num_classes else None

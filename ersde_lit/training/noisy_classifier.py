@@ -1,7 +1,6 @@
-"""The LightningModule of classifiers of noisy images, for classifier guidance, and its checkpoints."""
+"""LightningModule of classifiers of noisy images, for classifier guidance, and their checkpoints."""
 
 import math
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ from ersde_lit.training.averaged import SPEC_KEY, AveragedModule
 from ersde_lit.training.checkpoint import read, rebuild
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamWConfig
+from ersde_lit.training.randomness import uniform
 from ersde_lit.training.spec import describe
-from ersde_lit.training.weights import plain_name
 
-KIND = "noisy_classifier"  # the one entry under SPEC_KEY, where a DiffusionModule's checkpoint has its settings
+KIND = "noisy_classifier"  # the one entry under SPEC_KEY of its checkpoints, where a DiffusionModule's has its settings
 
 
 class NoisyClassifier(AveragedModule):
     """Learns log p(k | y, lam) of y = x0 + lam eps from labelled images (Dhariwal & Nichol 2021).
 
-    Called as ``classifier(y, lam)``, as `ClassifierGuidance` does, it uses the moving average of its weights
-    (`AveragedModule`); the two networks are `network` and `ema_network`. Logs `train/loss`, the cross entropy, and over
-    fixed noise levels and fixed noise `val/loss` and `val/accuracy` (or `test/...`).
+    Called as ``classifier(y, lam)``, as `ClassifierGuidance` does, it uses the averaged weights (see `AveragedModule`).
+    Logs `train/loss`, the cross entropy, and over fixed noise levels and fixed noise `val/loss` and `val/accuracy`
+    (or `test/...`).
 
     Args:
         network: c_in y [B, C, H, W] and c_noise [B] to logits [B, num_classes], such as `ClassifierEncoder`.
@@ -36,12 +35,17 @@ class NoisyClassifier(AveragedModule):
         density: noise levels to train on; None takes `LogUniform`, since a sampler visits all of the process's.
         optimizer: learning rate and its schedule.
         preconditioning: scales what the network sees, as for `Denoiser`.
-        ema: half-life of the average.
+        ema: half-life of the averaged weights.
 
     Raises:
         ValueError: fewer than two classes, a preconditioning that does not go with the process, sigma_data that is not
             positive; at `fit`, data of another shape or classes.
     """
+
+    TRAINED, KIND = "network", KIND
+    SETTINGS = ("network", "process", "sigma_data", "preconditioning")
+    network: Network
+    ema_network: Network
 
     def __init__(
         self,
@@ -51,45 +55,37 @@ class NoisyClassifier(AveragedModule):
         density: NoiseDensity | None = None,
         optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
         preconditioning: PreconditioningName = "edm",
-        ema: EMA = EMA(),  # noqa: B008
+        ema: EMA = EMA(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__()
         if network.num_classes < 2:
             raise UserError(f"a classifier needs a network with at least 2 classes, not {network.num_classes}")
         if not 0 < sigma_data < math.inf:
             raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
-        self.network, self.ema_network = network, deepcopy(network)
-        self.process = process or VE()
-        check(preconditioning, "eps", self.process)
-        self.preconditioning = preconditioning
-        self.sigma_data = sigma_data
-        self.density = density or LogUniform()
-        self.recipe = optimizer
-        self.ema = ema
-        self.start()
+        process = process or VE()
+        check(preconditioning, "eps", process)
+        super().__init__(network, process, density or LogUniform(), optimizer, ema)
+        self.preconditioning, self.sigma_data = preconditioning, sigma_data
+        _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
-    def trained(self) -> Network:
-        return self.network
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
 
     @property
-    def averaged(self) -> Network:
-        return self.ema_network
+    def num_classes(self) -> int:
+        return self.network.num_classes
 
     @property
     def spec(self) -> dict[str, Any]:
         return {
+            **super().spec,
             "network": describe(self.network),
-            "process": describe(self.process),
             "sigma_data": describe(self.sigma_data),
-            "density": describe(self.density),
-            "optimizer": describe(self.recipe),
             "preconditioning": self.preconditioning,
-            "ema": describe(self.ema),
         }
 
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
-        """log p(k | y, lam), [B, num_classes], from y [B, C, H, W] at lam ([] or [B])."""
+        """log p(k | y, lam), [B, num_classes], from y [B, C, H, W] at lam ([] or [B]), by the averaged weights."""
         return self._log_p(self.ema_network, y, lam)
 
     def _log_p(self, network: Network, y: Tensor, lam: Tensor) -> Tensor:
@@ -98,43 +94,27 @@ class NoisyClassifier(AveragedModule):
         c_in = preconditioning.c_in(lam, self.sigma_data, self.process).view(-1, 1, 1, 1)
         return network(c_in * y, preconditioning.c_noise(lam, self.process.t_of_lam(lam))).log_softmax(1)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x0, labels = batch
-        lam, eps, _ = self.draw(x0)
+    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
+        lam = self.density.lam(uniform(seeds, 1, x0.device)[:, 0], self.process)
         log_p = self._log_p(self.network, x0 + lam.view(-1, 1, 1, 1) * eps, lam)
-        return self.take(F.nll_loss(log_p, labels, reduction="none"))
+        return F.nll_loss(log_p, labels, reduction="none")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._log_fixed("val", batch, batch_idx)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._log_fixed("test", batch, batch_idx)
-
-    def _log_fixed(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x0, labels = batch
-        lam, eps = self.fixed_draw(x0, batch_idx)
+    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
         log_p = self(x0 + lam.view(-1, 1, 1, 1) * eps, lam)
-        loss, accuracy = F.nll_loss(log_p, labels), (log_p.argmax(1) == labels).float().mean()
-        self.watch_validation(loss, batch_idx)
-        self.log_evaluation({f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}, len(x0))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[SPEC_KEY] = {KIND: self.spec}
+        return {"loss": F.nll_loss(log_p, labels), "accuracy": (log_p.argmax(1) == labels).float().mean()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As of `AveragedModule`; checkpoints of before there were averages have the raw weights for them."""
         weights = checkpoint.get("state_dict", {})
-        if not any(plain_name(name).startswith("ema_network.") for name in weights):
-            checkpoint["state_dict"] = {**weights, **{f"ema_{name}": value.clone() for name, value in weights.items()}}
+        if weights and not any(name.startswith("ema_") for name in weights):  # from before there were averages
+            checkpoint["state_dict"] = weights | {f"ema_{name}": weight for name, weight in weights.items()}
         super().on_load_checkpoint(checkpoint)
 
 
 def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:
-    """The classifier a checkpoint holds, in eval mode on the CPU.
+    """The classifier a checkpoint holds, raw and averaged weights both, in eval mode on the CPU.
 
     Args:
-        path: a .ckpt file that a Trainer wrote for a `NoisyClassifier`.
+        path: a .ckpt file written by `fit` or a Trainer; without averages (before 1.0), its raw weights serve as such.
         trust: also import network, process and density classes from outside `ersde_lit`.
 
     Raises:

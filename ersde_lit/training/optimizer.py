@@ -1,4 +1,4 @@
-"""Settings of the optimiser: AdamW with a warm-up in images and a linear decay at the end."""
+"""Settings of AdamW with a warm-up in images and a linear decay at the end."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ersde_lit.errors import UserError
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """Settings of AdamW as plain data, to be kept in a checkpoint; every step is one fused kernel.
+    """Plain settings, so that they can be kept in a checkpoint; every step is one fused kernel.
 
     EDM's Adam (Karras et al. 2022) is lr 1e-3 (1e-4 for ImageNet-64), betas 0.9 and 0.999, warmup 10,000,000.
 
@@ -44,10 +44,10 @@ class AdamWConfig:
         return optimizer
 
     def factor(self, images_seen: int, progress: float) -> float:
-        """What `lr` is multiplied by after `images_seen` images, at `progress` in [0, 1] of the whole training."""
+        """Factor of `lr` after `images_seen` images, at `progress` in [0, 1] of the training."""
         rise = min(images_seen / self.warmup, 1.0) if self.warmup else 1.0
         fall = min((1 - progress) / self.decay, 1.0) if self.decay else 1.0
         return max(rise * fall, 0.0)
 
 
-AdamW = AdamWConfig  # the name until version 0.1, in checkpoints and scripts
+AdamW = AdamWConfig  # the name before

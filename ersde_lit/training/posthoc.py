@@ -1,4 +1,4 @@
-"""Averaged weights of any length, made after a training from its snapshots (Karras et al. 2024, section 3.2)."""
+"""Reconstruction of averaged weights of any length from snapshots, after training (Karras et al. 2024, section 3.2)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import read
+from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.power_ema import Profile, combine, gamma_of
 from ersde_lit.training.snapshots import STATE_KEY, read_snapshot, snapshot_path
 
@@ -27,7 +29,7 @@ class Source(NamedTuple):
 
 
 def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) -> dict[str, Any]:
-    """The last checkpoint of a run, its averaged weights (`ema_denoiser`) made the power-function average of a length.
+    """The last checkpoint of a run, its averaged weights (`ema_...`) made the power-function average of a length.
 
     Everything else, raw weights and description included, is as it was. Under "power_ema" the checkpoint says what its
     averaged weights are: sigma_rel, gamma, images, the number of snapshots used, and the expected relative error
@@ -62,8 +64,9 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for source, row in zip(sources, coefficients.reshape(len(sources), -1).tolist(), strict=True):
         _add(total, dict(zip(lengths, row, strict=True)), source)
+    prefix = "ema_network" if KIND in checkpoint[SPEC_KEY] else "ema_denoiser"
     for name, value in total.items():
-        weights[f"ema_denoiser.{name}"] = value.to(weights[f"ema_denoiser.{name}"].dtype)
+        weights[f"{prefix}.{name}"] = value.to(weights[f"{prefix}.{name}"].dtype)
     made = {"sigma_rel": sigma_rel, "gamma": gamma, "images": images, "snapshots": len(sources), "error": error}
     return checkpoint | {POWER_EMA_KEY: made}
 

@@ -1,4 +1,4 @@
-"""Averages of weights over the whole training with power-function profiles, and any of them from some of them.
+"""Power-function averages of weights: widths, decay factors, and combinations of averages.
 
 The average of width gamma at t images is the mean of the weights w(tau) over tau in (0, t] with density proportional to
 tau^gamma. Its relative width sigma_rel is the standard deviation of that density divided by t: 0.10 says that the

@@ -1,4 +1,4 @@
-"""Everything random in training as a function of the run's seed and of an image's number.
+"""Random draws in training, as functions of the run's seed and an image's number.
 
 Image n is the n-th that the run trains on, counted over all epochs and devices. So what an image is trained with
 depends neither on how many devices share a step, nor on accumulation, nor on where a run was stopped and resumed.

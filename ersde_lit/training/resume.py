@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on as if it had never stopped."""
+"""Rolling checkpoints from which a run resumes exactly, and their place in the run."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Power-function averages while training, in snapshots from which averages of other lengths are made afterwards."""
+"""Callback for power-function averages of weights, with snapshots for reconstructing averages of other lengths."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
+from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.ema import follow
 from ersde_lit.training.fsdp import whole_weights
-from ersde_lit.training.module import DiffusionModule
 from ersde_lit.training.power_ema import decay, gamma_of
 
 FOLDER, STATE_KEY, CHECKSUM_KEY = "ema_snapshots", "PowerEMA", "crc32"
 
 
 class PowerEMA(Callback):
-    """Follows a DiffusionModule's raw weights with power-function averages (`ersde_lit.training.power_ema`).
+    """Follows a module's raw weights with power-function averages (`ersde_lit.training.power_ema`).
 
-    After every optimiser step each average takes in the weights of `denoiser`; whenever another `every_n_images` have
+    After every optimiser step each average takes in the trained weights; whenever another `every_n_images` have
     been seen, all averages are written to <default_root_dir>/ema_snapshots/<images>.safetensors. `python -m ersde_lit
     ema` makes of them the average of any length (Karras et al. 2024, arXiv:2312.02696, section 3.2).
 
@@ -63,13 +63,13 @@ class PowerEMA(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast(DiffusionModule, pl_module)
+        module = cast(AveragedModule, pl_module)
         if self.images > module.images_seen:
             raise UserError("this PowerEMA has followed another training: give each training a new one")
         kept, self.averages = self.averages, {length: {} for length in self.gammas}
         if not kept:  # no checkpoint brought them
             self.images = module.images_seen
-        for weights in whole_weights(module.denoiser):
+        for weights in whole_weights(module.trained):
             for (name, weight), length in product(weights.items(), self.gammas):
                 start = kept[length][name] if kept else weight
                 self.averages[length][name] = start.to(weight.device, torch.float32, copy=True)
@@ -79,9 +79,9 @@ class PowerEMA(Callback):
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
-        module = cast(DiffusionModule, pl_module)
+        module = cast(AveragedModule, pl_module)
         before, self.images = self.images, module.images_seen
-        for weights in whole_weights(module.denoiser):
+        for weights in whole_weights(module.trained):
             for length, average in self.averages.items():
                 follow(average, weights, 1 - decay(self.gammas[length], before, self.images))
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it from outside

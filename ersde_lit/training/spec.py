@@ -1,6 +1,6 @@
 """Plain-data descriptions of objects, {"class_path": ..., "init_args": ...}, and objects rebuilt from them.
 
-A checkpoint holds one, so that it rebuilds its model alone and can be read with `weights_only=True`.
+A checkpoint holds one, so it rebuilds its model without a configuration and can be read with `weights_only=True`.
 """
 
 import dataclasses
@@ -43,16 +43,16 @@ def describe(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be kept in a checkpoint: use numbers, strings, lists and dataclasses of them")
 
 
-def completed(spec: Any, value: Any) -> Any:
+def with_defaults(spec: Any, value: Any) -> Any:
     """The description of a network or dataclass like `value`, with the defaults of the arguments it does not name."""
     if not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
         return spec
-    whole = dict(spec["init_args"])
+    arguments = dict(spec["init_args"])
     for parameter in inspect.signature(type(value)).parameters.values():
-        if parameter.name not in whole and parameter.default is not inspect.Parameter.empty:
+        if parameter.name not in arguments and parameter.default is not inspect.Parameter.empty:
             with suppress(TypeError):  # what plain data cannot hold was never in a description
-                whole[parameter.name] = describe(parameter.default)
-    return {**spec, "init_args": whole}
+                arguments[parameter.name] = describe(parameter.default)
+    return {**spec, "init_args": arguments}
 
 
 def build(spec: Any, trust: bool = False) -> Any:
@@ -68,18 +68,18 @@ def build(spec: Any, trust: bool = False) -> Any:
         return [build(item, trust) for item in spec]
     if not (isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}):
         return {key: build(item, trust) for key, item in spec.items()} if isinstance(spec, dict) else spec
-    path, init_args = str(spec["class_path"]), spec["init_args"]
+    path, init_args = current(str(spec["class_path"])), spec["init_args"]
     cls = _find(path, trust)
     if not isinstance(init_args, dict):
-        raise UserError(f"{path} was saved with arguments that have no names")
+        raise UserError(f"{path} was saved with unnamed arguments")
     arguments = {str(name): build(value, trust) for name, value in init_args.items()}
     try:
         return cls(**arguments)
-    except Exception as error:  # constructors have many ways to say that they cannot take what a file says
-        raise UserError(f"{path} does not take the arguments it was saved with: {brief(error)}") from error
+    except Exception as error:  # constructors fail in many ways
+        raise UserError(f"{path} does not take the arguments it was saved with: {first_line(error)}") from error
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(":")[:200] if lines else type(error).__name__
@@ -87,7 +87,7 @@ def brief(error: BaseException) -> str:
 
 @contextmanager
 def at_most(numbers: int) -> Iterator[None]:
-    """Stops the making of a network as soon as it outgrows so many weights: billions of layers may be one number."""
+    """Raises ValueError as soon as a network being built has more weights; one number may ask for many."""
     left = numbers
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

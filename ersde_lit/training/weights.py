@@ -1,4 +1,4 @@
-"""State dicts under the names that wrappers give them, and whether they are the weights of a network."""
+"""Names of weights without those of wrappers, and comparison of a state dict with a module."""
 
 from collections.abc import Mapping
 

@@ -1,16 +1,19 @@
-"""Prints what FIDCallback logs, as JSON, on as many gloo ranks as its argument says. Run by test_callback.py."""
+"""Prints what FIDCallback logs, as JSON, on as many gloo ranks as its argument says. Run by test_fid.py."""
 
 import json
 import sys
 import tempfile
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
-from memory import Remembers
 from torch.distributed.distributed_c10d import _set_pg_timeout
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from memory import Remembers
 
 from ersde_lit.callbacks import FIDCallback
 from ersde_lit.data import Digits

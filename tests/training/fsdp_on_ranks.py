@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import Pictures, network, trainer
 
-from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint, fsdp
+from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint, fsdp
 
 
 def count_whole() -> list[int]:
@@ -39,7 +39,7 @@ def train(folder: str, strategy: str, ranks: int) -> None:
     counts = count_whole()
     for epochs in (1, 2):
         torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # ranks draw other weights: the first's count
-        module = DiffusionModule(network(), optimizer=AdamW(lr=1e-3), ema=EMA(half_life=40, ramp_up=0))
+        module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1e-3), ema=EMA(half_life=40, ramp_up=0))
         runner = trainer(
             folder, max_epochs=epochs, strategy=strategy, devices=ranks, gradient_clip_val=1.0, num_sanity_val_steps=0,
             callbacks=[RollingCheckpoint(), PowerEMA(40)], plugins=[AtomicCheckpointIO()], enable_checkpointing=True,

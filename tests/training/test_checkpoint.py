@@ -10,7 +10,7 @@ from tiny import Noise, network, trainer
 from ersde_lit.denoisers import VP, LogNormal
 from ersde_lit.interop.weights.safetensors_file import export, read_safetensors, read_tensors
 from ersde_lit.networks import Network
-from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, load
+from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, load
 from ersde_lit.training.checkpoint import is_whole, read
 from ersde_lit.training.spec import build, describe
 
@@ -37,7 +37,7 @@ def saved(module: DiffusionModule, folder):
 
 def test_a_checkpoint_alone_gives_the_module_back(tmp_path) -> None:
     module = DiffusionModule(
-        network(dropout=0.1), VP(steps=1000), "vp", "v", 0.4, LogNormal(-1, 2), 0.2, AdamW(1e-2), EMA(30, 0)
+        network(dropout=0.1), VP(steps=1000), "vp", "v", 0.4, LogNormal(-1, 2), 0.2, AdamWConfig(1e-2), EMA(30, 0)
     )
     twin = load(saved(module, tmp_path))
     assert twin.spec == module.spec
@@ -50,7 +50,7 @@ def test_a_checkpoint_alone_gives_the_module_back(tmp_path) -> None:
 
 
 def test_raw_and_averaged_weights_are_both_kept(tmp_path) -> None:
-    module = DiffusionModule(network(), optimizer=AdamW(1e-2), ema=EMA(100, 0))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(1e-2), ema=EMA(100, 0))
     twin = load(saved(module, tmp_path))
     raw, averaged = twin.denoiser.network.enter.weight, twin.ema_denoiser.network.enter.weight
     assert not torch.equal(raw, averaged)
@@ -64,7 +64,7 @@ class Seeded(DiffusionModule):
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path) -> None:
-    recipe = AdamW(1e-2, warmup=20, decay=0.5)
+    recipe = AdamWConfig(1e-2, warmup=20, decay=0.5)
     whole = Seeded(network(), optimizer=recipe)
     halfway = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     trainer(tmp_path, enable_checkpointing=True, callbacks=[halfway]).fit(whole, datamodule=Noise())
@@ -120,7 +120,7 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path) -> None:
 
 
 def test_numpy_numbers_are_kept_as_plain_ones(tmp_path) -> None:
-    module = DiffusionModule(network(), sigma_data=np.float64(0.4), optimizer=AdamW(np.float32(0.5)))
+    module = DiffusionModule(network(), sigma_data=np.float64(0.4), optimizer=AdamWConfig(np.float32(0.5)))
     assert load(saved(module, tmp_path)).spec["sigma_data"] == 0.4
 
 
@@ -269,3 +269,13 @@ def test_torchs_older_format_is_read(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged, truncated"):
         load(path)
+
+
+def test_class_paths_from_before_a_renaming_are_read(tmp_path) -> None:
+    path = saved(module := DiffusionModule(network(), optimizer=AdamWConfig(3e-3)), tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["ersde_lit"]["optimizer"]["class_path"] = "ersde_lit.training.optimizer.AdamW"
+    torch.save(checkpoint, path)
+    assert read(path)["ersde_lit"]["optimizer"] == module.spec["optimizer"]
+    for made in (load(path).recipe, build(checkpoint["ersde_lit"]["optimizer"])):
+        assert (type(made), made.lr) == (AdamWConfig, 3e-3)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ersde_lit.networks import SongUNet
 from ersde_lit.networks.unet import positional
-from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, RollingCheckpoint, load
+from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, RollingCheckpoint, load
 
 
 def test_the_influence_of_a_weight_halves_in_a_half_life() -> None:
@@ -49,7 +49,7 @@ def test_negative_settings_are_refused(settings: dict) -> None:
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_averages_are_float32_whatever_is_trained_in(precision: str, tmp_path) -> None:
     """A step's share here, 4e-4, is below what bfloat16 resolves."""
-    module = DiffusionModule(network(), optimizer=AdamW(1e-3), ema=EMA(half_life=14_000, ramp_up=0))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(1e-3), ema=EMA(half_life=14_000, ramp_up=0))
     shadow = [weight.clone() for weight in module.ema_denoiser.parameters()]
     share, step = 1 - module.ema.decay(8, 0), module.optimizer_step
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import Noise, network, trainer
 from trajectory import Trajectory, averaged, distance, flat
 
-from ersde_lit.training import AdamW, AtomicCheckpointIO, DiffusionModule, PowerEMA, load, reconstruct
+from ersde_lit.training import AdamWConfig, AtomicCheckpointIO, DiffusionModule, PowerEMA, load, reconstruct
 from ersde_lit.training.snapshots import snapshot_path, write_snapshot
 
 EVERY, TOTAL = 64, 1600
@@ -19,7 +19,7 @@ def trained(tmp_path_factory):
     """A run of 200 real optimiser steps with 25 snapshots, the raw weights after every step, and its PowerEMA."""
     folder = tmp_path_factory.mktemp("run")
     pl.seed_everything(0, verbose=False)
-    module = DiffusionModule(network(), optimizer=AdamW(5e-3, decay=0.3))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(5e-3, decay=0.3))
     ema, trajectory = PowerEMA(EVERY), Trajectory()
     runner = trainer(folder, callbacks=[ema, trajectory], max_epochs=50, plugins=[AtomicCheckpointIO()])
     runner.fit(module, datamodule=Noise())
@@ -74,7 +74,7 @@ def test_all_but_the_averaged_weights_is_the_last_checkpoint_s(trained, tmp_path
 
 def test_training_goes_on_from_it(trained, tmp_path) -> None:
     AtomicCheckpointIO().save_checkpoint(reconstruct(trained[0], 0.12), tmp_path / "made.ckpt")
-    module = DiffusionModule(network(), optimizer=AdamW(5e-3, decay=0.3))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(5e-3, decay=0.3))
     runner = trainer(tmp_path, callbacks=[PowerEMA(EVERY)], max_epochs=51, plugins=[AtomicCheckpointIO()])
     runner.fit(module, datamodule=Noise(), ckpt_path=tmp_path / "made.ckpt")
     assert module.images_seen == TOTAL + 32

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tiny import Noise, network, trainer
 from trajectory import Trajectory, distance, flat
 
-from ersde_lit.training import AdamW, DiffusionModule, PowerEMA
+from ersde_lit.training import AdamWConfig, DiffusionModule, PowerEMA
 from ersde_lit.training.snapshots import snapshot_path
 
 
 def fit(folder, *callbacks: pl.Callback, ckpt_path=None, **changes) -> DiffusionModule:
     pl.seed_everything(0, verbose=False)
-    module = DiffusionModule(network(), optimizer=AdamW(1e-2))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(1e-2))
     trainer(folder, callbacks=[*callbacks], **changes).fit(module, datamodule=Noise(), ckpt_path=ckpt_path)
     return module
 

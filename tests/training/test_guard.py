@@ -16,7 +16,14 @@ from lightning.pytorch.plugins import MixedPrecision
 from tiny import Pictures, network, trainer
 
 from ersde_lit.networks import ClassifierEncoder
-from ersde_lit.training import AdamW, AtomicCheckpointIO, DiffusionModule, NoisyClassifier, PowerEMA, RollingCheckpoint
+from ersde_lit.training import (
+    AdamWConfig,
+    AtomicCheckpointIO,
+    DiffusionModule,
+    NoisyClassifier,
+    PowerEMA,
+    RollingCheckpoint,
+)
 
 WRITERS: dict[str, Callable[[Path], Checkpoint]] = {
     "rolling": lambda folder: RollingCheckpoint(steps=2),
@@ -172,7 +179,7 @@ def test_sigterm_after_a_single_loss_saves_and_ends_as_ever(tmp_path) -> None:
 
 def test_the_last_step_may_not_blow_up_the_weights(tmp_path) -> None:
     """Its loss was that of the weights before."""
-    module = DiffusionModule(network(), optimizer=AdamW(1e9, warmup=0))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(1e9, warmup=0))
     with pytest.raises(FloatingPointError, match=r"above 1e\+06: .*trained weights"):
         fit(tmp_path, RollingCheckpoint(), module=module, max_steps=1, limit_val_batches=0)
     assert not kept(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from packaging.requirements import Requirement
 from tiny import Noise, network, trainer
 
-from ersde_lit.training import AdamW, DiffusionModule
+from ersde_lit.training import AdamWConfig, DiffusionModule
 from ersde_lit.training.resume import counters
 
 CHECKED = Requirement("lightning>=2.6.6,<2.7")
@@ -43,5 +43,5 @@ def assert_has(state: dict[str, Any], keys: dict[str, Any]) -> None:
 
 
 def test_a_scaler_asks_the_optimiser_who_unscales() -> None:
-    assert hasattr(AdamW().optimizer([torch.zeros(1, requires_grad=True)]), "_step_supports_amp_scaling")
+    assert hasattr(AdamWConfig().optimizer([torch.zeros(1, requires_grad=True)]), "_step_supports_amp_scaling")
     assert "_step_supports_amp_scaling" in inspect.getsource(torch.amp.grad_scaler), WHAT_TO_DO

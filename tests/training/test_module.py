@@ -17,13 +17,13 @@ from ersde_lit.denoisers import LogNormal
 from ersde_lit.denoisers.labels import labels_of_seeds
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import DDIM, ERSDE, Heun, SeededNoise, TableSampler, default
-from ersde_lit.training import EMA, AdamW, DiffusionModule
+from ersde_lit.training import EMA, AdamWConfig, DiffusionModule
 from ersde_lit.training.spec import build
 
 
 def test_training_lowers_the_loss_on_fixed_noise(tmp_path) -> None:
     torch.manual_seed(0)
-    module = DiffusionModule(network(), optimizer=AdamW(lr=1e-2), ema=EMA(half_life=20, ramp_up=0.05))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1e-2), ema=EMA(half_life=20, ramp_up=0.05))
     runner = trainer(tmp_path, max_epochs=40)
     (before,) = runner.validate(module, datamodule=Noise(), verbose=False)
     (again,) = runner.validate(module, datamodule=Noise(), verbose=False)
@@ -41,7 +41,7 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(tmp_path) -> None
 def test_averaged_weights_follow_the_raw_ones_step_by_step(tmp_path) -> None:
     torch.manual_seed(0)
     ema = EMA(half_life=20, ramp_up=0.5)
-    module = DiffusionModule(network(), optimizer=AdamW(lr=1e-2), ema=ema)
+    module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1e-2), ema=ema)
     expected = deepcopy(module.denoiser)
     seen = []
 
@@ -85,7 +85,7 @@ def test_averaged_weights_never_drop_out() -> None:
 
 
 def test_the_learning_rate_follows_the_recipe(tmp_path) -> None:
-    module = DiffusionModule(network(), optimizer=AdamW(lr=1.0, warmup=32, decay=0.5))
+    module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1.0, warmup=32, decay=0.5))
     rates = []
     original = module.training_step
 
@@ -129,7 +129,9 @@ def test_samplers_that_are_no_table_are_solvers_too(fitted, solver) -> None:
     assert torch.equal(module.sample([4], [1], nfe=5, solver=solver), expected)
 
 
-def test_an_unknown_solver_is_refused(fitted) -> None:
+def test_what_is_no_solver_is_refused(fitted) -> None:
+    with pytest.raises(TypeError, match="sampler"):
+        fitted[0].sample([0], [0], sampler="ddim")
     with pytest.raises(ValueError, match="unknown sampler 'euler', choose from"):
         fitted[0].sample([0], [0], solver="euler")
 
@@ -244,7 +246,7 @@ def test_augmented_models_keep_their_augmentation_and_are_sampled_without(tmp_pa
     assert given == [None, None]
 
 
-def poisoned(value: float, steps: range, optimizer: AdamW, folder, **options) -> DiffusionModule:
+def poisoned(value: float, steps: range, optimizer: AdamWConfig, folder, **options) -> DiffusionModule:
     """Trains with the gradient of one weight set to a value in some steps."""
     pl.seed_everything(0, verbose=False)
     module = DiffusionModule(network(), optimizer=optimizer)
@@ -261,7 +263,7 @@ def test_gradients_that_are_not_finite_count_as_published(value: float, counted:
     weight.grad = torch.full_like(weight, value)
     module.on_before_optimizer_step(torch.optim.SGD([weight], 1))
     assert torch.equal(weight.grad, torch.full_like(weight, counted))
-    broken = poisoned(math.nan, range(1, 3), AdamW(1e-2), tmp_path, gradient_clip_val=1.0)
+    broken = poisoned(math.nan, range(1, 3), AdamWConfig(1e-2), tmp_path, gradient_clip_val=1.0)
     assert all(value.isfinite().all() for value in broken.state_dict().values())
 
 
@@ -271,7 +273,7 @@ def test_a_scaler_leaves_such_a_step_out(tmp_path) -> None:
     for steps in (range(2, 3), range(0)):
         scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8))
         scaled.precision = "bf16-mixed"  # what a CPU computes in
-        module = poisoned(math.inf, steps, AdamW(1e-2), tmp_path, plugins=[scaled], **options)
+        module = poisoned(math.inf, steps, AdamWConfig(1e-2), tmp_path, plugins=[scaled], **options)
         weights.append(module.denoiser.network.leave[2].weight.clone())
         options["max_steps"] = 2
     assert torch.equal(*weights)  # the third step was left out; weights without poison would have moved

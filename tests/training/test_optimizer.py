@@ -8,11 +8,11 @@ from tiny import trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ersde_lit.training import AdamW
+from ersde_lit.training import AdamWConfig
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    recipe = AdamW(warmup=1000, decay=0.25)
+    recipe = AdamWConfig(warmup=1000, decay=0.25)
     assert recipe.factor(0, 0.0) == 0
     assert recipe.factor(500, 0.1) == pytest.approx(0.5)
     assert recipe.factor(5000, 0.5) == recipe.factor(5000, 0.75) == 1
@@ -21,18 +21,18 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_neither_is_needed() -> None:
-    assert AdamW().factor(0, 0.0) == AdamW().factor(10**9, 1.0) == 1
+    assert AdamWConfig().factor(0, 0.0) == AdamWConfig().factor(10**9, 1.0) == 1
 
 
 @pytest.mark.parametrize("settings", [{"lr": 0}, {"warmup": -1}, {"decay": 1.5}])
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="AdamW needs"):
-        AdamW(**settings)
+        AdamWConfig(**settings)
 
 
 def test_without_weight_decay_it_is_adam() -> None:
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64)) for _ in range(2))
-    optimizers = AdamW(lr=1e-3, betas=(0.9, 0.999)).optimizer([ours]), torch.optim.Adam([theirs], 1e-3, eps=1e-8)
+    optimizers = AdamWConfig(lr=1e-3, betas=(0.9, 0.999)).optimizer([ours]), torch.optim.Adam([theirs], 1e-3, eps=1e-8)
     for step in range(20):
         for weights, optimizer in zip((ours, theirs), optimizers, strict=True):
             weights.grad = torch.sin(weights.detach() * 5 + step)
@@ -44,7 +44,7 @@ def test_without_weight_decay_it_is_adam() -> None:
 def test_weights_decay_apart_from_gradients() -> None:
     weights = nn.Parameter(torch.ones(3))
     weights.grad = torch.zeros(3)
-    AdamW(lr=0.1, weight_decay=0.5).optimizer([weights]).step()
+    AdamWConfig(lr=0.1, weight_decay=0.5).optimizer([weights]).step()
     torch.testing.assert_close(weights.detach(), torch.full((3,), 0.95))
 
 
@@ -61,7 +61,7 @@ class Line(pl.LightningModule):
         return batch[0].sum() * self.weight
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return AdamW(lr=0.1).optimizer(self.parameters())
+        return AdamWConfig(lr=0.1).optimizer(self.parameters())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.weight.grad is not None

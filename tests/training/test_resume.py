@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Pictures, network, trainer
 
-from ersde_lit.training import EMA, AdamW, AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
+from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
 
 MODES = {
     "epochs": {"max_epochs": 3},
@@ -63,7 +63,7 @@ def start(
 ) -> pl.Trainer:
     """Begins a run of 5 steps an epoch, or goes on with it, as the command line does."""
     pl.seed_everything(3, verbose=False)
-    recipe = AdamW(1e-2, warmup=20, decay=0.5)
+    recipe = AdamWConfig(1e-2, warmup=20, decay=0.5)
     module = DiffusionModule(network(dropout=dropout), label_dropout=0.2, optimizer=recipe, ema=EMA(50))
     attempt = len(list(folder.glob("curves/*")))
     runner = trainer(

@@ -17,7 +17,7 @@ from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassif
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.noisy_classifier import KIND
-from ersde_lit.training.spec import Spec, at_most, build, completed
+from ersde_lit.training.spec import Spec, at_most, build, with_defaults
 from ersde_lit.training.weights import compare
 
 Weights = Mapping[str, Tensor]
@@ -161,7 +161,7 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
         network = build(spec)
     if not isinstance(network, Network):
         raise UserError("its description is not one of a network")
-    network.spec = completed(network.spec, network)  # all of it, for the report and for configurations
+    network.spec = with_defaults(network.spec, network)  # all of it, for the report and for configurations
     for each in weights:
         compare(each, network)
     count, known = parameters(network), published(network)

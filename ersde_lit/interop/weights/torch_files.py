@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
-from ersde_lit.training.spec import brief
+from ersde_lit.training.spec import first_line
 from ersde_lit.training.weights import plain_name
 from ersde_lit.untrusted.pickled_tensors import is_dense
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
@@ -83,9 +83,9 @@ def _read_zip(path: str | Path) -> Any:
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than weights{_foreign(path)}: save its state dict alone") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged, or holds more than weights: {brief(error)}") from None
+        raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from None
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is damaged, truncated or hostile: {brief(error)}") from None
+        raise UserError(f"{path} is damaged, truncated or hostile: {first_line(error)}") from None
     there = [r.file_size for r in records if re.fullmatch(r"[^/]+/data/\d+", r.filename)]
     if sorted(filter(None, claimed.values())) != sorted(filter(None, there)):
         raise UserError(f"{path} refused: its storages are not as large as they claim")
