@@ -29,7 +29,6 @@ from ersde_lit.cli.parser import one_line
 from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing, write_text
-from ersde_lit.networks import Network
 from ersde_lit.renamed import current
 from ersde_lit.sampling.images import quantise
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
@@ -210,9 +209,7 @@ class CLI(LightningCLI):
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compile:
-            for module in self.model.trained.modules():
-                if isinstance(module, Network):
-                    module.compile()  # in place: the names of the weights stay
+            self.model.network.compile()  # in place: the names of the weights stay
         return trainer
 
     def after_fit(self) -> None:

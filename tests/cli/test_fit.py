@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ersde_lit.cli import main
 from ersde_lit.data import Digits
 from ersde_lit.networks import UNet
-from ersde_lit.training import DiffusionModule, load
+from ersde_lit.training import DiffusionModule, load, load_classifier
 
 
 def test_a_run_leaves_its_configuration_checkpoint_curves_and_pictures(inside) -> None:
@@ -324,3 +324,24 @@ def test_a_data_set_that_is_not_there_gets_one_line(inside, capsys, command) -> 
 def test_what_a_config_says_of_the_data_is_refused_in_one_line(inside, capsys, tmp_path) -> None:
     assert main(["fit", "--config", str(CONFIGS / "imagenet64_edm_adm.yaml"), "--run=absent2"]) == 2
     assert "there is no folder data/imagenet64" in capsys.readouterr().err
+
+
+def test_a_classifier_is_trained_by_class_path_and_guides(inside, capsys) -> None:
+    small = [f"--model.init_args.network.init_args.{change}" for change in ("width=8", "attention=[]", "blocks=1")]
+    times = ["max_epochs=2", "check_val_every_n_epoch=1", "enable_progress_bar=false", "enable_model_summary=false"]
+    options = [*small, *(f"--trainer.{change}" for change in times), "--compile=false"]
+    command = ["fit", "--config", str(CONFIGS / "digits_classifier.yaml"), *options]
+    assert main(command) == 0
+    last = "runs/digits_classifier/checkpoints/last.ckpt"
+    assert f"--classifier {last}" in capsys.readouterr().out
+    classifier = load_classifier(last)
+    assert classifier.images_seen == 2 * 12 * 128
+    assert not torch.equal(classifier.network.embed_noise[0].weight, classifier.ema_network.embed_noise[0].weight)
+    assert main(command) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main([*command, "--model.init_args.sigma_data=0.6"]) == 2
+    assert "model.init_args.sigma_data" in capsys.readouterr().err
+    sample = ["sample", "--ckpt_path=runs/digits/checkpoints/last.ckpt", "--seeds=0-3", "--nfe=2", "--labels=3"]
+    assert main([*sample, "--out=plain.npz"]) == 0
+    assert main([*sample, "--out=guided.npz", f"--classifier={last}", "--classifier_scale=4"]) == 0
+    assert (np.load("plain.npz")["arr_0"] != np.load("guided.npz")["arr_0"]).any()
