@@ -1,8 +1,8 @@
-"""Several processes as one: they begin together, fail together, and tell the first what they found."""
+"""Ranks: the processes of a distributed run, which start, exchange objects and fail together."""
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,10 @@ class Ranks:
     group: dist.ProcessGroup | None = None
 
     @classmethod
+    def of(cls, fabric: Fabric) -> "Ranks":
+        return cls(fabric.global_rank, fabric.world_size)
+
+    @classmethod
     def beside(cls, trainer: "Trainer") -> "Ranks":
         """Those of a trainer, with a group of their own: the trainer's gives up while a rank is busy for long."""
         if trainer.world_size == 1:
@@ -99,11 +103,11 @@ class Ranks:
         return values[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A piece of work for all ranks, which ends when all have done theirs.
+    def fail_together(self) -> Iterator[None]:
+        """Waits at its end for all ranks.
 
-        Where it fails on some for a known reason, the first rank raises that and the others end in silence, by a
-        SystemExit that has it as its cause.
+        Where the block failed on some for a known reason, the first rank raises that error, and the others a SystemExit
+        with it as cause.
         """
         failure: Exception | None = None
         try:
@@ -128,17 +132,3 @@ class Ranks:
             if self.rank:
                 raise SystemExit(1) from error  # the first rank tells
             raise UserError("another rank has died: run the same command again, it goes on from there") from error
-
-
-def ranks_of(fabric: Fabric) -> Ranks:
-    return Ranks(fabric.global_rank, fabric.world_size)
-
-
-def gather(fabric: Fabric, value: Any) -> list[Any]:
-    """`Ranks.gather` among those of a Fabric."""
-    return ranks_of(fabric).gather(value)
-
-
-def together(fabric: Fabric) -> AbstractContextManager[None]:
-    """`Ranks.together` among those of a Fabric."""
-    return ranks_of(fabric).together()

@@ -116,7 +116,7 @@ class FIDCallback(Callback):
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
             pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
-        with self._ranks.together():
+        with self._ranks.fail_together():
             data = self._data(trainer)
         real = measure_real(
             data, self.features, self.metrics, trainer.strategy.root_device, self._ranks, self.weights, self.reference,

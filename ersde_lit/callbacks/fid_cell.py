@@ -46,7 +46,7 @@ def measure_cell(
     """
     failure, nearest = "", torch.empty(0, device=scores.moments.device)
     scores.reset()
-    with ranks.together():
+    with ranks.fail_together():
         try:
             for images, leading in blocks:
                 scores.update(images)

@@ -46,7 +46,7 @@ def measure_real(
         data: the real images; None: only the reference file is known.
     """
     features = None
-    with ranks.together():
+    with ranks.fail_together():
         if ranks.rank == 0:
             features = features_for(choice, data, weights, device=device).cpu()
     features = ranks.of_first(features)  # the same to the last bit
@@ -57,17 +57,17 @@ def measure_real(
         assert data is not None
         reference = reference_of(data, features, device, keep_features=keep, ranks=ranks)
     real = RealImages(features, reference, {}, "")
-    with ranks.together():
+    with ranks.fail_together():
         scores = real.scores(metrics, ranks).to(device)
     size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
     if data is None:
         summary = f"{features.description}; against {reference.description}{size}"
         return real._replace(features=features.cpu(), summary=summary)
     held_out, near = data.split("test").images[:num_samples], ""
-    with ranks.together():
+    with ranks.fail_together():
         for images in held_out.split(batch_size)[ranks.rank :: ranks.count]:
             scores.update(images.to(device))
-    with ranks.together():
+    with ranks.fail_together():
         values = {f"{metric}/real": value for metric, value in scores.compute().items()}
     if nearest_images:
         share = held_out[:nearest_images][ranks.rank :: ranks.count].to(device)

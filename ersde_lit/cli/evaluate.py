@@ -84,7 +84,7 @@ def evaluate(
     _check_files(ckpt_path=what.ckpt_path, **reference.files, **guidance.checkpoints)
 
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
-    from ersde_lit.ranks import fabric, together
+    from ersde_lit.ranks import Ranks, fabric
     from ersde_lit.sweeps.cells import Cells
     from ersde_lit.sweeps.report import Report
     from ersde_lit.sweeps.sweep import Sweep
@@ -114,7 +114,7 @@ def evaluate(
         precision=machine.precision,
     )
     with ExitStack() as stack:
-        with together(ranks):
+        with Ranks.of(ranks).fail_together():
             if first:
                 stack.enter_context(store.taken())
                 store.check(protocol)

@@ -109,7 +109,7 @@ def sample(
     paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
     check_apart({"out": image.out, **machine.views}, paths)
 
-    from ersde_lit.ranks import fabric, together
+    from ersde_lit.ranks import Ranks, fabric
     from ersde_lit.sampling.run import Job, complete, trajectory
     from ersde_lit.sampling.views import Preview, check_view
     from ersde_lit.sampling.work import Work
@@ -140,7 +140,7 @@ def sample(
     denoiser.to(ranks.device)
     machine.compile_networks(denoiser)
     first = ranks.global_rank == 0
-    with together(ranks):
+    with Ranks.of(ranks).fail_together():
         if first and machine.trajectory is not None:
             trajectory(job, seeds[:ON_SHEET], machine.trajectory)
     if finished:

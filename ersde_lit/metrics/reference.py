@@ -105,7 +105,7 @@ def reference_of(
     """
     name = source.description if isinstance(source, ImageFiles) else f"training images of {type(source).__name__}"
     path, found = Path(), None
-    with ranks.together():
+    with ranks.fail_together():
         if ranks.rank == 0:
             text = repr((VERSION, features.fingerprint, keep_features, tuple(source.image_shape)))
             path = cache_folder(cache) / f"reference-{digest_of(source, text, _batches(source, features))}.npz"
@@ -141,14 +141,14 @@ def _measure(
     features, sync = features.to(device).eval(), ranks.count > 1
     moments = Moments(features.num_features, sync, ranks.group).to(device)
     sample = Sample(features.num_features if keep else 0, keep, sync, ranks.group).to(device)
-    with ranks.together():
+    with ranks.fail_together():
         for images in batches:
             images = images.to(device)
             found, _ = extract(features, images)
             moments.update(found)
             sample.update(image_keys(images), found[:, : sample.width])
             advance(len(images))
-    with ranks.together():
+    with ranks.fail_together():
         (mean, cov, count), drawn = moments.over_ranks(), sample.over_ranks()
     statistics, kept = Statistics(mean.cpu(), cov.cpu(), count), drawn.rows.cpu() if keep else None
     return Reference(statistics, f"{count} {name}", kept, features.fingerprint, copies=drawn.copies)
@@ -173,7 +173,7 @@ def read_reference(
     Raises:
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
     """
-    with ranks.together():
+    with ranks.fail_together():
         found, images = _open(Path(path).expanduser(), features, exif)
     if images is None or (found and (found.features is not None or not keep_features)):
         assert found is not None  # one of the two is there

@@ -16,7 +16,7 @@ from torch import Tensor
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.errors import UserError
 from ersde_lit.progress import console, progress
-from ersde_lit.ranks import gather, together
+from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.labels import labels_of
@@ -75,22 +75,22 @@ def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = Non
     """
     first = fabric.global_rank == 0
     missing: list[int] = []
-    with together(fabric):
+    with Ranks.of(fabric).fail_together():
         if first:
             missing = work.begin()
-    missing = gather(fabric, missing)[0]
+    missing = Ranks.of(fabric).gather(missing)[0]
     before, start = len(work.seeds), time.monotonic()
     if first and (before := work.images_done()):
         console.print(f"{before:,} of {len(work.seeds):,} images are there: going on")
     try:
-        with progress(work.images_done, len(work.seeds), shown=first), together(fabric):
+        with progress(work.images_done, len(work.seeds), shown=first), Ranks.of(fabric).fail_together():
             mine = missing[fabric.global_rank :: fabric.world_size]
             _sample(work, mine, job, fabric.local_rank, preview if first else None)
     except (ValueError, OSError, FloatingPointError):
         if first and not work.done():
             work.clean()  # there is nothing to go on with
         raise
-    memory = max(gather(fabric, _peak_memory(fabric.device)))
+    memory = max(Ranks.of(fabric).gather(_peak_memory(fabric.device)))
     seconds = time.monotonic() - start
     if first:
         labels = job.labels_of(work.seeds)

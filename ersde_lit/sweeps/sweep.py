@@ -19,7 +19,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.metrics.image_files import image_files
 from ersde_lit.metrics.protocol import Protocol
 from ersde_lit.metrics.scores import Scores
-from ersde_lit.ranks import gather, together
+from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.formats import read_meta
 from ersde_lit.sampling.run import Job, complete
 from ersde_lit.sampling.work import Work
@@ -33,10 +33,10 @@ BATCH = 100  # images; what is dealt to the ranks
 def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
     """Scores over the images of all ranks; called by all. Raises UserError if they cannot be read or measured."""
     scores.to(ranks.device).reset()
-    with together(ranks):
+    with Ranks.of(ranks).fail_together():
         for images in batches(ranks.global_rank, ranks.world_size):
             scores.update(images)
-    with warnings.catch_warnings(), together(ranks):
+    with warnings.catch_warnings(), Ranks.of(ranks).fail_together():
         warnings.simplefilter("ignore")  # the notes say the same
         values = scores.compute()
     return Measured(values, scores.num_images, scores.notes, scores.image_shape)
@@ -44,7 +44,7 @@ def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
 
 def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif = "apply") -> Measured:
     """Scores of images on disk: a folder, zip or npz; `exif` as for `image_files`."""
-    with together(ranks):
+    with Ranks.of(ranks).fail_together():
         images = image_files(path, exif=exif)
     measured = measure(scores, lambda rank, of: images.batches(BATCH, rank, of), ranks)
     return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
@@ -77,10 +77,10 @@ class Sweep:
             ValueError: as `complete` and `Scores`; or the cell, or its place, is taken by other images.
         """
         there, path, finished = False, Path(), False
-        with together(self.ranks):
+        with Ranks.of(self.ranks).fail_together():
             if self._first and not (there := self.store.find(cell, self.scores.metrics) is not None):
                 path, finished = self.store.place(cell)
-        there, path, finished = gather(self.ranks, (there, path, finished))[0]
+        there, path, finished = Ranks.of(self.ranks).gather((there, path, finished))[0]
         if there:
             return
         of_cell: dict[str, Any] = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"]}
@@ -92,10 +92,10 @@ class Sweep:
                     nothing = Measured(dict.fromkeys(self.scores.metrics, math.nan), 0, (f"{cell}: {reason}",))
                     self._keep(record(cell.sampler, nothing, self.protocol, description=cell.meta, **of_cell))
                 return
-            gather(self.ranks, None)  # the first rank has put them in their place
+            Ranks.of(self.ranks).gather(None)  # the first rank has put them in their place
             of_cell["seconds"] = round(time.monotonic() - start, 1)
         measured = measure_images(path, self.scores, self.ranks)
-        with together(self.ranks):
+        with Ranks.of(self.ranks).fail_together():
             if (count := measured.images) != len(cell.seeds):
                 raise UserError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
             if self._first:
@@ -106,10 +106,10 @@ class Sweep:
     def real(self, data: ImageDataModule, count: int) -> None:
         """Measures at most `count` held-out images ("test"): the score of a perfect model."""
         held_out = data.split("test").images[:count]
-        if gather(self.ranks, self.store.find_real(len(held_out), self.scores.metrics))[0] is not None:
+        if Ranks.of(self.ranks).gather(self.store.find_real(len(held_out), self.scores.metrics))[0] is not None:
             return
         measured = measure(self.scores, lambda rank, of: held_out.split(BATCH)[rank::of], self.ranks)
-        with together(self.ranks):
+        with Ranks.of(self.ranks).fail_together():
             if self._first:
                 self._keep(record(REAL, measured, self.protocol))
 

@@ -11,7 +11,7 @@ from tiny import network
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.progress import progress
-from ersde_lit.ranks import CHATTY, fabric, gather, together
+from ersde_lit.ranks import CHATTY, Ranks, fabric
 from ersde_lit.sampling import run
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.generate import generate
@@ -200,8 +200,8 @@ class TestViews:
 
 class TestRanks:
     def test_alone_nothing_is_gathered(self) -> None:
-        assert gather(Fabric(), "value") == ["value"]
-        with pytest.raises(ValueError, match="as it was"), together(Fabric()):
+        assert Ranks.of(Fabric()).gather("value") == ["value"]
+        with pytest.raises(ValueError, match="as it was"), Ranks.of(Fabric()).fail_together():
             raise ValueError("as it was")
 
     @pytest.mark.parametrize(("rank", "ends"), [(0, ValueError), (1, SystemExit)])
@@ -213,7 +213,7 @@ class TestRanks:
             values[:] = [None, ValueError("disk full on rank 1")]
 
         monkeypatch.setattr("torch.distributed.all_gather_object", all_gather)
-        with pytest.raises(ends), together(Two()):
+        with pytest.raises(ends), Ranks.of(Two()).fail_together():
             pass
 
     @pytest.mark.parametrize(("rank", "ends"), [(0, ValueError), (1, SystemExit)])
@@ -226,7 +226,7 @@ class TestRanks:
 
         monkeypatch.setattr("torch.distributed.all_gather_object", broken)
         with pytest.raises(ends) as ended:
-            gather(Two(), None)
+            Ranks.of(Two()).gather(None)
         assert rank or "run the same command again" in str(ended.value)
 
     def test_an_accelerator_that_is_absent_is_one_line(self) -> None:

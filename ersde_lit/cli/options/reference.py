@@ -80,10 +80,10 @@ class ReferenceOptions:
         from ersde_lit.metrics import Scores, features_for, read_reference, reference_of
         from ersde_lit.metrics.reference import KEEP
         from ersde_lit.metrics.scores import OF_FEATURES
-        from ersde_lit.ranks import ranks_of
+        from ersde_lit.ranks import Ranks
 
-        all_ranks, device, net = ranks_of(ranks), ranks.device, None
-        with all_ranks.together():
+        all_ranks, device, net = Ranks.of(ranks), ranks.device, None
+        with all_ranks.fail_together():
             if all_ranks.rank == 0:
                 net = features_for(features, data, self.weights, device=device).cpu()
         net = all_ranks.of_first(net)
@@ -93,7 +93,7 @@ class ReferenceOptions:
         else:
             assert data is not None  # checked at the beginning
             real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)
-        with all_ranks.together():
+        with all_ranks.fail_together():
             scores = Scores(net, real, self.names)
         return scores
 
