@@ -1,7 +1,7 @@
-"""How images lie on disk: a folder of PNGs, a `.zip` like EDM's data sets, a `.npz` like ADM's batches, one picture.
+"""File formats of sampled images: a folder of PNGs, EDM's `.zip`, ADM's `.npz`, one picture.
 
-A format encodes a block of images, wherever that is sampled, and puts encoded blocks together, one at a time, however
-many there are. The same images give the same bytes.
+A format encodes blocks of images, on any rank, and puts encoded blocks together, one at a time. The same images give
+the same bytes.
 """
 
 import io
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -28,41 +28,49 @@ META = "meta"  # the description of the images: the file meta.json, the array or
 LARGEST_PICTURE = 2**26  # pixels; what is much larger, image viewers and PIL refuse
 
 
+class About(NamedTuple):
+    """Seeds of the images, their labels (None: of an unconditional model), and the description as JSON."""
+
+    seeds: Sequence[int]
+    labels: Sequence[int] | None
+    meta: str
+
+
 class Format(ABC):
-    """One way to keep images, with the description that makes any of them again."""
+    """A file format for images and their description."""
+
+    channels: tuple[int, ...] | None = (1, 3)  # that it holds; None: any
 
     def check(self, count: int, image_shape: Sequence[int]) -> None:
-        """Raises ValueError where `count` images of this shape, (C, H, W), cannot be kept so."""
-        if image_shape[0] not in (1, 3):
+        """Raises UserError where it cannot hold `count` images of this shape, (C, H, W)."""
+        if self.channels is not None and image_shape[0] not in self.channels:
             raise UserError(f"a PNG holds 1 or 3 channels, not {image_shape[0]}; use --out NAME.npz")
 
     @abstractmethod
     def names(self, seeds: Sequence[int]) -> list[str]:
-        """What `encode` calls the files of a block of these seeds."""
+        """File names in an encoded block of these seeds."""
 
     @abstractmethod
     def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
-        """Images, uint8 [n, H, W, C], of these seeds."""
+        """Encodes images, uint8 [n, H, W, C], of these seeds."""
 
     @abstractmethod
-    def write(
-        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> None:
-        """Makes the whole of its blocks, in the order of the seeds; `labels` are None for an unconditional model."""
+    def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
+        """Puts the blocks together, which are in the order of the seeds."""
 
     @abstractmethod
     def read_meta(self, path: Path) -> str:
-        """The description kept with the images, as text; raises anything where there is none."""
+        """The description in the file as JSON; raises any error where there is none."""
 
     def meta(self, path: Path) -> Meta | None:
-        """The description kept with the images; None where there is none that can be read."""
+        """The description in the file; None where there is none that can be read."""
         try:
             return parse_meta(self.read_meta(path))
         except Exception:  # zipfile, numpy and PIL have many ways to say that a file is not theirs
             return None
 
     def holds(self, path: Path) -> bool:
-        """Whether what lies at `path` may be replaced by such images: it is a set of them itself."""
+        """Whether `path` is a set of samples in this format, which may be replaced."""
         return self.meta(path) is not None
 
 
@@ -86,15 +94,13 @@ class Pngs(Format):
         Image.fromarray(pixels).save(file, "png", compress_level=self.compression)
         return file.getvalue()
 
-    def files(
-        self, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> Iterable[tuple[str, bytes]]:
+    def files(self, blocks: Iterable[Encoded], of: About) -> Iterable[tuple[str, bytes]]:
         """All files, by name."""
         for block in blocks:
             yield from block.items()
-        pairs = None if labels is None else [*zip(self.names(seeds), labels, strict=True)]
+        pairs = None if of.labels is None else [*zip(self.names(of.seeds), of.labels, strict=True)]
         yield "dataset.json", json.dumps({"labels": pairs}).encode()
-        yield f"{META}.json", meta.encode()
+        yield f"{META}.json", of.meta.encode()
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,9 @@ class Folder(Pngs):
     def name(self, seed: int) -> str:
         return f"{seed - seed % 1000:06d}/{seed:06d}.png" if self.subdirs else f"{seed:06d}.png"
 
-    def write(
-        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> None:
+    def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
         path.mkdir()
-        for name, data in self.files(blocks, seeds, labels, meta):
+        for name, data in self.files(blocks, of):
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_bytes(data)
 
@@ -132,11 +136,9 @@ class Zip(Pngs):
     def name(self, seed: int) -> str:
         return f"{seed // 1000:05d}/img{seed:08d}.png"
 
-    def write(
-        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> None:
+    def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
         with zipfile.ZipFile(path, "x") as file:
-            for name, data in self.files(blocks, seeds, labels, meta):
+            for name, data in self.files(blocks, of):
                 file.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: no date gets into the bytes
 
     def read_meta(self, path: Path) -> str:
@@ -164,22 +166,19 @@ class Arrays(Format):
 class Npz(Arrays):
     """ADM's sample batches, which `numpy.load` reads: `arr_0` uint8 [N, H, W, C] and `arr_1` int64 [N] labels."""
 
-    def check(self, count: int, image_shape: Sequence[int]) -> None:
-        pass
+    channels = None
 
-    def write(
-        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> None:
-        arrays = {} if labels is None else {"arr_1": np.array(labels, dtype=np.int64)}
+    def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
+        arrays = {} if of.labels is None else {"arr_1": np.array(of.labels, dtype=np.int64)}
         with zipfile.ZipFile(path, "x") as file:
             with file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as pixels:
                 for number, block in enumerate(blocks):
                     images = self.decode(block)
                     if number == 0:
-                        header = {"descr": "|u1", "fortran_order": False, "shape": (len(seeds), *images.shape[1:])}
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (len(of.seeds), *images.shape[1:])}
                         npy.write_array_header_1_0(pixels, header)
                     pixels.write(images.tobytes())
-            for name, array in {**arrays, META: np.array(meta)}.items():
+            for name, array in {**arrays, META: np.array(of.meta)}.items():
                 with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                     npy.write_array(member, array, allow_pickle=False)
 
@@ -202,15 +201,13 @@ class Picture(Arrays):
         if count * math.prod(image_shape[1:]) > LARGEST_PICTURE:
             raise UserError(f"{count} images are too many for one picture; use a folder, .npz or .zip")
 
-    def write(
-        self, path: Path, blocks: Iterable[Encoded], seeds: Sequence[int], labels: Sequence[int] | None, meta: str
-    ) -> None:
+    def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
         import torch
 
         from ersde_lit.sampling.grid import image_grid, save_png
 
         images = torch.from_numpy(np.concatenate([self.decode(block) for block in blocks])).movedim(-1, 1)
-        save_png(images[0] if len(images) == 1 else image_grid(images, self.columns), path, {META: meta})
+        save_png(images[0] if len(images) == 1 else image_grid(images, self.columns), path, {META: of.meta})
 
     def read_meta(self, path: Path) -> str:
         with Image.open(path, formats=["png"]) as image:

@@ -1,4 +1,4 @@
-"""One picture of many images."""
+"""Grids of images as one picture, and PNG files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from ersde_lit.files import replacing
 
 
 def image_grid(images: Tensor, columns: int | None = None, min_size: int = 32) -> Tensor:
@@ -27,16 +29,12 @@ def image_grid(images: Tensor, columns: int | None = None, min_size: int = 32) -
 
 
 def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, whole or not at all; makes the folder. `text` is kept in the file by key."""
+    """Writes uint8 [C, H, W], C = 1 or 3, atomically; makes the folder. `text` is kept in the file by key."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")  # always this one: a kill leaves no more than one behind
     grey = picture.shape[0] == 1
     pixels = rearrange(picture, "1 h w -> h w") if grey else rearrange(picture, "c h w -> h w c")
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
-    try:
-        Image.fromarray(pixels.cpu().contiguous().numpy()).save(partial, format="png", pnginfo=info)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels.cpu().contiguous().numpy()).save(temporary, format="png", pnginfo=info)

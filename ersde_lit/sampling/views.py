@@ -1,4 +1,4 @@
-"""Pictures for those who watch: the images as they come, and how they came."""
+"""Preview of a run and trajectories of its images, as pictures."""
 
 import time
 from collections.abc import Sequence
@@ -17,14 +17,12 @@ MARK = {"made by": "ersde_lit sample"}
 
 
 class Preview:
-    """Keeps a picture of what is being sampled: the x0 predictions of the block at hand, then its images.
-
-    A callback of samplers. The file is replaced as a whole, at most once in so many seconds.
+    """Callback of samplers that draws the x0 predictions of the current block, then its images.
 
     Args:
         path: a .png file.
-        images: how many of a block are shown, at most.
-        seconds: between two pictures; drawing one waits for the device.
+        images: shown of a block, at most.
+        seconds: between two pictures, at least; drawing one waits for the device.
     """
 
     def __init__(self, path: str | Path, images: int = 64, seconds: float = 2.0) -> None:
@@ -43,7 +41,7 @@ class Preview:
 
 
 class Trajectory:
-    """Collects the x0 predictions of a run, step by step: a callback of samplers."""
+    """Callback of samplers that collects the x0 predictions of each step."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -59,12 +57,7 @@ class Trajectory:
 
 
 def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> None:
-    """Says at once whether such a picture can go to `path`.
-
-    Raises:
-        ValueError: not a .png, no folder for it or none to write to, a picture there that is not such a view, channels
-            that a PNG lacks.
-    """
+    """Raises UserError where a view cannot be written to `path`, or would replace another picture."""
     check_out(path, option)
     target = Path(path)
     if target.suffix.lower() != ".png":

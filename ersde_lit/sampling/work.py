@@ -1,9 +1,9 @@
-"""A run on disk: what is finished, under way or in the way; blocks done whole or not at all; their assembly.
+"""A resumable run on disk: finished blocks of images, their description and lock, and their assembly.
 
-While a run is under way, its finished blocks lie in a hidden folder beside `--out`, `.NAME.parts`, each a small zip
-that was written under another name and renamed. With them lies the run's description; a command with another one is
-refused. When all blocks are there they are put together in the same folder, renamed to `--out`, and the folder is
-removed. So whatever kills a run, at any moment, the same command goes on from there, and nothing else is left behind.
+While a run is under way, its finished blocks lie in a hidden folder next to `--out`, `.NAME.parts`, each a small zip,
+with the run's description; a command with another description is refused. When all blocks are there they are put
+together in that folder, the result is renamed to `--out`, and the folder is removed. So the same command resumes after
+a kill at any moment, and nothing else is left behind.
 """
 
 import json
@@ -18,9 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_out, disk_errors
+from ersde_lit.files import check_out, disk_errors, replacing
 from ersde_lit.sampling.description import Meta, differences, parse_meta
-from ersde_lit.sampling.formats import Encoded, Format, read_meta
+from ersde_lit.sampling.formats import About, Encoded, Format, read_meta
 from ersde_lit.untrusted.archives import open_stored
 
 
@@ -128,25 +128,25 @@ class Work:
                 _remove(path)
 
     def publish(self, labels: Sequence[int] | None, **facts: Any) -> None:
-        """Puts the blocks together under the final name and removes the parts; `facts` are added to the description.
+        """Puts the blocks together under the final name and removes the parts; `facts` go into the description too.
 
         Raises:
             ValueError: the disk fails; what `out` should be has appeared meanwhile; a block is damaged (it is removed,
                 so that the same command makes it anew). The blocks stay.
         """
-        whole = self.folder / f"whole{self.target.suffix}"
+        complete = self.folder / f"whole{self.target.suffix}"
         with disk_errors(self.out):
             try:
                 meta = json.dumps({**self.meta, **facts}, indent=1)
-                self.format.write(whole, self._blocks(), self.seeds, labels, meta)
-                if whole.is_file():
-                    _flush(whole)
+                self.format.write(complete, self._blocks(), About(self.seeds, labels, meta))
+                if complete.is_file():
+                    _flush(complete)
                 if self.target.exists():
                     self._may_replace()
-                _replace(whole, self.target, aside=self.folder / "replaced")
+                _replace(complete, self.target, aside=self.folder / "replaced")
             except BaseException:
                 with suppress(OSError):
-                    _remove(whole)
+                    _remove(complete)
                 raise
             self.clean()
 
@@ -198,20 +198,13 @@ class Work:
         return True
 
     def _put(self, name: str, content: bytes | Encoded) -> None:
-        temporary = self.folder / f"{name}.{os.getpid()}.tmp"
-        try:
+        with replacing(self.folder / name, concurrent=True) as temporary:
             if isinstance(content, Mapping):
                 with zipfile.ZipFile(temporary, "w") as file:
                     for key, data in content.items():
                         file.writestr(key, data)
             else:
                 temporary.write_bytes(content)
-            _flush(temporary)
-            temporary.replace(self.folder / name)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
 
     def _blocks(self) -> Iterator[Encoded]:
         for number in range(self.count):

@@ -128,11 +128,6 @@ class TestChoices:
     def test_every_grid_samples(self, inside, grid: str) -> None:
         assert sample("--seeds=0-1", "--nfe=5", f"--out=grid_{grid}.npz", f"--grid={grid}") == 0
 
-    def test_the_names_are_those_of_the_registry(self) -> None:
-        assert (*registry.SAMPLERS,) == SAMPLERS
-        assert (*registry.SOLVERS,) == SOLVERS
-        assert (*registry.GRIDS,) == GRIDS
-
     def test_options_of_er_sde_are_used(self, inside) -> None:
         two = ("--seeds=0-1", "--nfe=6")
         assert sample(*two, "--out=o1.npz", "--order=1", "--noise_scale=ode") == 0

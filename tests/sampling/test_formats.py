@@ -12,7 +12,7 @@ import pytest
 from numpy.lib import format as npy
 from PIL import Image
 
-from ersde_lit.sampling.formats import LARGEST_PICTURE, Folder, Npz, Picture, Zip, format_of, read_meta
+from ersde_lit.sampling.formats import LARGEST_PICTURE, About, Folder, Npz, Picture, Zip, format_of, read_meta
 
 SEEDS = [3, 4, 5, 1000, 17]
 META = {"seeds": "3-5,1000,17", "options": {"nfe": 20}, "checkpoints": {}, "paths": {"ckpt_path": "é.ckpt"}}
@@ -27,7 +27,7 @@ def write(path: Path, images: np.ndarray, labels=None, seeds=SEEDS, step: int = 
     kept_as = format_of(path, **options)
     parts = [slice(i, i + step) for i in range(0, len(seeds), step)]
     blocks = (kept_as.encode(images[part], seeds[part]) for part in parts)
-    kept_as.write(path, blocks, seeds, labels, json.dumps(meta))
+    kept_as.write(path, blocks, About(seeds, labels, json.dumps(meta)))
 
 
 def decode(data: bytes) -> tuple[str, np.ndarray]:
@@ -161,7 +161,8 @@ def test_no_more_than_a_block_is_held_in_memory(tmp_path, out) -> None:
     kept_as, images, count = format_of(out), pixels(1, size=(256, 256)), 64  # 200 kB each, noise: no smaller as PNG
     kept_as.encode(images, [0])  # imports
     tracemalloc.start()
-    kept_as.write(tmp_path / out, (kept_as.encode(images, [seed]) for seed in range(count)), range(count), None, "{}")
+    blocks = (kept_as.encode(images, [seed]) for seed in range(count))
+    kept_as.write(tmp_path / out, blocks, About(range(count), None, "{}"))
     assert tracemalloc.get_traced_memory()[1] < 8 * images.nbytes
     tracemalloc.stop()
 
