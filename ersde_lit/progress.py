@@ -1,4 +1,4 @@
-"""A bar with images a second and the time left, over all ranks."""
+"""Progress bar with images a second and the time left, over all ranks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

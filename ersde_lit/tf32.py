@@ -1,4 +1,4 @@
-"""TF32, the float32 arithmetic of NVIDIA's tensor cores with 10 bits of mantissa: off unless it was asked for."""
+"""Switch for TF32, the float32 arithmetic of NVIDIA's tensor cores with 10 bits of mantissa; off by default."""
 
 from __future__ import annotations
 

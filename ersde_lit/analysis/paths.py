@@ -1,4 +1,4 @@
-"""Errors of solvers step by step on any denoiser, a network's too, against a fine solution along the same noise.
+"""Errors of solvers step by step on any denoiser, against a fine solution along the same noise.
 
 The reference follows the ODE or SDE that a solver approximates (`step_scales`) in many substeps a step. A solver is
 given the reference's states and x0 at the nodes, takes one step, and is compared with where the reference went:
@@ -9,7 +9,7 @@ given the reference's states and x0 at the nodes, takes one step, and is compare
   square over noise and data; it vanishes with the step, and needs one path a seed. It is at least the distance in law
   (`analysis.one_step_w2`), which it exceeds where x0 answers to noise within a step as no solver of one call can know.
 
-The step into 0 is left out: below its last level a model says nothing by which the answer could be told.
+The step into 0 is left out: below the last level there is no reference.
 """
 
 from __future__ import annotations

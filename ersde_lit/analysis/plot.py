@@ -1,4 +1,4 @@
-"""An analysis at a glance: small multiples over the noise axis, sampling from left to right."""
+"""Plot of an analysis: panels over the noise axis, sampling from left to right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An analysis as files: a picture, and the numbers in it as CSV and Markdown."""
+"""Files of an analysis: a plot, and its numbers as CSV and Markdown."""
 
 from __future__ import annotations
 

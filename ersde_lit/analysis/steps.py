@@ -1,6 +1,6 @@
-"""What a table does step by step: its coefficients, and its errors on Gaussian data, exactly and without Monte Carlo.
+"""Coefficients of a table step by step, and its errors on Gaussian data, exactly and without Monte Carlo.
 
-Each function returns one value a step, (N,) float64, so that one sees where on the noise axis a solver loses.
+Each function returns one value a step, (N,) float64, to show where on the noise axis a solver errs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Guidance: denoisers made of denoisers, so that no solver, sampler or command knows of it.
+"""Guidance as wrappers of denoisers, so that solvers and samplers need not know of it.
 
 Each wrapper is called like a `Denoiser` and may wrap another: EpsilonScaling(ClassifierFree(denoiser, 2.0), 1.005).
-Whatever else is asked of it (lam_min, levels, image_shape, ...) is asked of the denoiser it wraps.
+Its other attributes (lam_min, levels, image_shape, ...) are those of the denoiser it wraps.
 
 All are in terms of x0 predictions D. The score of y = x0 + lam eps is (D(y) - y) / lam^2 (Tweedie's formula), so what
 the papers do to scores or to eps is the same linear combination of the D.
@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 
 class Wrapper(nn.Module):
-    """Base class of denoisers around another; asks it for what it lacks itself."""
+    """Base class of wrappers of a denoiser, with its attributes."""
 
     denoiser: nn.Module
 
@@ -241,7 +241,7 @@ def _log_probability_gradient(
 
 
 def _call(denoiser: nn.Module, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-    """With the labels only where it has classes, and with what was given only: it need not know the rest."""
+    """Calls a denoiser with labels only where it has classes, and with the conditions given only."""
     conditions = {"labels": labels if denoiser.num_classes else None, "augment": augment}
     return denoiser(y, lam, **{name: value for name, value in conditions.items() if value is not None})
 

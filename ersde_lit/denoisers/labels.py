@@ -1,4 +1,4 @@
-"""Class labels of the images to sample; a function of the seed alone, so that an image never depends on its company."""
+"""Class labels of images to sample, a function of the seed alone, so that images do not depend on the batch."""
 
 from collections.abc import Sequence
 

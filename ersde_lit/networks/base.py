@@ -1,4 +1,4 @@
-"""What every network is to the rest of the project: raw F(x, c_noise, labels), and a plain-data record of itself."""
+"""Network: base class of raw networks F(x, c_noise, labels), with a plain-data record of their arguments."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""What DDPM++, NCSN++ and ADM share: the residual block, and encoder and decoder made of it (Karras et al. 2022)."""
+"""Residual blocks, encoder and decoder of DDPM++, NCSN++ and ADM (Karras et al. 2022)."""
 
 from collections.abc import Callable, Sequence
 

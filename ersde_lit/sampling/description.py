@@ -1,7 +1,7 @@
-"""What is kept with sampled images: plain data that says what they are, enough to make any of them again.
+"""Description of sampled images: plain data stored with them, sufficient to sample any of them again.
 
-"seeds" as text, "options" of `sample` by name, "checkpoints" by the option that names them, as SHA-256. What else is in
-it (paths, versions, the device) may differ between two runs of the same images.
+"seeds" as text, "options" of `sample` by name, "checkpoints" as SHA-256 by option. Other entries (paths, versions, the
+device) may differ between two runs of the same images.
 """
 
 import json
@@ -24,7 +24,7 @@ def parse_meta(text: str) -> Meta:
 
 
 def differences(kept: Meta, new: Meta) -> str:
-    """In what two descriptions of images differ, in a few words; empty if they are of the same images."""
+    """Differences of two descriptions in a few words; empty if the images are the same."""
     old, other = (
         {"seeds": meta["seeds"], **current_options(meta["options"]), **meta["checkpoints"]} for meta in (kept, new)
     )

@@ -1,4 +1,4 @@
-"""From seeds to float images, block by block: where the FID callback, `sample` and the tools get theirs."""
+"""Sampling of float images from seeds, block by block, for the FID callback, `sample` and tools."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""From a model's floats to 8-bit images."""
+"""Quantisation of float images to 8 bits."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What `--labels` says: class labels as a function of the seed alone, so that no image depends on its company."""
+"""Class labels from `--labels`, a function of the seed alone, so that images do not depend on the batch."""
 
 import difflib
 import re
@@ -26,7 +26,7 @@ def labels_of(denoiser: Denoiser, choice: str | None, seeds: Sequence[int]) -> T
 def choose_labels(
     choice: str | None, seeds: Sequence[int], num_classes: int, trained: Trained = None, names: Sequence[str] = ()
 ) -> Tensor | None:
-    """What `--labels` says, as int64 [len(seeds)]; None for an unconditional model (num_classes = 0).
+    """The labels of `--labels`, int64 [len(seeds)]; None for an unconditional model (num_classes = 0).
 
     Args:
         choice: None or "random": `labels_of_seeds`; "all": the trained classes in turn; "3", "0,1,5-7", "cat" or

@@ -1,4 +1,4 @@
-"""A run: blocks of seeds dealt to the ranks, sampled, kept; put together by the first rank when all are there."""
+"""Sampling run: blocks of seeds are distributed over ranks, sampled and stored; the first rank assembles them."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ from ersde_lit.solvers.loop import Callback
 
 @dataclass(frozen=True)
 class Job:
-    """How seeds become images.
+    """Denoiser, sampler and settings that turn seeds into images.
 
     Attributes:
         labels: as for `choose_labels`.
@@ -64,7 +64,7 @@ class Report(NamedTuple):
 
 
 def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = None) -> Report:
-    """Makes what is missing of a run and puts it in its place. To be called by all ranks.
+    """Samples the missing blocks of a run and publishes it; to be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
     which memory does not suffice is sampled in halves, and so are all that follow, on every rank and when resumed.
@@ -100,7 +100,7 @@ def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = Non
 
 
 def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
-    """Draws how the images of these seeds come about: a row an image, a column a step, the x0 prediction there."""
+    """Draws the x0 predictions of these seeds: a row an image, a column a step."""
     steps = Trajectory()
     job.images(seeds, len(seeds), steps)
     steps.save(path)

@@ -1,4 +1,4 @@
-"""Seeds as people write them: "0-499", "3,7,10-12". A seed names one image, whatever is sampled beside it."""
+"""Parser of lists of seeds, as "0-499" or "3,7,10-12". A seed determines its image, whatever else is sampled."""
 
 import re
 from collections.abc import Sequence

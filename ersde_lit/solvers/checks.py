@@ -1,4 +1,4 @@
-"""Whether an option is a number of the right kind. Whoever asks says in its own words what it needs."""
+"""Checks that an option is a number of the right kind; messages are the caller's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise scale functions phi, the paper's handle on how much noise a step adds: x is the ODE, x^2 the reverse SDE.
+"""Noise scale functions phi, which set how much noise a step adds: x is the ODE, x^2 the reverse SDE.
 
 A phi is given by two functions of lam, both vectorised over float64 tensors: ``log_g = ln(phi / lam)``, whose change
 over a step is all that r and b depend on, and ``kappa = d ln phi / d ln lam``. A step adds noise and never removes it,

@@ -1,4 +1,4 @@
-"""Problems whose answer is known: exact denoisers, and the exact law of what a sampler makes of Gaussian data.
+"""Oracles: exact denoisers, and the exact law of the samples that a table makes of Gaussian data.
 
 To test a sampler without training or Monte Carlo:
 

@@ -1,8 +1,8 @@
-"""The ER-SDE algorithm as its published code computes it, to rounding.
+"""The published ER-SDE algorithm, equal to its code to rounding.
 
 Kept for reproducing published numbers and as an oracle. It differs from the exact solver in three ways: derivatives of
 x0 are one-sided differences, without the correction that would make the second one exact for quadratics; the integrals
-are left Riemann sums of 100 points; a variance below 1e-6, in units of lam, is taken for 0.
+are left Riemann sums of 100 points; a variance below 1e-6, in units of lam, is set to 0.
 
 Source: https://github.com/QinpengCui/ER-SDE-Solver at commit 25ca6c2.
 """

@@ -1,4 +1,4 @@
-"""Base class of what is trained: random draws by image number, averaged weights, optimiser, checkpoints, checks."""
+"""Base class of the LightningModules: draws by image number, averaged weights, optimiser, checkpoints, checks."""
 
 from collections.abc import Callable
 from copy import deepcopy

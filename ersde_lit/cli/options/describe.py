@@ -1,4 +1,4 @@
-"""The description kept with images from a checkpoint: the same for `sample` and for a cell of `evaluate`."""
+"""Description of images from a checkpoint, the same for `sample` and for a cell of `evaluate`."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
