@@ -1,10 +1,7 @@
 import csv
-import json
 import math
 import pickle
 import runpy
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from ranks import run_on_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.callbacks import FIDCallback
@@ -188,15 +186,12 @@ def test_comes_from_yaml(tmp_path):
     assert sampler.grid.__name__ == "log_uniform"
 
 
-def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(monkeypatch):
+def test_world_size_changes_nothing_and_a_rank_without_images_is_no_harm(cache):
     script = Path(__file__).with_name("fid_on_ranks.py")
-    monkeypatch.syspath_prepend(script.parent)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(script.parents[1]))
-    two = subprocess.run([sys.executable, script, "2"], capture_output=True, timeout=300)
-    assert two.returncode == 0, two.stderr.decode()
+    done = run_on_ranks(script, "on_two_ranks")
+    assert done.codes == [0, 0], done.said
     one = runpy.run_path(str(script))["evaluate"](1)
-    both, ending = json.loads(two.stdout.splitlines()[-1])
+    both, ending = done.values[0]
     assert ending == "features broke"
     assert both == pytest.approx(one, rel=1e-6, nan_ok=True)  # float32 in the log
     assert {key for key, value in both.items() if math.isnan(value)} == {"fid/bad/nfe2", "nearest/bad/nfe2"}

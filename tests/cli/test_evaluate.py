@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 import yaml
 from PIL import Image
+from ranks import run_on_ranks
 from tiny import network
 
 from ersde_lit.cli import main
@@ -483,11 +485,9 @@ def test_two_ranks_give_the_rows_of_one(inside, cache, one_bad) -> None:
     assert main([*command, "--out=one"]) == 0
     for path in cache.rglob("reference-*.npz"):
         path.unlink()  # measured again, by two
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = [sys.executable, "-m", "ersde_lit", *command, "--out=two", "--devices=2"]
-    done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Inception Score\n") == 1
+    done = run_on_ranks(ranks.__file__, "command", [*command, "--out=two", "--devices=2"])
+    assert done.codes == [0, 0], done.said
+    assert "".join(done.said).count("Inception Score\n") == 1
     one, both = records("one"), records("two")
     assert one.keys() == both.keys()
     for key in one:

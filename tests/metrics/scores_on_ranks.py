@@ -1,15 +1,9 @@
-"""Prints the scores that each gloo rank finds, as JSON, a line for each number of ranks among its arguments."""
+"""The scores that each of several gloo ranks finds. Run by test_scores.py."""
 
-import json
-import sys
 import tempfile
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from projection import Projection, some_images
 
 from ersde_lit.data import ImageDataModule, Split
@@ -40,14 +34,6 @@ def scores_of(rank: int, ranks: int) -> dict[str, float]:
     return {**values, "images": scores.num_images}
 
 
-def work(rank: int, ranks: int, folder: str) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
-    found = [None] * ranks
-    dist.all_gather_object(found, scores_of(rank, ranks))
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    for ranks in map(int, sys.argv[1:]):
-        mp.start_processes(work, (ranks, tempfile.mkdtemp()), ranks, start_method="fork")  # imported once for all
+def on_ranks() -> dict[str, float]:
+    dist.init_process_group("gloo")
+    return scores_of(dist.get_rank(), dist.get_world_size())

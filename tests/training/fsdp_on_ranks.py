@@ -1,21 +1,12 @@
-"""Trains for two epochs, the second resumed from the first's checkpoint, in a folder. Run by test_fsdp.py.
+"""Training for two epochs, the second resumed, on several gloo ranks. Run by test_fsdp.py."""
 
-Arguments: the folder, a strategy, the number of gloo ranks. Prints what the first rank holds, how many weights were
-whole at a time, and what it samples, as JSON.
-"""
-
-import json
 import os
-import sys
 import weakref
-from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from torch.distributed.tensor import DTensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import Pictures, network, trainer
+from torch.distributed.tensor import DTensor
 
 from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint, fsdp
 
@@ -34,7 +25,8 @@ def count_whole() -> list[int]:
     return counts
 
 
-def train(folder: str, strategy: str, ranks: int) -> None:
+def train(folder: str, strategy: str, ranks: int) -> dict | None:
+    """What the first rank holds, how many weights were whole at a time, and what it samples."""
     pl.seed_everything(0, verbose=False)
     counts = count_whole()
     for epochs in (1, 2):
@@ -52,8 +44,5 @@ def train(folder: str, strategy: str, ranks: int) -> None:
     if runner.is_global_zero:
         whole = sum(w.numel() for w in module.ema_denoiser.parameters())
         share = sum(w.numel() for w in held) / whole
-        print(json.dumps({"held": share, "whole": max(counts, default=0), "images": images.tolist()}))
-
-
-if __name__ == "__main__":
-    train(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+        return {"held": share, "whole": max(counts, default=0), "images": images.tolist()}
+    return None

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from ranks import run_on_ranks
 from safetensors.torch import load_file
 from tiny import Noise, network, trainer
 from trajectory import Trajectory, distance, flat
@@ -127,26 +125,9 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
         PowerEMA(**{"every_n_images": 100, **settings})
 
 
-TWO_RANKS = """
-import os, sys
-import numpy as np
-from test_ema_snapshots import PowerEMA, fit, flat
-
-ema, folder = PowerEMA(48), f"{sys.argv[1]}/{os.environ.get('LOCAL_RANK', 0)}"
-module = fit(folder, ema, accelerator="cpu", devices=2, strategy="ddp")
-np.savez(f"{folder}.npz", raw=flat(dict(module.denoiser.named_parameters())),
-         average=flat(ema.averages[0.1]), images=ema.images)
-"""
-
-
 def test_two_ranks_track_the_same_and_the_first_writes(tmp_path) -> None:
-    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "two_ranks.py", tmp_path], env=environment, capture_output=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = run_on_ranks(Path(__file__).with_name("ema_on_ranks.py"), "track", [str(tmp_path)])
+    assert done.codes == [0, 0], done.said
     one, two = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
     for name in ("raw", "average", "images"):
         assert np.array_equal(one[name], two[name])

@@ -1,11 +1,8 @@
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_on_ranks
 from safetensors.torch import load_file
 
 from ersde_lit.training import load
@@ -14,12 +11,9 @@ from ersde_lit.training.checkpoint import read
 
 def train(folder: Path, strategy: str, ranks: int) -> dict:
     script = Path(__file__).with_name("fsdp_on_ranks.py")
-    done = subprocess.run(
-        [sys.executable, script, folder, strategy, str(ranks)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    done = run_on_ranks(script, "train", [str(folder), strategy, ranks], ranks)
+    assert done.codes == [0] * ranks, done.said
+    return done.values[0]
 
 
 def test_sharded_training_is_training(tmp_path) -> None:
