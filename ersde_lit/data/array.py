@@ -145,23 +145,16 @@ class ImageArray(ImageDataModule):
                 raise UserError(f"{self.root} holds nothing out: pass val_root, or convert anew with --val_size")
             return splits(info, own)
         other, val = read_array(self.val_root)
-        if (
-            other.image_shape != info.image_shape
-            or not min(info.num_classes, 1) <= other.num_classes <= info.num_classes
-        ):
-            raise UserError(f"{self.val_root} {_kind(other)} does not go with {self.root} {_kind(info)}")
-        if different := [
-            names for names in zip(other.class_names, info.class_names, strict=False) if len({*names}) > 1
-        ]:
-            theirs, ours = different[0]
-            raise UserError(f"{self.val_root} has other classes than {self.root}: {theirs} in the place of {ours}")
+        known = min(info.num_classes, 1) <= other.num_classes <= info.num_classes
+        if other.image_shape != info.image_shape or not known:
+            theirs, ours = (f"({one.image_shape}, {one.num_classes} classes)" for one in (other, info))
+            raise UserError(f"{self.val_root} {theirs} does not go with {self.root} {ours}")
+        for theirs, ours in zip(other.class_names, info.class_names, strict=False):
+            if theirs != ours:
+                raise UserError(f"{self.val_root} has other classes than {self.root}: {theirs} in the place of {ours}")
         if other.sha256 == info.sha256:
             raise UserError(f"{self.val_root} holds the very images of {self.root}: nothing would be held out")
         return {"train": own, "val": val, "test": val}
-
-
-def _kind(info: ArrayInfo) -> str:
-    return f"({info.image_shape}, {info.num_classes} classes)"
 
 
 def _map(path: Path) -> Any:

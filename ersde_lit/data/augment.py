@@ -79,10 +79,13 @@ class Augment:
             right, down,
         ]  # fmt: skip
 
-        images = torch.where(_column(mirrored_x), images.flip(-1), images)
-        images = torch.where(_column(mirrored_y), images.flip(-2), images)
         moved = torch.stack([zooms, turns, stretches, shifts]).amin(0) < p
-        images = torch.where(_column(moved), _warp(images, zoom, turn, stretch, tilt, right, down), images)
+        mirrored_rows, mirrored_columns, moved = (
+            flags[:, None, None, None] for flags in (mirrored_x, mirrored_y, moved)
+        )
+        images = torch.where(mirrored_rows, images.flip(-1), images)
+        images = torch.where(mirrored_columns, images.flip(-2), images)
+        images = torch.where(moved, _warp(images, zoom, turn, stretch, tilt, right, down), images)
         return images, torch.stack([condition.to(images) for condition in conditions], dim=1)
 
 
@@ -143,7 +146,3 @@ def _normal(u: Tensor) -> Tensor:
 
 def _angle(u: Tensor) -> Tensor:
     return (2 * u - 1) * math.pi
-
-
-def _column(flags: Tensor) -> Tensor:
-    return flags[:, None, None, None]

@@ -46,11 +46,13 @@ class CIFAR10(PublishedImages):
         from torchvision.datasets import CIFAR10 as Published
 
         folder = Path(self.root).expanduser() / Published.base_folder
-        train, test = (
-            _joined([_read(folder / name, md5) for name, md5 in files])
-            for files in (Published.train_list, Published.test_list)
-        )
-        return train, test
+        splits = []
+        for files in (Published.train_list, Published.test_list):
+            batches = [_read(folder / name, md5) for name, md5 in files]
+            images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, *self.image_shape)
+            labels = np.concatenate([batch["labels"] for batch in batches])
+            splits.append(Split(torch.from_numpy(images), torch.from_numpy(labels).long()))
+        return splits[0], splits[1]
 
 
 def _read(path: Path, md5: str) -> dict[str, Any]:
@@ -63,9 +65,3 @@ def _read(path: Path, md5: str) -> dict[str, Any]:
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise UserError(f"{path} is cut short or not the published file (md5 {md5}): delete its folder and retry")
     return pickle.loads(data, encoding="latin1")
-
-
-def _joined(batches: list[dict[str, Any]]) -> Split:
-    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, *CIFAR10.image_shape)
-    labels = np.concatenate([batch["labels"] for batch in batches])
-    return Split(torch.from_numpy(images), torch.from_numpy(labels).long())

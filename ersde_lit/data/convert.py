@@ -167,14 +167,12 @@ def _begin(work: Path, plan: ArrayInfo, tell: Callable[[str], None]) -> None:
 
 
 def in_bytes(count: float) -> str:
-    """A size to be read: 312 bytes, 1.5 kB, 15.7 GB."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
+    """A size in words: 312 bytes, 1.5 kB, 15.7 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
+            return f"{count:.{0 if unit == 'bytes' else 1}f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def _refuse_existing(out: Path) -> None:
@@ -193,5 +191,6 @@ def _truncate_to_images(file: IO[bytes], plan: ArrayInfo) -> int:
         file.truncate(0)
         file.write(head)
         return 0
-    file.truncate(len(head) + min(done, plan.images) * plan.image_bytes)
-    return min(done, plan.images)
+    done = min(done, plan.images)
+    file.truncate(len(head) + done * plan.image_bytes)
+    return done

@@ -52,26 +52,22 @@ class FashionMNIST(PublishedImages):
                 Published(self.raw.parents[1], download=True)
 
     def load_published(self) -> tuple[Split, Split]:
-        return self._read("train"), self._read("test")
-
-    def _read(self, part: str) -> Split:
         from torchvision.datasets import FashionMNIST as Published
 
-        try:
-            raw = Published(self.raw.parents[1], train=part == "train")
-            return Split(raw.data.view(COUNTS[part], *self.image_shape), raw.targets.view(COUNTS[part]).long())
-        except (AssertionError, RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"the {part} files in {self.raw} are damaged: delete that folder and retry") from error
+        splits = []
+        for part, count in COUNTS.items():
+            try:
+                raw = Published(self.raw.parents[1], train=part == "train")
+                splits.append(Split(raw.data.view(count, *self.image_shape), raw.targets.view(count).long()))
+            except (AssertionError, RuntimeError, ValueError, OSError) as error:
+                raise UserError(f"the {part} files in {self.raw} are damaged: delete that folder and retry") from error
+        return splits[0], splits[1]
 
 
 def _unpack(packed: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            replacing(target, concurrent=True) as partial,
-            gzip.open(packed) as source,
-            partial.open("wb") as out,
-        ):
+        with replacing(target, concurrent=True) as partial, gzip.open(packed) as source, partial.open("wb") as out:
             shutil.copyfileobj(source, out)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise RuntimeError(f"{packed} is damaged or cut short: {error}") from error

@@ -37,16 +37,13 @@ class Files(ABC):
     marks: dict[str, int]
 
     def __init__(self, path: Path) -> None:
-        self.path, self.marks = path, {}
-        hidden = []
-        for name, mark in self._entries():
-            if mark is not None and all(map(is_visible, name.split("/"))):
-                self.marks[name] = mark
-            else:
-                hidden.append(name)
+        self.path = path
+        found = dict(self._entries())
+        self.marks = {
+            name: mark for name, mark in found.items() if mark is not None and all(map(is_visible, name.split("/")))
+        }
         self.images = sorted(name for name in self.marks if PurePosixPath(name).suffix.lower() in image_endings())
-        others = {*self.marks, *hidden} - {*self.images}
-        self.left_out = sorted(name for name in others if not _is_known(name))
+        self.left_out = sorted(name for name in {*found} - {*self.images} if not _is_known(name))
         if not self.images:
             raise UserError(f"{path} holds no image{': ' * bool(self.left_out)}{''.join(self.notes)}")
 
@@ -55,10 +52,8 @@ class Files(ABC):
         """A line about what is left out, if anything is."""
         if not self.left_out:
             return ()
-        count, names = len(self.left_out), ", ".join(self.left_out[:NAMED])
-        more = ", ..." if count > NAMED else ""
-        files = "file" if count == 1 else "files"
-        return (f"{count} {files} left out, hidden or of no known kind of image: {names}{more}",)
+        count, names = len(self.left_out), ", ".join(self.left_out[:NAMED] + ["..."] * (len(self.left_out) > NAMED))
+        return (f"{count} file{'s' * (count > 1)} left out, hidden or of no known kind of image: {names}",)
 
     @abstractmethod
     def read(self, name: str) -> bytes: ...
@@ -116,6 +111,15 @@ class Zip(Files):
 
     def _entries(self) -> Iterator[tuple[str, int | None]]:
         return ((entry.filename, entry.CRC) for entry in self.zip.infolist() if not entry.is_dir())
+
+
+def open_files(path: Path) -> Files | None:
+    """The files in a folder or zip; None where the path is of neither kind. Raises UserError if it is absent."""
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    if path.is_dir():
+        return Folder(path)
+    return Zip(path) if path.suffix.lower() == ".zip" else None
 
 
 def _size(path: str) -> int | None:

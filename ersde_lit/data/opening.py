@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ersde_lit.data.decode import Exif
-from ersde_lit.data.files import Folder, Zip
+from ersde_lit.data.files import open_files
 from ersde_lit.data.imagenet_batches import Batches
 from ersde_lit.data.pictures import Pictures
 from ersde_lit.data.source import Resize, Source
@@ -47,23 +47,19 @@ def open_source(
         ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}")
     if npz := _npz_files(path):
         if channels != 3:
             raise UserError(f"{npz[0]} holds RGB images: leave channels at 3")
         return Batches(npz, size, unlabelled)
-    if path.is_dir():
-        return Pictures(Folder(path), size, channels, resize, unlabelled, exif)
-    if path.suffix.lower() == ".zip":
-        return Pictures(Zip(path), size, channels, resize, unlabelled, exif)
-    raise UserError(f"{path} is none of the forms that are read: {FORMS}")
+    if (files := open_files(path)) is None:
+        raise UserError(f"{path} is none of the forms that are read: {FORMS}")
+    return Pictures(files, size, channels, resize, unlabelled, exif)
 
 
 def _npz_files(path: Path) -> Sequence[Path]:
     """Downsampled ImageNet's files, in the order of their numbers; none if the path is something else."""
-    if path.is_file():
-        return [path] if path.suffix.lower() == ".npz" else []
+    if not path.is_dir():
+        return [path] if path.is_file() and path.suffix.lower() == ".npz" else []
     found = {
         int(match[1]): file
         for file in sorted(path.iterdir())  # an npz comes after the pickle of the same number, and so instead of it

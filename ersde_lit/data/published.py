@@ -64,7 +64,7 @@ class PublishedImages(ImageDataModule):
 @contextmanager
 def fetching(name: str, folder: Path, archives: Mapping[Path, str], remedy: str) -> Iterator[None]:
     """Turns a failed download or unpacking into a UserError with the remedy; names a damaged archive, by its md5."""
-    damaged = [path for path, md5 in archives.items() if path.is_file() and not has_md5(path, md5)]
+    damaged = [path for path, md5 in archives.items() if path.is_file() and _md5(path) != md5]
     try:
         yield
     except (OSError, RuntimeError, EOFError) as error:
@@ -73,6 +73,6 @@ def fetching(name: str, folder: Path, archives: Mapping[Path, str], remedy: str)
         raise UserError(f"{name} is not in {folder} and could not be put there ({reason}){here}: {remedy}") from error
 
 
-def has_md5(path: Path, md5: str) -> bool:
+def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == md5
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -106,7 +106,9 @@ def classifier(
     if data.num_classes < 2:
         raise UserError(f"classifier features need a labelled data set; {type(data).__name__} has no classes")
     train, held_out = data.split("train"), data.split("test")
-    net = _fresh(data, recipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        net = Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
     key = digest_of(data, repr((recipe, tuple(train.images.shape))), train)
     path = cache_folder(cache) / f"classifier-{key}.pt"
     try:
@@ -115,14 +117,12 @@ def classifier(
         with tf32(False):
             _train(net.to(device), train, recipe)
             net.accuracy.fill_(_accuracy(net, held_out))
-        _save(net.cpu(), path)
+        net.cpu()
+        with suppress(OSError, RuntimeError):  # a cache that cannot be written is not used
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, concurrent=True) as partial:
+                torch.save(net.state_dict(), partial)
     return net
-
-
-def _fresh(data: ImageDataModule, recipe: Recipe) -> Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
 
 
 def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
@@ -143,16 +143,7 @@ def _train(net: Classifier, split: Split, recipe: Recipe) -> None:
     net.eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def _accuracy(net: Classifier, split: Split) -> float:
-    with torch.no_grad():
-        guesses = torch.cat(
-            [net.logits(images.to(net.accuracy.device)).argmax(1) for images in split.images.split(500)]
-        )
-    return (guesses.cpu() == split.labels).double().mean().item()
-
-
-def _save(net: Classifier, path: Path) -> None:
-    with suppress(OSError, RuntimeError):  # torch's word for a file that cannot be written
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, concurrent=True) as partial:
-            torch.save(net.state_dict(), partial)
+    guesses = [net.logits(images.to(net.accuracy.device)).argmax(1).cpu() for images in split.images.split(500)]
+    return (torch.cat(guesses) == split.labels).double().mean().item()

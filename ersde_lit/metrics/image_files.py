@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ersde_lit.data.array import INFO, read_array, splits
 from ersde_lit.data.decode import Exif
-from ersde_lit.data.files import Files, Folder, Zip, notes_on
+from ersde_lit.data.files import Files, notes_on, open_files
 from ersde_lit.data.npz import Array, open_array
 from ersde_lit.data.pictures import to_array
 from ersde_lit.errors import UserError
@@ -78,14 +78,10 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: E
         ValueError: nothing is there, it holds no image, or is damaged; names the file.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}")
     if (path / INFO).is_file():
         return _Array(path)
-    if path.is_dir():
-        return _Pictures(Folder(path), channels, exif)
-    if path.suffix.lower() == ".zip":
-        return _Pictures(Zip(path), channels, exif)
+    if files := open_files(path):
+        return _Pictures(files, channels, exif)
     if path.suffix.lower() == ".npz":
         return _Npz(path)
     raise UserError(f"{path} is none of the forms that are read: {FORMS}")

@@ -92,7 +92,10 @@ class Scores:
             kept, classes = self.widths
             rows = features[:, :kept]
             if classes:
-                rows = torch.cat([rows, _logits(logits, len(batch), classes)], 1)
+                if logits is None or logits.shape != (len(batch), classes):
+                    found = None if logits is None else list(logits.shape)
+                    raise UserError(f"features_and_logits gave logits {found}, not {[len(batch), classes]}")
+                rows = torch.cat([rows, logits], 1)
             self.sample.update(image_keys(batch), rows)
 
     def compute(self) -> dict[str, float]:
@@ -110,15 +113,17 @@ class Scores:
         for note in self.notes:
             rank_zero_warn(note)
         features, logits = drawn.rows.to(self.moments.device).split(self.widths, dim=1)
+        kept = self.reference.features  # there where a metric needs it: checked at the beginning
+        real = features[:0] if kept is None else kept.to(features)
         values: dict[str, float] = {}
         if "fid" in self.metrics:
             values["fid"] = self.distance(statistics)
         if "kid" in self.metrics:
-            values["kid"] = kid(features, self._real(features))
+            values["kid"] = kid(features, real)
         if "is" in self.metrics:
             values["is"] = inception_score(logits)
         if {"precision", "recall"} & {*self.metrics}:
-            values["precision"], values["recall"] = precision_recall(features, self._real(features))
+            values["precision"], values["recall"] = precision_recall(features, real)
         return {name: values[name] for name in self.metrics}
 
     def reset(self) -> None:
@@ -147,10 +152,6 @@ class Scores:
             **({} if size is None else {"reference_size": size_in_words(size)}),
             **{name: how[name] for name in self.metrics},
         }
-
-    def _real(self, like: Tensor) -> Tensor:
-        assert self.reference.features is not None  # checked at the beginning
-        return self.reference.features.to(like)
 
     def _notes(self, copies: int) -> list[str]:
         notes = []
@@ -199,13 +200,6 @@ def inception_score(logits: Tensor) -> float:
         metric.update(logits.double())
         torch.manual_seed(0)
         return metric.compute()[0].item()
-
-
-def _logits(logits: Tensor | None, count: int, classes: int) -> Tensor:
-    if logits is None or logits.shape != (count, classes):
-        found = None if logits is None else list(logits.shape)
-        raise UserError(f"features_and_logits gave logits {found}, not {[count, classes]}")
-    return logits
 
 
 def _check(features: Features, reference: Reference, metrics: Sequence[str]) -> None:

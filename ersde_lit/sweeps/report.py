@@ -22,7 +22,7 @@ HIGHER_IS_BETTER = {"is", "precision", "recall"}
 
 
 class Summary(NamedTuple):
-    """Score over several sets of seeds."""
+    """Scores of several sets of seeds."""
 
     values: tuple[float, ...]
 
@@ -55,10 +55,10 @@ class Summary(NamedTuple):
 
 
 class Report:
-    """Report of records with the same protocol.
+    """Report of cells with the same protocol: a table a metric, a row a sampler, a column an NFE asked for.
 
     Args:
-        records: cells, and images without NFE. Columns are the NFEs asked for.
+        records: cells, and images without NFE.
         metrics: which to show.
         best: whether to show the best of the sets of seeds rather than mean and standard deviation.
     """
@@ -76,7 +76,7 @@ class Report:
         return Summary(tuple(record["scores"][metric] for record in found)) if found else None
 
     def rows(self, metric: str) -> list[list[str]]:
-        """One row a sampler, one column an NFE, the best of a column in **bold**; then the rows without NFE."""
+        """Rows of samplers, the best of a column in **bold**, then those without NFE."""
         shown = {(s, nfe): self._at(metric, s, nfe) for s in self.samplers for nfe in self.nfes}
         rows = [[sampler] for sampler in self.samplers]
         for nfe in self.nfes:
@@ -107,19 +107,13 @@ class Report:
     def tables(self) -> Iterable[Table]:
         """One table a metric, for the terminal."""
         for metric in self.metrics:
-            table = Table(*_columns(self.header), title=title(metric), title_justify="left")
-            for row in self.rows(metric):
-                table.add_row(*(Text(text.strip("*"), "bold" if text.startswith("**") else "") for text in row))
-            yield table
+            yield _table(self.header, self.rows(metric), title(metric))
 
     def markdown(self, caption: str) -> str:
         """All tables, followed by the caption."""
-        parts = []
-        for metric in self.metrics:
-            if len(self.metrics) > 1:
-                parts.append(f"{title(metric)}\n")
-            parts.append(_markdown(self.header, self.rows(metric)) + "\n")
-        return "\n".join([*parts, f"{caption}\n"])
+        heads = [f"{title(metric)}\n\n" * (len(self.metrics) > 1) for metric in self.metrics]
+        tables = [_markdown(self.header, self.rows(metric)) for metric in self.metrics]
+        return "".join(f"{head}{table}\n\n" for head, table in zip(heads, tables, strict=True)) + f"{caption}\n"
 
     def csv(self) -> str:
         """One row a cell, with everything that affects its numbers."""
@@ -172,10 +166,7 @@ class ImagesReport:
         ]
 
     def tables(self) -> Iterable[Table]:
-        table = Table(*_columns(self.header))
-        for row in self.rows():
-            table.add_row(*map(Text, row))
-        yield table
+        yield _table(self.header, self.rows())
 
     def markdown(self, caption: str) -> str:
         return f"{_markdown(self.header, self.rows())}\n\n{caption}\n"
@@ -195,7 +186,16 @@ def sizes(records: Sequence[Record]) -> str:
 def to_csv(records: Sequence[Record]) -> str:
     """Records as CSV: sampler, NFE, seeds, number of images, scores, then the protocol and how images were made."""
     metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
-    lines = [_flat(record, metrics) for record in records]
+    lines = []
+    for record in records:
+        first = {name: record.get(name) for name in ("sampler", "nfe", "seeds", "images", "image_size")}
+        scores = {metric: record["scores"].get(metric) for metric in metrics}
+        made: Mapping[str, Mapping[str, object]] = record["description"] or {}
+        options = {f"option {name}": value for name, value in made.get("options", {}).items() if name != "nfe"}
+        files = {f"sha256 {name}": value for name, value in made.get("checkpoints", {}).items()}
+        protocol = {name: value for name, value in record["protocol"].items() if name not in {"versions", *metrics}}
+        tools = {f"version {name}": value for name, value in record["protocol"]["versions"].items()}
+        lines.append({**first, **scores, "seconds": record["seconds"], **options, **files, **protocol, **tools})
     names = list(dict.fromkeys(name for line in lines for name in line))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -204,19 +204,12 @@ def to_csv(records: Sequence[Record]) -> str:
     return file.getvalue()
 
 
-def _flat(record: Record, metrics: Sequence[str]) -> dict[str, object]:
-    first = {name: record.get(name) for name in ("sampler", "nfe", "seeds", "images", "image_size")}
-    scores = {metric: record["scores"].get(metric) for metric in metrics}
-    description: Mapping[str, Mapping[str, object]] = record["description"] or {}
-    options = {f"option {name}": value for name, value in description.get("options", {}).items() if name != "nfe"}
-    files = {f"sha256 {name}": value for name, value in description.get("checkpoints", {}).items()}
-    protocol = {name: value for name, value in record["protocol"].items() if name not in {"versions", *metrics}}
-    tools = {f"version {name}": value for name, value in record["protocol"]["versions"].items()}
-    return {**first, **scores, "seconds": record["seconds"], **options, **files, **protocol, **tools}
-
-
-def _columns(header: Sequence[str]) -> list[Column]:
-    return [Column(header[0]), *(Column(name, justify="right") for name in header[1:])]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
+    columns = [Column(header[0]), *(Column(name, justify="right") for name in header[1:])]
+    table = Table(*columns, title=caption, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(text.strip("*"), "bold" if text.startswith("**") else "") for text in row))
+    return table
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
