@@ -1,5 +1,6 @@
 """The same run on one process, on one that accumulates, and on two: the same weights and the same curves."""
 
+import json
 import os
 import signal
 import subprocess
@@ -25,15 +26,26 @@ OPTIONS = [
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the run "one", trained by one process in one batch a step."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(fit(*OPTIONS, "--run=one")) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def folder(trained, monkeypatch) -> Path:
+    monkeypatch.chdir(trained)
+    return trained
 
 
 def run(*command: str, code: int = 0) -> str:
     """Runs a command to its end; returns what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
@@ -68,25 +80,25 @@ def assert_close(one: Any, other: Any, where: str) -> None:
         assert one == other, where
 
 
-def test_two_ranks_and_accumulation_train_the_same_weights_as_one(folder) -> None:
-    assert main(fit(*OPTIONS, "--run=one")) == 0
+def test_accumulation_trains_the_same_weights() -> None:
     assert main(fit(*OPTIONS, "--run=accumulated", "--device_batch_size=32")) == 0
     assert_same_run("one", "accumulated")
-    said = run("-m", "ersde_lit", *fit(*OPTIONS, "--run=two", "--device_batch_size=32", *TWO))
+
+
+def test_two_ranks_train_the_same_weights_and_end_together_a_run_that_diverges(folder) -> None:
+    """Two commands on the same ranks."""
+    two = fit(*OPTIONS, "--run=two", "--device_batch_size=32", *TWO)
+    lost = fit(*OPTIONS, "--run=lost", "--model.optimizer.lr=1e9", *TWO)
+    said = run("-m", "commands_on_ranks", json.dumps(two), json.dumps(lost), code=2)
     assert said.count("A step is 128 images: 2 device(s) x 2 accumulated batch(es) x 32 images.") == 1
     assert_same_run("one", "two")
-
-
-def test_ranks_end_a_run_that_diverges_together_and_one_says_so(folder) -> None:
-    said = run("-m", "ersde_lit", *fit(*OPTIONS, "--run=lost", "--model.optimizer.lr=1e9", *TWO), code=2)
     assert said.count("there is no good checkpoint") == 1
     assert "Traceback" not in said
     assert not (folder / "runs/lost/checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_torchrun_starts_ranks_too(folder) -> None:
-    assert main(fit(*OPTIONS, "--run=one")) == 0
+def test_torchrun_starts_ranks_too() -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "--", "ersde_lit"]
     run(*torchrun, *fit(*OPTIONS, "--run=torchrun", *TWO))
     assert_same_run("one", "torchrun")
@@ -94,15 +106,14 @@ def test_torchrun_starts_ranks_too(folder) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_are_told_to_stop_save_together_and_one_may_go_on(folder) -> None:
-    assert main(fit(*OPTIONS, "--run=one")) == 0
-    command = [sys.executable, "-m", "ersde_lit", *fit(*OPTIONS, "--run=two", "--checkpoint.steps=1", *TWO)]
+    command = [sys.executable, "-m", "ersde_lit", *fit(*OPTIONS, "--run=stopped", "--checkpoint.steps=1", *TWO)]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
-    while not (folder / "runs/two/checkpoints/previous.ckpt").exists():
+    while not (folder / "runs/stopped/checkpoints/previous.ckpt").exists():
         time.sleep(0.1)
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 143
-    assert said.count("SIGTERM: saved runs/two/checkpoints/last.ckpt") == 1
-    assert main(fit(*OPTIONS, "--run=two")) == 0
-    assert_same_run("one", "two")
+    assert said.count("SIGTERM: saved runs/stopped/checkpoints/last.ckpt") == 1
+    assert main(fit(*OPTIONS, "--run=stopped")) == 0
+    assert_same_run("one", "stopped")
