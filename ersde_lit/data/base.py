@@ -35,10 +35,6 @@ class _Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
     def __getitems__(self, indices: list[int]) -> Batch:
         given = torch.tensor(indices)
         index = given % len(self)
@@ -95,8 +91,10 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"batch(es): choose a multiple of {devices * batches}"
                 )
             if devices * batches > 1:
-                images = f"{devices} device(s) x {batches} accumulated batch(es) x {self.images_at_a_time} images"
-                rank_zero_info(f"A step is {self.batch_size} images: {images}.")
+                rank_zero_info(
+                    f"A step is {self.batch_size} images: {devices} device(s) x {batches} accumulated batch(es) x "
+                    f"{self.images_at_a_time} images."
+                )
             for line in about_empty(self._splits["train"].labels.numpy(), self.num_classes, "image to train on"):
                 rank_zero_info(f"Note: {line}, so no image of theirs will be sampled.")
 

@@ -28,9 +28,6 @@ class Files(ABC):
             from another's (length or checksum). Hidden files are left out.
         images: the names of those that have an ending of an image that can be read, in order.
         left_out: what else is there, but for files that never are images.
-
-    Raises:
-        ValueError: there is no image, or a folder or archive that cannot be read.
     """
 
     path: Path

@@ -28,9 +28,6 @@ class Batches(Source):
         paths: the files, in order.
         size: S.
         unlabelled: leave the classes out.
-
-    Raises:
-        ValueError: a file that is damaged, holds something else, or has other labels or sizes.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, unlabelled: bool = False) -> None:

@@ -36,9 +36,6 @@ class Pictures(Source):
     Args:
         files: where they are.
         size, channels, resize, unlabelled, exif: as for `open_source`.
-
-    Raises:
-        ValueError: no image, no classes where they are expected, or labels that do not match the images.
     """
 
     def __init__(

@@ -91,11 +91,7 @@ class FrechetDistance:
 
 
 def statistics(features: Features, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> Statistics:
-    """Of uint8 images, batch by batch, in this process; `features` is moved to `device` and put in evaluation mode.
-
-    Raises:
-        ValueError: fewer than two images, or not uint8 [n, C, H, W].
-    """
+    """Of uint8 images, batch by batch, in this process; `features` is moved to `device` and put in evaluation mode."""
     features, moments = features.to(device).eval(), Moments(features.num_features, sync=False).to(device)
     for images in batches:
         moments.update(extract(features, images.to(device))[0])

@@ -68,11 +68,7 @@ class Inception(Features):
 
 
 def find_weights(cache: str | Path | None = None) -> Path:
-    """The file of published weights, downloaded if need be.
-
-    Raises:
-        ValueError: it is not there and cannot be downloaded; says what to put where.
-    """
+    """The file of published weights, downloaded if need be."""
     folder = cache_folder(cache)
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     for path in (folder / FILE, hub / FILE, hub / SAME):

@@ -19,9 +19,6 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOU
     An image lies within a set if some image of that set is nearer to it than to its own `neighbours`-th nearest
     neighbour there. Precision is the share of generated images within the real set, recall that of real ones within
     the generated set. Both depend on n and m: compare only values of the same.
-
-    Raises:
-        ValueError: no more than `neighbours` images in a set.
     """
     if min(len(generated), len(real)) <= neighbours:
         raise UserError(

@@ -219,10 +219,9 @@ def _read(path: Path) -> Reference:
     found = read_statistics(path) if path.suffix == ".pkl" else _arrays(path)
     if not {"mu", "sigma"} <= set(found):
         raise UserError(f"{path} has no mu and sigma")
-    if numbers := [
-        name for name in ("mu", "sigma", "features") if name in found and found[name].dtype.kind not in "fiu"
-    ]:
-        raise UserError(f"{path}: {numbers[0]} is {found[numbers[0]].dtype}, not numbers")
+    for name in {"mu", "sigma", "features"} & {*found}:
+        if found[name].dtype.kind not in "fiu":
+            raise UserError(f"{path}: {name} is {found[name].dtype}, not numbers")
     mean, cov = (torch.from_numpy(np.array(found[name], np.float64)) for name in ("mu", "sigma"))
     features = torch.from_numpy(np.array(found["features"], np.float32)) if "features" in found else None
     d = len(mean) if mean.dim() == 1 else 0
