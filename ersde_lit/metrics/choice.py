@@ -24,7 +24,7 @@ def features_for(
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """The features of this name, in evaluation mode.
+    """Features of this name, in evaluation mode.
 
     Args:
         choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of

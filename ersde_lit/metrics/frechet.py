@@ -91,7 +91,7 @@ class FrechetDistance:
 
 
 def statistics(features: Features, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> Statistics:
-    """Of uint8 images, batch by batch, in this process; `features` is moved to `device` and put in evaluation mode."""
+    """Statistics of batches of uint8 images in this process; moves `features` to `device`, in evaluation mode."""
     features, moments = features.to(device).eval(), Moments(features.num_features, sync=False).to(device)
     for images in batches:
         moments.update(extract(features, images.to(device))[0])
