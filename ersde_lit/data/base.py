@@ -35,6 +35,10 @@ class _Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.split.labels)
 
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
     def __getitems__(self, indices: list[int]) -> Batch:
         given = torch.tensor(indices)
         index = given % len(self)

@@ -60,7 +60,7 @@ class Batches(Source):
 
 
 def _count(path: Path, size: int) -> int:
-    """How many images of this size the file says it has; reads no more than the head of its array."""
+    """Number of images of this size by the header of the array."""
     with _array(path, "data") as array:
         shape, dtype = array.shape, array.dtype
     if dtype != np.uint8:

@@ -24,10 +24,7 @@ class Statistics(NamedTuple):
 
 
 class Moments(Pooled):
-    """Sums over features, in float64, from which `Statistics` follow; added up over the ranks, also those without any.
-
-    Raises ValueError in `compute` where there are fewer than two, or a feature was not finite.
-    """
+    """Float64 sums over features, from which `Statistics` follow; added up over the ranks, also those without any."""
 
     total: Tensor
     outer: Tensor

@@ -37,7 +37,7 @@ def _share_within(points: Tensor, members: Tensor, neighbours: int) -> float:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Of rows of x to all of y, some rows at a time; float64, so what cancels (1e-16 of the norms) decides nothing."""
+    """Squared distances of x to all of y, by chunks of rows, in float64: cancellation is 1e-16 of the norms."""
     norms = y.square().sum(1)
     for rows in x.split(CHUNK):
         yield torch.addmm(norms, rows, y.T, alpha=-2) + rows.square().sum(1, keepdim=True)

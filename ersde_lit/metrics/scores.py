@@ -114,7 +114,7 @@ class Scores:
             rank_zero_warn(note)
         features, logits = drawn.rows.to(self.moments.device).split(self.widths, dim=1)
         kept = self.reference.features  # there where a metric needs it: checked at the beginning
-        real = features[:0] if kept is None else kept.to(features)
+        real = features[:0] if kept is None or not self.widths[0] else kept.to(features)
         values: dict[str, float] = {}
         if "fid" in self.metrics:
             values["fid"] = self.distance(statistics)
