@@ -45,7 +45,7 @@ class ArrayInfo:
 
     @classmethod
     def read(cls, folder: Path) -> ArrayInfo:
-        """Raises ValueError if the folder has none that can be read."""
+        """Info of a folder; raises UserError if it has none that can be read."""
         try:
             fields = json.loads((folder / INFO).read_text())
             fields |= {name: tuple(fields[name]) for name in ("image_shape", "class_names")}
@@ -56,12 +56,9 @@ class ArrayInfo:
 
 
 def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
-    """All images of a converted folder, the held-out ones last, without loading them: a read-only map of the file.
+    """Read-only memory map of all images of a converted folder, the held-out ones last.
 
-    Checks everything but the pixels: what `check_array` adds takes as long as reading the file.
-
-    Raises:
-        ValueError: the folder is absent, unfinished or damaged.
+    Everything but the pixels is checked; `check_array` adds their checksums.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -85,14 +82,14 @@ def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
 
 
 def splits(info: ArrayInfo, whole: Split) -> dict[str, Split]:
-    """Views of what to train on ("train") and of what is held out ("val" and "test")."""
+    """Views of the training images ("train") and of the held-out ones ("val" and "test")."""
     count = info.images - info.val_images
     train, val = (Split(whole.images[part], whole.labels[part]) for part in (slice(count), slice(count, None)))
     return {"train": train, "val": val, "test": val}
 
 
 def check_array(root: str | Path) -> ArrayInfo:
-    """`read_array`'s checks and the checksums; raises ValueError as it does."""
+    """Info of a converted folder after `read_array`'s checks and those of the checksums."""
     info, _ = read_array(root)
     for name, expected in info.sha256.items():
         path = Path(root).expanduser() / name
@@ -158,7 +155,7 @@ class ImageArray(ImageDataModule):
 
 
 def _map(path: Path) -> Any:
-    """An array of which nothing is read yet; a header that claims more than the file holds is refused."""
+    """Memory-mapped array; a header that claims more than the file holds is refused."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -95,8 +95,10 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"batch(es): choose a multiple of {devices * batches}"
                 )
             if devices * batches > 1:
-                images = f"{devices} device(s) x {batches} accumulated batch(es) x {self.images_at_a_time} images"
-                rank_zero_info(f"A step is {self.batch_size} images: {images}.")
+                rank_zero_info(
+                    f"A step is {self.batch_size} images: {devices} device(s) x {batches} accumulated batch(es) x "
+                    f"{self.images_at_a_time} images."
+                )
             for line in about_empty(self._splits["train"].labels.numpy(), self.num_classes, "image to train on"):
                 rank_zero_info(f"Note: {line}, so no image of theirs will be sampled.")
 
@@ -146,13 +148,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def images_at_a_time(self) -> int:
-        """What a device gets as one batch."""
+        """Batch size of one device."""
         if self.trainer is None:
             return self.batch_size
         return max(self.batch_size // (self.trainer.world_size * self.trainer.accumulate_grad_batches), 1)
 
     def _images_done(self) -> int:
-        """How many images of this epoch this rank has had: not 0 where a run was resumed in mid-epoch."""
-        if self.trainer is None:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.images_at_a_time
+        """Images of this epoch that this rank has had: not 0 where a run was resumed in mid-epoch."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+        return done * self.images_at_a_time

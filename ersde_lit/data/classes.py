@@ -11,7 +11,7 @@ SHOWN = 20  # names or ranges on a line
 
 
 def about_empty(labels: np.ndarray, num_classes: int, what: str = "image") -> tuple[str, ...]:
-    """A line that says which of 0 .. num_classes - 1 none of the labels is, if any: "classes 1 to 6 hold no image"."""
+    """Note on the classes without images, if there are any: "classes 1 to 6 hold no image"."""
     edges = [-1, *np.unique(labels).tolist(), num_classes]
     empty = [(before + 1, after - 1) for before, after in pairwise(edges) if after - before > 1]
     if not (num_classes and empty):
@@ -23,7 +23,7 @@ def about_empty(labels: np.ndarray, num_classes: int, what: str = "image") -> tu
 
 
 def about_names(names: Sequence[str]) -> str:
-    """Which label is whose: all of them, or the first and the last."""
+    """Labels with their class names: all of them, or the first and the last."""
     pairs = [f"{label} = {name}" for label, name in enumerate(names)]
     return "labels: " + ", ".join(pairs if len(pairs) <= SHOWN else [*pairs[:3], "...", *pairs[-2:]])
 
@@ -36,9 +36,9 @@ def number_folders(names: Iterable[str]) -> dict[str, int]:
     torchvision.
     """
     folders = sorted(names)
-    if not all(name.isascii() and name.isdigit() for name in folders) or len({*map(int, folders)}) < len(folders):
-        return {name: label for label, name in enumerate(folders)}
-    folders.sort(key=int)
-    if int(folders[-1]) < max(1000, 2 * len(folders)):
-        return {name: int(name) for name in folders}
+    numbers = all(name.isascii() and name.isdigit() for name in folders)
+    if numbers and len({*map(int, folders)}) == len(folders):
+        folders.sort(key=int)
+        if int(folders[-1]) < max(1000, 2 * len(folders)):
+            return {name: int(name) for name in folders}
     return {name: label for label, name in enumerate(folders)}

@@ -26,11 +26,7 @@ BLOCK = 256  # images read and written at a time
 
 
 def draw_held_out(count: int, size: int | None, seed: int) -> np.ndarray:
-    """Which of `count` images are held out: int64 [size], ascending. None: a twentieth, but no more than 5,000.
-
-    Raises:
-        ValueError: nothing would be left to train on.
-    """
+    """Indices of held-out images, int64 [size], ascending; size None: a twentieth, at most 5,000."""
     size = min(-(-count // 20), 5000) if size is None else size
     if not 0 <= size < count:
         raise UserError(f"val_size {size}: hold out 0 to {count - 1} of the {count} images")
@@ -38,7 +34,7 @@ def draw_held_out(count: int, size: int | None, seed: int) -> np.ndarray:
 
 
 def check_place(out: str | Path, source: str | Path) -> None:
-    """Raises ValueError where `out` would lie inside the data set that it is made from, or inside a converted one."""
+    """Checks that `out` lies neither inside the data set that it is made from nor inside a converted one."""
     data = Path(source).expanduser().resolve()
     for folder in Path(out).expanduser().resolve().parents:
         if folder == data or all((folder / name).is_file() for name in (INFO, IMAGES)):
@@ -46,7 +42,7 @@ def check_place(out: str | Path, source: str | Path) -> None:
 
 
 def is_finished(source: Source, out: str | Path, held_out: np.ndarray) -> bool:
-    """Whether `out` is what `convert` would make; raises ValueError where it was, and is damaged."""
+    """Whether `out` is what `convert` would make; raises UserError where it is, but damaged."""
     folder = Path(out).expanduser()
     try:
         info = ArrayInfo.read(folder)
@@ -75,7 +71,7 @@ def convert(
     Args:
         held_out: int64 [n], ascending indices into the source.
         advance: is told how many more images are in place: first those of an interrupted call.
-        command: what is asked for, in words: whose beginning may be replaced.
+        command: the request in words; an unfinished conversion of the same one is replaced if its data has changed.
         tell: is told so, in a line.
 
     Raises:
@@ -85,8 +81,9 @@ def convert(
     out = Path(out).expanduser().resolve()
     order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
     plan = replace(plan_of(source, held_out), command=command)
-    work = _work_folder(out)
+    work = out.with_name(f"{out.name}.partial")
     with _disk_errors(work):
+        _open_work_folder(work, out)
         with locked(work / LOCK, f"{work} is being written by another process: wait for it to end"):
             _begin(work, plan, tell)
             with (work / IMAGES).open("a+b") as file:
@@ -110,7 +107,7 @@ def convert(
 
 
 def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
-    """What `info.json` will say, but for the checksums."""
+    """Content of `info.json` without the checksums."""
     return ArrayInfo(
         images=len(source.labels),
         val_images=len(held_out),
@@ -134,18 +131,15 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _work_folder(out: Path) -> Path:
-    """The folder `out`.partial: new, or of an interrupted conversion."""
+def _open_work_folder(work: Path, out: Path) -> None:
+    """Makes the folder `work`; one that exists must be of an interrupted conversion."""
     _refuse_existing(out)
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} to put {out.name} into: make it first")
-    work = out.with_name(f"{out.name}.partial")
-    with _disk_errors(work):
-        work.mkdir(exist_ok=True)
-        names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp", LOCK}
+    work.mkdir(exist_ok=True)
+    names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp", LOCK}
     if names and INFO not in names:
         raise UserError(f"{work} is in the way and not a conversion's: move it elsewhere")
-    return work
 
 
 def _begin(work: Path, plan: ArrayInfo, tell: Callable[[str], None]) -> None:

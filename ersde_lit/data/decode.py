@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ou
 
 
 def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "apply") -> Image.Image:
-    """The picture in these bytes, in the mode RGB or L (grey).
+    """Decoded image in the mode RGB or L (grey).
 
     Args:
         channels: 3 for RGB, 1 for grey, whatever the file has; None: grey where the file is grey.
@@ -74,7 +74,7 @@ def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "app
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Of the files that can be read, in lower case and with their dot."""
+    """Endings of the image files that can be read, in lower case and with their dot."""
     readable = {*_formats(), "MPO"}  # which Pillow opens as JPEG
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
 
@@ -86,7 +86,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Not ImageOps.exif_transpose, which also writes the other EXIF tags anew and fails where one is broken."""
+    """Image turned by its EXIF orientation; ImageOps.exif_transpose fails where any other tag is broken."""
     turn = None
     with suppress(Exception):  # a block that cannot be read says nothing
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -30,9 +30,6 @@ class EmojiFont(Source):
     Args:
         font: the file.
         size: pixels along the side of an image.
-
-    Raises:
-        ValueError: the file is absent, damaged or has no such bitmaps.
     """
 
     num_classes = 0
@@ -47,7 +44,7 @@ class EmojiFont(Source):
             data = self.path.read_bytes()
             tables = TTFont(io.BytesIO(data))
             bitmaps = {name: glyph.imageData for name, glyph in tables["CBDT"].strikeData[0].items()}
-            self.families = _families(bitmaps, _ligatures(tables))
+            self.families = _families(bitmaps, tables)
         except FileNotFoundError:
             raise UserError(
                 f"there is no font {self.path}: apt-get install fonts-noto-color-emoji, or pass font=PATH"
@@ -121,20 +118,16 @@ class Emoji(ImageDataModule):
         return splits(*read_array(self.folder))
 
 
-def _ligatures(tables: Any) -> dict[str, tuple[str, ...]]:
-    """The glyphs that a glyph of the font stands for when they follow one another, by its name."""
+def _families(bitmaps: dict[str, bytes], tables: Any) -> np.ndarray:
+    """A number for each bitmap, int64 [N], counted from 0 in the order in which families appear."""
     lookups = tables["GSUB"].table.LookupList.Lookup if "GSUB" in tables else []
-    return {
+    ligatures = {  # the glyphs that a glyph stands for when they follow one another
         ligature.LigGlyph: (first, *ligature.Component)
         for lookup in lookups
         for table in lookup.SubTable
-        for first, ligatures in getattr(table, "ligatures", {}).items()
-        for ligature in ligatures
+        for first, following in getattr(table, "ligatures", {}).items()
+        for ligature in following
     }
-
-
-def _families(bitmaps: dict[str, bytes], ligatures: dict[str, tuple[str, ...]]) -> np.ndarray:
-    """A number for each bitmap, int64 [N], counted from 0 in the order in which families appear."""
     numbers: dict[tuple[str, ...], int] = {}
     seen: dict[bytes, int] = {}
     found = []

@@ -28,9 +28,6 @@ class Files(ABC):
             from another's (length or checksum). Hidden files are left out.
         images: the names of those that have an ending of an image that can be read, in order.
         left_out: what else is there, but for files that never are images.
-
-    Raises:
-        ValueError: there is no image, or a folder or archive that cannot be read.
     """
 
     path: Path
@@ -59,7 +56,7 @@ class Files(ABC):
     def read(self, name: str) -> bytes: ...
 
     def decode(self, name: str, channels: Literal[1, 3] | None, exif: Exif) -> Image.Image:
-        """The picture of this name, as `decode` gives it; raises ValueError, which names the file."""
+        """Decoded image (`decode`); raises UserError, which names the file."""
         try:
             return decode(self.read(name), channels, exif)
         except Exception as error:  # decoders raise anything
@@ -67,7 +64,7 @@ class Files(ABC):
             raise UserError(f"{self.where(name)} cannot be used: {reason}") from None
 
     def where(self, name: str) -> str:
-        """The file in words."""
+        """Place of a file, for messages."""
         return str(self.path / name)
 
     @abstractmethod
@@ -76,7 +73,7 @@ class Files(ABC):
 
 
 class Folder(Files):
-    """With all that lies below it; a folder that links lead to several times is entered once."""
+    """Files below a folder; a folder that links lead to several times is entered once."""
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -99,6 +96,8 @@ class Folder(Files):
 
 
 class Zip(Files):
+    """Files in a zip archive."""
+
     def __init__(self, path: Path) -> None:
         self.zip = open_zip(path)
         super().__init__(path)
@@ -123,7 +122,7 @@ def open_files(path: Path) -> Files | None:
 
 
 def _size(path: str) -> int | None:
-    """None: a pipe, a socket or a device, which may never end."""
+    """Size of a file; None for a pipe, socket or device, which may never end."""
     try:
         found = os.stat(path)
     except OSError:
@@ -132,17 +131,17 @@ def _size(path: str) -> int | None:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder counts."""
+    """Whether a file or folder is not hidden."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
 def notes_on(exif: Exif) -> tuple[str, ...]:
-    """A line where images are not read as they are seen."""
+    """Note where the EXIF orientation is ignored."""
     return () if exif == "apply" else ("EXIF orientation is ignored, as EDM's data tool and torchvision do",)
 
 
 def _is_known(name: str) -> bool:
-    """Whether it is one of the files that are no images and need no word."""
+    """Whether a file is metadata that is left out without a note."""
     parts = name.lower().split("/")
     return parts[-1] in KNOWN or any(part == "__macosx" or part.startswith("._") for part in parts)
 

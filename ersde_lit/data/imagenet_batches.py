@@ -28,9 +28,6 @@ class Batches(Source):
         paths: the files, in order.
         size: S.
         unlabelled: leave the classes out.
-
-    Raises:
-        ValueError: a file that is damaged, holds something else, or has other labels or sizes.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, unlabelled: bool = False) -> None:
@@ -63,7 +60,7 @@ class Batches(Source):
 
 
 def _count(path: Path, size: int) -> int:
-    """How many images of this size the file says it has; reads no more than the head of its array."""
+    """Number of images of this size by the header of the array."""
     with _array(path, "data") as array:
         shape, dtype = array.shape, array.dtype
     if dtype != np.uint8:

@@ -36,9 +36,6 @@ class Pictures(Source):
     Args:
         files: where they are.
         size, channels, resize, unlabelled, exif: as for `open_source`.
-
-    Raises:
-        ValueError: no image, no classes where they are expected, or labels that do not match the images.
     """
 
     def __init__(
@@ -75,7 +72,7 @@ class Pictures(Source):
 
 
 def centre_square(image: Image.Image, size: int, resize: Resize = "area") -> Image.Image:
-    """The largest square in the middle (half a pixel to the left or top where it is odd), made size x size."""
+    """Centre crop to the largest square (half a pixel to the left or top where it is odd), resized to size x size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
@@ -83,7 +80,7 @@ def centre_square(image: Image.Image, size: int, resize: Resize = "area") -> Ima
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 [C, H, W]."""
+    """Image as uint8 [C, H, W]."""
     return rearrange(np.atleast_3d(np.asarray(image)), "h w c -> c h w")
 
 

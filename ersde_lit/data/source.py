@@ -31,8 +31,4 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The images of these indices, int64 [n]: uint8 [n, C, H, W].
-
-        Raises:
-            ValueError: one of them cannot be had; names its file.
-        """
+        """The images of these indices, int64 [n]: uint8 [n, C, H, W]."""

@@ -25,7 +25,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 def digest(text: str, tensors: Iterable[Tensor]) -> str:
-    """16 hex digits of the text and of the bytes of the tensors, in whatever chunks they come."""
+    """16 hex digits of SHA-256 over the text and the bytes of the tensors, in whatever chunks they come."""
     sha = hashlib.sha256(text.encode())
     for tensor in tensors:
         for chunk in torch.atleast_1d(tensor.detach()).split(CHUNK):
@@ -34,10 +34,7 @@ def digest(text: str, tensors: Iterable[Tensor]) -> str:
 
 
 def digest_of(source: ImageDataModule | ImageFiles, text: str, tensors: Iterable[Tensor]) -> str:
-    """`digest` of the text and of what `source` trains on, its `tensors`, which may be hundreds of gigabytes.
-
-    Where a converted folder says what their checksums are, those serve instead.
-    """
+    """`digest` of the text and of the training images, `tensors`; of a converted folder, its checksums instead."""
     if type(source) is ImageArray:  # a subclass may serve other images
         folder, count = Path(source.root).expanduser(), len(source.split("train").labels)
     elif isinstance(source, ImageFiles) and (source.path / INFO).is_file():

@@ -24,7 +24,7 @@ def features_for(
     cache: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """The features of this name, in evaluation mode.
+    """Features of this name, in evaluation mode.
 
     Args:
         choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
@@ -34,9 +34,6 @@ def features_for(
         weights: file of Inception's weights; None: see `Inception`.
         cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
         device: where the classifier is trained, if it is.
-
-    Raises:
-        ValueError: weights that are not there or not Inception's, or a data set without labels for "classifier".
     """
     if choice == "inception_or_classifier" and weights is None:
         try:

@@ -99,9 +99,6 @@ def classifier(
     Args:
         cache: folder; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache. Not used if it cannot be written.
         device: where it is trained, in float32; it comes back on the CPU.
-
-    Raises:
-        ValueError: the data set has no labels.
     """
     if data.num_classes < 2:
         raise UserError(f"classifier features need a labelled data set; {type(data).__name__} has no classes")

@@ -53,11 +53,7 @@ class Features(nn.Module):
 
 @torch.no_grad()
 def extract(features: Features, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features and logits of checked images, where `features` is, in its own precision: without autocast and TF32.
-
-    Raises:
-        ValueError: the images are not uint8 [n, C, H, W], or the features not [n, num_features].
-    """
+    """Features and logits of checked images, where `features` is, in its own precision: without autocast and TF32."""
     check_images(images)
     with torch.autocast(images.device.type, enabled=False), tf32(False):
         found, logits = features.features_and_logits(images)

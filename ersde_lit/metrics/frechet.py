@@ -24,10 +24,7 @@ class Statistics(NamedTuple):
 
 
 class Moments(Pooled):
-    """Sums over features, in float64, from which `Statistics` follow; added up over the ranks, also those without any.
-
-    Raises ValueError in `compute` where there are fewer than two, or a feature was not finite.
-    """
+    """Float64 sums over features, from which `Statistics` follow; added up over the ranks, also those without any."""
 
     total: Tensor
     outer: Tensor
@@ -91,11 +88,7 @@ class FrechetDistance:
 
 
 def statistics(features: Features, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> Statistics:
-    """Of uint8 images, batch by batch, in this process; `features` is moved to `device` and put in evaluation mode.
-
-    Raises:
-        ValueError: fewer than two images, or not uint8 [n, C, H, W].
-    """
+    """Statistics of batches of uint8 images in this process; moves `features` to `device`, in evaluation mode."""
     features, moments = features.to(device).eval(), Moments(features.num_features, sync=False).to(device)
     for images in batches:
         moments.update(extract(features, images.to(device))[0])

@@ -50,11 +50,7 @@ class ImageFiles(ABC):
         return self.count
 
     def batches(self, batch_size: int = 100, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
-        """Yields uint8 [n, C, H, W], n <= batch_size, in order: every `ranks`-th batch, from number `rank` on.
-
-        Raises:
-            ValueError: an image that is damaged or of another shape; names its file.
-        """
+        """Yields uint8 [n, C, H, W], n <= batch_size, in order: every `ranks`-th batch, from number `rank` on."""
         starts = range(0, self.count, batch_size)[rank::ranks]
         for images in self._read([range(start, min(start + batch_size, self.count)) for start in starts]):
             yield torch.from_numpy(images)

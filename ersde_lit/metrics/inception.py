@@ -68,11 +68,7 @@ class Inception(Features):
 
 
 def find_weights(cache: str | Path | None = None) -> Path:
-    """The file of published weights, downloaded if need be.
-
-    Raises:
-        ValueError: it is not there and cannot be downloaded; says what to put where.
-    """
+    """Path of the published weights, downloaded if need be."""
     folder = cache_folder(cache)
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     for path in (folder / FILE, hub / FILE, hub / SAME):
@@ -91,7 +87,7 @@ def find_weights(cache: str | Path | None = None) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict in this file, and the file's SHA-256.
+    """State dict in this file, and the file's SHA-256.
 
     Raises:
         ValueError: no such file, or it holds anything but tensors by name; none of its code is run.

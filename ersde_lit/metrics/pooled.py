@@ -22,10 +22,7 @@ class Pooled(Metric):
         super().__init__(sync_on_compute=sync, process_group=group)
 
     def over_ranks(self) -> Any:
-        """`compute`, on the CPU where the group is gloo's, which adds up nowhere else; the states stay where they are.
-
-        To be called on all ranks; what `compute` returns may be on the CPU.
-        """
+        """`compute` over all ranks, which all call it; on the CPU, also what it returns, where the backend is gloo."""
         home = self.device
         if self.sync_on_compute and dist.is_initialized() and dist.get_backend(self.process_group) == "gloo":
             self.to("cpu")

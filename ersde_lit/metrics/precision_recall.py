@@ -19,9 +19,6 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOU
     An image lies within a set if some image of that set is nearer to it than to its own `neighbours`-th nearest
     neighbour there. Precision is the share of generated images within the real set, recall that of real ones within
     the generated set. Both depend on n and m: compare only values of the same.
-
-    Raises:
-        ValueError: no more than `neighbours` images in a set.
     """
     if min(len(generated), len(real)) <= neighbours:
         raise UserError(
@@ -40,7 +37,7 @@ def _share_within(points: Tensor, members: Tensor, neighbours: int) -> float:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Of rows of x to all of y, some rows at a time; float64, so what cancels (1e-16 of the norms) decides nothing."""
+    """Squared distances of x to all of y, by chunks of rows, in float64: cancellation is 1e-16 of the norms."""
     norms = y.square().sum(1)
     for rows in x.split(CHUNK):
         yield torch.addmm(norms, rows, y.T, alpha=-2) + rows.square().sum(1, keepdim=True)

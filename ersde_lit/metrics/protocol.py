@@ -13,27 +13,22 @@ from ersde_lit.metrics.frechet import Statistics
 
 ARITHMETIC = "features without autocast and TF32"
 QUANTISATION = "uint8, floor(127.5 x + 128), clipped"
-MAY_DIFFER = {
-    "reference",
-    "reference_size",
-    "versions",
-    "machine",
-}  # words, and what changes a number by rounding alone
+MAY_DIFFER = {"reference", "reference_size", "versions", "machine"}  # words, and what changes rounding alone
 TITLES = {"fid": "FID", "kid": "KID", "is": "Inception Score"}
 
 
 def title(metric: str) -> str:
-    """What people call it."""
+    """Name of a metric in tables."""
     return TITLES.get(metric, metric)
 
 
 def versions() -> dict[str, str]:
-    """Of what measures."""
+    """Versions of the packages that measure."""
     return {name: metadata.version(name) for name in ("ersde-lit", "torch", "torchmetrics")}
 
 
 def machine() -> str:
-    """Where it is measured, in a few words."""
+    """Description of this machine."""
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
@@ -63,26 +58,25 @@ class Protocol:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All of it, flat, as plain data."""
+        """The protocol as flat plain data."""
         rest = {name: value for name, value in vars(self).items() if name not in ("scores", "versions")}
         return {**self.scores, **rest, "versions": dict(self.versions)}
 
     def differences(self, kept: Mapping[str, Any]) -> str:
-        """In what a protocol that was kept makes other numbers than this one, in a few words; empty if in nothing."""
+        """Differences of a stored protocol that change the numbers, in words; empty if there are none."""
         own = self.plain
         common = [name for name in own if name not in MAY_DIFFER and name in kept]  # others may be added
         differing = [name for name in common if kept[name] != own[name]]
         return ", ".join(f"{name} ({_short(kept[name])} there, {_short(own[name])} here)" for name in differing)
 
     def __str__(self) -> str:
-        """In sentences, for below a table."""
+        """Sentences to print below a table."""
         scores = dict(self.scores)
         features, preprocessing = scores.pop("features"), scores.pop("preprocessing")
         scores.pop("fingerprint")
         size = f" ({scores.pop('reference_size')})" if "reference_size" in scores else ""
         parts = [f"Reference: {scores.pop('reference')}{size}", f"{features}; images are read {preprocessing}"]
-        parts += [self.arithmetic]
-        parts += [f"{title(name)}: {how}" for name, how in scores.items()]
+        parts += [self.arithmetic, *(f"{title(name)}: {how}" for name, how in scores.items())]
         if self.weights is not None:
             how = "" if self.precision is None else f" sampled in {self.precision},"
             parts += [f"{self.weights}, images{how} {self.quantisation}"]
@@ -91,19 +85,19 @@ class Protocol:
 
 
 def statistics_in_brief(statistics: Statistics) -> str:
-    """Tells statistics from others, but not from those of another machine, which differ by rounding."""
+    """Summary that differs between statistics, but not between machines, which differ by rounding."""
     count = "" if statistics.num_images is None else f"{statistics.num_images} images, "
     return f"{count}|mu| {statistics.mean.norm():.5g}, tr sigma {statistics.cov.trace():.5g}"
 
 
 def size_in_words(image_shape: Sequence[int]) -> str:
-    """Of (C, H, W)."""
+    """Image size (C, H, W) in words."""
     channels, height, width = image_shape
     return f"{height}x{width}, {channels} channel{'s' if channels > 1 else ''}"
 
 
 def sizes_differ(image_shape: Sequence[int], of_reference: Sequence[int] | None) -> str:
-    """Both sizes, in a line; empty where they are the same or that of the reference is unknown."""
+    """Warning that names both sizes; empty where they are the same or that of the reference is unknown."""
     if of_reference is None or tuple(image_shape) == tuple(of_reference):
         return ""
     return (

@@ -56,7 +56,7 @@ class Reference:
 
     @property
     def copies_in_words(self) -> str:
-        """A line; empty without any."""
+        """Warning of duplicate images; empty without any."""
         count = f"{self.copies} of {self.num_images} images of the reference"
         return f"{count} are copies of others to the byte, and count twice" if self.copies else ""
 
@@ -123,7 +123,7 @@ def reference_of(
 
 
 def _batches(source: ImageDataModule | ImageFiles, features: Features, ranks: Ranks = ALONE) -> Iterable[Tensor]:
-    """This rank's share of them."""
+    """This rank's share of the images."""
     if isinstance(source, ImageDataModule):
         return islice(source.reference_images(features.batch_size), ranks.rank, None, ranks.count)
     return source.batches(features.batch_size, ranks.rank, ranks.count)
@@ -207,7 +207,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
 
 
 def _names(path: Path) -> list[str]:
-    """Of the arrays."""
+    """Names of the arrays in an `.npz`."""
     try:
         with open_zip(path, largest=sys.maxsize) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -216,13 +216,19 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> Reference:
-    found = read_statistics(path) if path.suffix == ".pkl" else _arrays(path)
+    if path.suffix == ".pkl":
+        found = read_statistics(path)
+    else:
+        there = _names(path)
+        try:
+            found = {name: load_array(path, name) for name in OURS if name in there}
+        except Exception as error:  # zip, zlib and numpy raise anything
+            raise UserError(f"{path} is damaged: {error}") from None
     if not {"mu", "sigma"} <= set(found):
         raise UserError(f"{path} has no mu and sigma")
-    if numbers := [
-        name for name in ("mu", "sigma", "features") if name in found and found[name].dtype.kind not in "fiu"
-    ]:
-        raise UserError(f"{path}: {numbers[0]} is {found[numbers[0]].dtype}, not numbers")
+    for name in ("mu", "sigma", "features"):
+        if name in found and found[name].dtype.kind not in "fiu":
+            raise UserError(f"{path}: {name} is {found[name].dtype}, not numbers")
     mean, cov = (torch.from_numpy(np.array(found[name], np.float64)) for name in ("mu", "sigma"))
     features = torch.from_numpy(np.array(found["features"], np.float32)) if "features" in found else None
     d = len(mean) if mean.dim() == 1 else 0
@@ -245,11 +251,3 @@ def _read(path: Path) -> Reference:
         None if shape is None else tuple(shape.tolist()),
         int(found.get("copies", 0)),
     )
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    there = _names(path)
-    try:
-        return {name: load_array(path, name) for name in OURS if name in there}
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error}") from None

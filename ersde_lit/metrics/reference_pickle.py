@@ -15,19 +15,13 @@ _ARRAY = GlobalName("numpy", "ndarray")
 
 
 def read_statistics(path: str | Path) -> dict[str, Any]:
-    """`mu` and `sigma` of Inception's features, numpy arrays as they are there, and `num_images` where it is said.
-
-    Raises:
-        ValueError: in one line, a file that is damaged, hostile, or holds no such statistics.
-    """
+    """Arrays `mu` and `sigma` of Inception's features, and `num_images` if given; refuses hostile files."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
             content = read_pickle(stream, _NAMES)
         fid = content.get("fid") if isinstance(content, dict) else None
         if not isinstance(fid, dict) or not {"mu", "sigma"} <= fid.keys():
-            raise Refused(
-                "it holds no statistics 'mu' and 'sigma' as 'fid', as EDM2's calculate_metrics.py writes them"
-            )
+            raise Refused("it holds no statistics 'mu' and 'sigma' as 'fid', as EDM2's calculate_metrics.py does")
         found = {name: _array(fid[name]) for name in ("mu", "sigma")}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -38,7 +32,7 @@ def read_statistics(path: str | Path) -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """The array that a `PickledObject` describes: no larger than its bytes in the file."""
+    """Array that a `PickledObject` describes: no larger than its bytes in the file."""
     match value:
         case PickledObject(
             state=(1, tuple(shape), PickledObject(arguments=("f8" | "f4" as code, *_), state=(_, "<", *_)), order, data)
@@ -50,17 +44,17 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _reconstruct(*arguments: Any) -> PickledObject:
-    """What stands for an array of numpy's, which is told its content afterwards."""
+    """Placeholder of a numpy array, whose content follows."""
     return PickledObject(_ARRAY)
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledObject:
-    """The same with its content, as pickle protocol 5 has it."""
+    """Placeholder of a numpy array with its content, by pickle protocol 5."""
     return PickledObject(_ARRAY, (), (1, shape, dtype, order == "F", data))
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """What `_codecs.encode` gives: how pickle protocol 2 has bytes."""
+    """Result of `_codecs.encode`, by which pickle protocol 2 stores bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise Refused("bytes that cannot be read")
     return text.encode("latin1")

@@ -14,7 +14,7 @@ from ersde_lit.metrics.pooled import Pooled
 
 
 def image_keys(images: Tensor) -> Tensor:
-    """int64 [n] for uint8 images [n, C, H, W]: a hash of the bytes alone, which copies share and hardly others do."""
+    """Hash int64 [n] of the bytes of uint8 images [n, C, H, W]: the same for copies, and hardly for others."""
     flat = images.flatten(1).long()
     return (flat * _weights(flat.shape[1]).to(flat.device)).sum(1)  # wraps around
 
@@ -25,6 +25,8 @@ def _weights(count: int) -> Tensor:
 
 
 class Drawn(NamedTuple):
+    """Random sample, with the number of all images and of copies among them."""
+
     rows: Tensor  # [k, width], in the order of their keys, which is a random one
     num_images: int
     copies: int  # images that are, to the byte, the same as another

@@ -114,7 +114,7 @@ class Scores:
             rank_zero_warn(note)
         features, logits = drawn.rows.to(self.moments.device).split(self.widths, dim=1)
         kept = self.reference.features  # there where a metric needs it: checked at the beginning
-        real = features[:0] if kept is None else kept.to(features)
+        real = features[:0] if kept is None or not self.widths[0] else kept.to(features)
         values: dict[str, float] = {}
         if "fid" in self.metrics:
             values["fid"] = self.distance(statistics)
@@ -133,7 +133,7 @@ class Scores:
 
     @property
     def protocol(self) -> dict[str, str]:
-        """All that changes the values, but for the images, in words: to be kept beside them."""
+        """Description of everything but the images that affects the values."""
         real = 0 if self.reference.features is None else len(self.reference.features)
         kept = f"of at most {self.keep} images against {real} real ones"
         how = {
@@ -167,7 +167,7 @@ class Scores:
 
 
 def too_few(num_images: int, num_features: int, of: str = "") -> str:
-    """What a singular covariance does to FID, in a line; empty where there are more images than features."""
+    """Warning of a singular covariance, which biases FID; empty where there are more images than features."""
     if num_images > num_features:
         return ""
     return (

@@ -61,9 +61,6 @@ class Cells:
 
     Args:
         out: the folder; made when something is kept.
-
-    Raises:
-        ValueError: it cannot be written, or is not of `evaluate`.
     """
 
     def __init__(self, out: str | Path) -> None:
@@ -102,11 +99,7 @@ class Cells:
                 )
 
     def find(self, cell: Cell, metrics: Sequence[str]) -> Record | None:
-        """Record of the cell; None if it, or one of these metrics, has not been measured.
-
-        Raises:
-            ValueError: the stored record is of other images.
-        """
+        """Record of the cell; None if it, or one of these metrics, has not been measured."""
         kept = self._kept((cell.sampler, cell.job.nfe, cell.meta["seeds"]))
         if kept is None:
             return None
@@ -142,11 +135,7 @@ class Cells:
             write_text(self.path, text)
 
     def place(self, cell: Cell) -> tuple[Path, bool]:
-        """File of the cell's images, present (under any name) or to be written, and whether it is complete.
-
-        Raises:
-            ValueError: other images are in their place.
-        """
+        """File of the cell's images, present (under any name) or to be written, and whether it is complete."""
         for path in sorted(self.images.glob("*.npz")):
             with suppress(ValueError):
                 if not differences(read_meta(path), cell.meta):

@@ -176,7 +176,7 @@ class ImagesReport:
 
 
 def sizes(records: Sequence[Record]) -> str:
-    """Sentence on the image sizes, by name if they differ; empty if not stored."""
+    """Sentence on the image sizes, by name if they differ; empty if they are not stored."""
     found = {record["sampler"]: size for record in records if (size := record.get("image_size"))}
     if len({*found.values()}) < 2:
         return "".join(f"Images: {size}." for size in {*found.values()})
@@ -208,7 +208,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str | 
     columns = [Column(header[0]), *(Column(name, justify="right") for name in header[1:])]
     table = Table(*columns, title=caption, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(text.strip("*"), "bold" if text.startswith("**") else "") for text in row))
+        table.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in row))
     return table
 
 

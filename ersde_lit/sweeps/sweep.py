@@ -71,11 +71,7 @@ class Sweep:
     tell: Callable[[Record], None] = lambda record: None
 
     def cell(self, cell: Cell) -> None:
-        """Samples what is missing of a cell, measures it from disk and stores it; NaN if a sample is not finite.
-
-        Raises:
-            ValueError: as `complete` and `Scores`; or the cell, or its place, is taken by other images.
-        """
+        """Samples what is missing of a cell, measures it from disk and stores it; NaN if a sample is not finite."""
         there, path, finished = False, Path(), False
         with Ranks.of(self.ranks).fail_together():
             if self._first and not (there := self.store.find(cell, self.scores.metrics) is not None):
@@ -114,7 +110,7 @@ class Sweep:
                 self._keep(record(REAL, measured, self.protocol))
 
     def _failure(self, work: Work, job: Job) -> str:
-        """Samples the images of a cell. Returns, on all ranks, which sample is not finite; empty if all are."""
+        """Samples the images of a cell; returns, on all ranks, which sample is not finite, or an empty string."""
         try:
             complete(work, job, self.ranks)
         except (FloatingPointError, SystemExit) as error:

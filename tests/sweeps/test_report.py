@@ -143,6 +143,11 @@ def test_sets_of_images_are_rows():
     assert report.rows() == [["a.zip", "1,234", "1.25", "0.5"]]
 
 
+def test_a_name_with_asterisks_is_shown_as_it_is():
+    (table,) = ImagesReport([record("*.zip*", Measured({"fid": 1.25}, 1234, ()), HOW)]).tables()
+    assert [text.plain for text in table.columns[0].cells] == ["*.zip*"]
+
+
 def test_a_cell_that_is_nan_is_seen_and_is_never_the_best():
     nan = float("nan")
     records = [cell("a", 5, "0-19", fid=nan), cell("b", 5, "0-19", fid=3.0), cell("c", 5, "0-19", fid=4.0)]
