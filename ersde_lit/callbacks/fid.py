@@ -1,5 +1,6 @@
 """Callback that logs FID and other metrics of samples, for every sampler at every NFE, at each validation."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -10,9 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ersde_lit.callbacks.fid_cell import measure_cell, precision_of, sample_images
+from ersde_lit.callbacks.fid_measure import RealImages, features_and_reference, measure, precision_of, sample_images
 from ersde_lit.callbacks.fid_output import log_picture, table
-from ersde_lit.callbacks.fid_real import RealImages, measure_real
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
@@ -29,14 +29,14 @@ ROWS = 10  # of a picture, at most
 
 
 class FIDCallback(Callback):
-    """Samples at each validation with every sampler at every NFE, and logs what came of it.
+    """Samples at each validation with every sampler at every NFE, and logs metrics and pictures.
 
     - `fid/<sampler>/nfe<k>`: FID of the images of seeds first_seed .. first_seed + num_samples - 1 to the reference,
       label k drawn from seed k: the very images that `sample` makes of these seeds. Other metrics likewise.
     - `fid/real`: FID of held-out real images (the "test" split, at most num_samples) to the reference: what a perfect
       model would get. FID falls with the number of images, so with fewer held out than sampled it is too high.
     - `nearest/<sampler>/nfe<k>`, `nearest/real`: mean distance to the nearest training image (`nearest_distances`), of
-      the first `nearest_images` of the same images. Well below that of real images means learnt by heart.
+      the first `nearest_images` of the same images. Far below that of real images indicates memorisation.
     - a picture of fixed seeds for each, one row a class (of the first ten), in TensorBoard, Weights & Biases and
       <default_root_dir>/samples.
 
@@ -85,10 +85,8 @@ class FIDCallback(Callback):
         reference: str | None = None,
         metrics: Sequence[MetricName] = ("fid",),
     ) -> None:
-        if not samplers or not nfes:
-            raise UserError("FIDCallback needs at least one sampler and one NFE")
-        if not metrics:
-            raise UserError("FIDCallback needs at least one metric")
+        if not (samplers and nfes and metrics):
+            raise UserError("FIDCallback needs at least one sampler, one NFE and one metric")
         if max_seconds is not None and not max_seconds > 0:
             raise UserError(f"FIDCallback: max_seconds must be above 0, not {max_seconds}")
         least = {"num_samples": 2, "batch_size": 1, "every_n_validations": 1, "nearest_images": 0, "columns": 1}
@@ -106,9 +104,12 @@ class FIDCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Measures the real images, once, on all ranks."""
-        if stage in ("fit", "validate") and not _is_trial(trainer):
-            self._ranks = Ranks.beside(trainer)
-            self._real = self._real or self._measure_real(trainer, pl_module)
+        if stage not in ("fit", "validate") or _is_trial(trainer):
+            return
+        if not hasattr(pl_module, "ema_denoiser"):
+            raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
+        self._ranks = Ranks.beside(trainer)
+        self._real = self._real or self._measure_real(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
@@ -116,13 +117,30 @@ class FIDCallback(Callback):
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
             pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
-        with self._ranks.fail_together():
+        device, ranks = trainer.strategy.root_device, self._ranks
+        with ranks.fail_together():
             data = self._data(trainer)
-        real = measure_real(
-            data, self.features, self.metrics, trainer.strategy.root_device, self._ranks, self.weights, self.reference,
-            self.num_samples, self.batch_size, self.nearest_images,
-        )  # fmt: skip
-        pl_module.print(f"FID: {real.summary}; sampled in {precision_of(trainer)}, without TF32")
+        features, reference = features_and_reference(
+            self.features, data, self.weights, self.reference, self.metrics, device, ranks
+        )
+        real = RealImages(features, reference, {})
+        with ranks.fail_together():
+            scores = real.scores(self.metrics, ranks).to(device)
+        size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
+        if data is None:
+            summary = f"against {reference.description}{size}"
+        else:
+            held_out = data.split("test").images[: self.num_samples]
+            blocks = ((held_out[i : i + self.batch_size].to(device), near) for i, near in self._blocks(len(held_out)))
+            train_images = data.split("train").images if self.nearest_images else None
+            values, _ = measure(blocks, scores, train_images, ranks)
+            real.values.update({f"{name}/real": value for name, value in values.items()})
+            near = f", {values['nearest']:.1f} grey levels from the nearest" if "nearest" in values else ""
+            count = "" if reference.num_images is None else f"{reference.num_images} "
+            against = f"{count}{'training images' if self.reference is None else 'images of the reference'}{size}"
+            summary = f"{len(held_out)} held-out against {against}: {values[self.metrics[0]]:.4g}{near}"
+        pl_module.print(f"FID: {features.description}; {summary}; sampled in {precision_of(trainer)}, without TF32")
+        features.cpu()
         return real
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,16 +153,19 @@ class FIDCallback(Callback):
         train_images = None if data is None else data.split("train").images
         values, start = dict(self._real.values), time.monotonic()
         left_out: list[str] = []
+        limit = math.inf if self.max_seconds is None else self.max_seconds
         # the NFEs that a sampler runs when asked for these: Heun's are odd
         cells = {name: list(dict.fromkeys(map(s.calls, self.nfes))) for name, s in self.samplers.items()}
         for name, sampler in self.samplers.items():
             for nfe in cells[name]:
                 cell = f"{name}/nfe{nfe}"
-                if left_out or self._late(start, begun=len(values) > len(self._real.values)):
+                begun = len(values) > len(self._real.values)
+                if left_out or (begun and self._ranks.of_first(time.monotonic() - start > limit)):
                     left_out.append(cell)
                     continue
-                blocks = self._blocks(trainer, denoiser, sampler, nfe)
-                measured, failure = measure_cell(blocks, scores, train_images, self._ranks)
+                measured, failure = measure(
+                    self._sampled(trainer, denoiser, sampler, nfe), scores, train_images, self._ranks
+                )
                 values |= {f"{metric}/{cell}": value for metric, value in measured.items()}
                 if failure:
                     rank_zero_warn(f"{cell} cannot be measured, it is logged as NaN: {failure}")
@@ -158,14 +179,8 @@ class FIDCallback(Callback):
         if left_out:
             pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
 
-    def _late(self, start: float, begun: bool) -> bool:
-        """Whether time is up, by the first rank's clock."""
-        if self.max_seconds is None or not begun:
-            return False
-        return bool(self._ranks.of_first(time.monotonic() - start > self.max_seconds))
-
     def _data(self, trainer: Trainer) -> ImageDataModule | None:
-        """The real images; None where there are none and none are needed."""
+        """The trainer's ImageDataModule; None without one, if a reference file suffices."""
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, ImageDataModule):
             return data
@@ -175,7 +190,7 @@ class FIDCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Of its own for each of several in one trainer."""
+        """Key in checkpoints, different for each FIDCallback of a trainer."""
         return self._generate_state_key(samplers=[*self.samplers], nfes=[*self.nfes], num_samples=self.num_samples)
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,13 +206,20 @@ class FIDCallback(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
         return last or (self._validations - 1) % self.every_n_validations == 0
 
-    def _blocks(self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int) -> Iterator[tuple[Tensor, int]]:
-        """This rank's images, uint8, block by block, and how many of a block are among the first `nearest_images`."""
+    def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yields the start of each of this rank's blocks of `count` images, and how many get a nearest image."""
+        size = self.batch_size
+        for first in range(self._ranks.rank * size, count, self._ranks.count * size):
+            yield first, max(self.nearest_images - first, 0)
+
+    def _sampled(
+        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Samples this rank's blocks of images for `measure`."""
         seeds = range(self.first_seed, self.first_seed + self.num_samples)
-        blocks = [seeds[start : start + self.batch_size] for start in range(0, self.num_samples, self.batch_size)]
-        for block in blocks[self._ranks.rank :: self._ranks.count]:
-            images = sample_images(trainer, denoiser, sampler, block, nfe, self.batch_size)
-            yield images, sum(seed - self.first_seed < self.nearest_images for seed in block)
+        for first, near in self._blocks(self.num_samples):
+            block = seeds[first : first + self.batch_size]
+            yield sample_images(trainer, denoiser, sampler, block, nfe, self.batch_size), near
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]

@@ -18,7 +18,7 @@ from ersde_lit.sampling.grid import save_png
 
 
 def log_picture(trainer: Trainer, picture: Tensor, name: str, nfe: int) -> None:
-    """A grid of images, uint8 [C, H, W], to TensorBoard, Weights & Biases and <default_root_dir>/samples."""
+    """Logs a grid of images, uint8 [C, H, W], to TensorBoard, Weights & Biases and <default_root_dir>/samples."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of `log`; global_step is one ahead of it
     if picture.shape[0] in (1, 3):
         save_png(picture, Path(trainer.default_root_dir) / "samples" / f"{name}-nfe{nfe}-step{step:07d}.png")
@@ -31,12 +31,12 @@ def log_picture(trainer: Trainer, picture: Tensor, name: str, nfe: int) -> None:
 
 
 def table(metric: str, values: Mapping[str, float], cells: Mapping[str, Sequence[int]], images: str, step: int) -> str:
-    """The metric of each sampler at each NFE, with the distance to the nearest training image where it is known.
+    """Formats a table of the metric, and the distance to the nearest training image if known, by sampler and NFE.
 
     Args:
         values: by the names they are logged with.
         cells: the NFEs of each sampler.
-        images: which they are of, in words.
+        images: description of the images.
     """
     columns = sorted({nfe for nfes in cells.values() for nfe in nfes})
     rows = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))

@@ -1,4 +1,4 @@
-"""The command line: a dispatcher that answers `--help` and wrong commands without importing torch."""
+"""Command line: dispatcher that answers `--help` and unknown commands without importing torch."""
 
 import sys
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def fail(message: str) -> int:
 
 
 def _known(error: BaseException | None) -> BaseException | None:
-    """The error with a message for the user that this one is, or that the parser made it of; None: a bug."""
+    """Finds the expected error in the chain of causes; None: it is a bug."""
     while error is not None and not isinstance(error, UserError | OSError | FloatingPointError):
         error = error.__cause__
     return error

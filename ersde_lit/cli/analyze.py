@@ -1,11 +1,10 @@
-"""The command `analyze`: coefficients and errors of solvers, step by step."""
+"""Command `analyze`: computes coefficients and errors of solvers, step by step."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -74,7 +73,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyze") -> "Analysis":
-    """Analyses and writes; raises ValueError, in one line, where that cannot be. `made_by` is kept with the numbers."""
+    """Analyses solvers and writes the results; `made_by` is the command kept with the numbers."""
     if options.nfe < 2:
         raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
@@ -99,27 +98,25 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     _on_paths(analysis, _measure(options, denoiser, solvers, lams, seeds), solvers)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
     made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
-    analysis.notes += [*_notes(options, problem), *_resolved(solvers), made]
+    resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
+    analysis.notes += [*_notes(options, problem), *resolved, made]
+    draw = None
+    try:
+        with needs_extra("plot", "the plot"):
+            from ersde_lit.analysis.plot import save
+
+            draw = partial(save, analysis)
+    except UserError as error:
+        print(f"no plot: {error}")
     with disk_errors(options.out):
-        output.write(analysis, _drawing(analysis))
+        output.write(analysis, draw)
     print("\n".join(analysis.summary()))
     print(f"{output.png}, {output.csv.name} and {output.md.name}: {len(solvers)} solvers, NFE {options.nfe}")
     return analysis
 
 
-def _drawing(analysis: "Analysis") -> Callable[[Path], None] | None:
-    """Saves the plot to a path; None without matplotlib."""
-    try:
-        with needs_extra("plot", "the plot"):
-            from ersde_lit.analysis.plot import save
-    except UserError as error:
-        print(f"no plot: {error}")
-        return None
-    return lambda path: save(analysis, path)
-
-
 def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
-    """Options of every solver named, er_sde once a noise scale; raises UserError for an unknown name or option."""
+    """Options of each named solver, er_sde once for each noise scale; raises UserError for unknown names."""
     shared = {"nfe": options.nfe, "grid": options.grid}
     shared |= {name: value for name in OF_GRID if (value := getattr(options, name)) is not None}
     found = {}
@@ -137,11 +134,7 @@ def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
 
 
 def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, Solver]", "Tensor"]:
-    """The solvers of `chosen`, and the grid they share, adapted to the denoiser.
-
-    Raises:
-        UserError: a solver without a table, or a noise scale not valid on the grid.
-    """
+    """Makes the solvers of `chosen` and the grid they share, adapted to the denoiser."""
     from ersde_lit.solvers import TableSampler, noise_scale
 
     for scale in split(options.noise_scales):
@@ -158,25 +151,22 @@ def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, 
 
 
 def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]:
-    """What errors of paths are measured on, on its device, and its name."""
+    """Makes the denoiser on which path errors are measured, on its device, and names it."""
     if options.ckpt_path is None:
         from ersde_lit.analysis.paths import spread_mixture
 
         return spread_mixture(), "mixture"
+    from ersde_lit.cli.options.model import load_model
     from ersde_lit.ranks import fabric
     from ersde_lit.sampling.labels import labels_of
-    from ersde_lit.training import load
 
-    model = load(options.ckpt_path, options.trust)
-    if not model.label_dropout and options.labels == "none":
-        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
-    denoiser: Any = model.ema_denoiser
+    denoiser: Any = load_model(options.ckpt_path, options.labels, options.trust).ema_denoiser
     labels_of(denoiser, options.labels, seeds[:1])
     return denoiser.to(fabric(options.accelerator).device), "checkpoint"
 
 
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
-    """Coefficients of the noise scales and tables; errors on Gaussian data."""
+    """Adds coefficients of noise scales and tables, and exact errors on Gaussian data, to the analysis."""
     from ersde_lit.analysis import steps as exact
     from ersde_lit.analysis.report import Curve, phi_name
     from ersde_lit.solvers import ERSDE, noise_scale
@@ -208,7 +198,10 @@ def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequenc
 def _measure(
     options: AnalysisOptions, denoiser: Any, solvers: "dict[str, Solver]", lams: "Tensor", seeds: Sequence[int]
 ) -> "dict[str, PathErrors]":
+    from rich.progress import Progress
+
     from ersde_lit.analysis.paths import calls_of, mixture_starts, network_starts, path_errors
+    from ersde_lit.progress import console
     from ersde_lit.sampling.labels import labels_of
 
     if options.ckpt_path is None:
@@ -218,7 +211,10 @@ def _measure(
         starts = network_starts(denoiser, lams, seeds, labels, options.batch_size)
     batches = -(-len(seeds) // options.batch_size)
     calls = batches * calls_of(solvers, lams, options.substeps, getattr(denoiser, "levels", None))
-    with _progress(calls, shown=options.ckpt_path is not None) as advance:
+    shown = options.ckpt_path is not None and console.is_terminal
+    with Progress(console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("reference", total=calls)
+        advance = partial(bar.update, task, advance=1)
         return path_errors(denoiser, solvers, lams, starts, options.substeps, advance)
 
 
@@ -236,34 +232,15 @@ def _on_paths(analysis: "Analysis", errors: "dict[str, PathErrors]", solvers: "d
 
 
 def _notes(options: AnalysisOptions, problem: str) -> list[str]:
-    where = {
-        "mixture": f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}",
-        "checkpoint": f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, "
-        f"labels {options.labels or 'random'}",
-    }
+    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {options.labels or 'random'}"
+    if problem == "mixture":
+        where = f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}"
     return [
         "Gaussian data: 16 modes, std 1 to 0.01; 2-Wasserstein distances (W2) are exact, without Monte Carlo. One step "
         "alone begins with exact states and history. What is left of a denoiser's error is for an error of 1 in every "
         "coordinate, made in the call at that level.",
-        f"RMS, a coordinate or pixel, is measured on {where[problem]}, against {options.substeps} substeps of the same "
+        f"RMS, a coordinate or pixel, is measured on {where}, against {options.substeps} substeps of the same "
         "ODE, or of the same SDE along the same Brownian path. A path is more than a law: with noise this error counts "
         "what no solver of one call a step can know, so W2 is what tells solvers of one noise scale apart. The step "
         "into 0 is left out.",
     ]
-
-
-def _resolved(solvers: "dict[str, Solver]") -> list[str]:
-    """What "default" was: it may become another."""
-    return [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar of the reference's calls where standard error is a terminal; calls advance it."""
-    from rich.progress import Progress
-
-    from ersde_lit.progress import console
-
-    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("reference", total=total)
-        yield lambda: bar.update(task, advance=1)

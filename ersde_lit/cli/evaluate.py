@@ -1,4 +1,4 @@
-"""The command `evaluate`: FID and other metrics of a checkpoint's samplers, or of images."""
+"""Command `evaluate`: measures FID and other metrics of a checkpoint's samplers, or of images."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ersde_lit.cli.options.describe import describe, digests
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import GuidedModel
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
@@ -16,7 +16,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors, write_text
 
 if TYPE_CHECKING:
-    from ersde_lit.sweeps.cells import Cell, Record
+    from ersde_lit.sweeps.cells import Record
     from ersde_lit.sweeps.report import ImagesReport, Report
 
 
@@ -73,7 +73,7 @@ def evaluate(
     guidance: GuidanceOptions,
     machine: MachineOptions,
 ) -> "Report | None":
-    """Measures every sampler at every NFE on every set of seeds; raises ValueError, in one line, where that cannot be.
+    """Measures every sampler at every NFE on every set of seeds.
 
     Returns:
         The report of all cells in `out` that are of these sets; None on all ranks but the first.
@@ -84,33 +84,32 @@ def evaluate(
     _check_files(ckpt_path=what.ckpt_path, **reference.files, **guidance.checkpoints)
 
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
-    from ersde_lit.ranks import Ranks, fabric
-    from ersde_lit.sweeps.cells import Cells
+    from ersde_lit.ranks import Ranks
+    from ersde_lit.sweeps.cells import MADE_HERE, Cell, Cells
     from ersde_lit.sweeps.report import Report
     from ersde_lit.sweeps.sweep import Sweep
-    from ersde_lit.training import load
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
-    model = load(what.ckpt_path, what.trust)
-    if not model.label_dropout and (guidance.cfg_scale is not None or what.labels == "none"):
-        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
-    denoiser: Any = guidance.wrap(model.ema_denoiser, what.trust)
-    cells = _cells(what, what.ckpt_path, sets, sweep, denoiser, guidance, machine)
+    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust)
+    cells = []
+    for its_seeds in sets:
+        for choice in sweep.choices(model.denoiser):
+            meta = {**model.describe(its_seeds, choice.named), MADE_HERE: "evaluate"}
+            job = model.job(choice.sampler, choice.nfe, its_seeds)
+            cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
     data, features = reference.open_data(), reference.open_features()
-    if data is not None and tuple(data.image_shape) != tuple(denoiser.image_shape):
-        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {tuple(denoiser.image_shape)}")
-    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
-    denoiser.to(ranks.device)
-    machine.compile_networks(denoiser)
+    own = tuple(model.denoiser.image_shape)
+    if data is not None and tuple(data.image_shape) != own:
+        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
+    ranks = model.start()
     first = ranks.global_rank == 0
     scores = reference.scores(data, features, ranks)
-    weights = f"averaged weights (EMA, half-life {model.ema.half_life:,.0f} images) after {model.images_seen:,} images"
     protocol = Protocol(
         scores.protocol,
         statistics_in_brief(scores.reference.statistics),
-        weights,
-        cells[0].meta["checkpoints"]["ckpt_path"],
+        model.weights,
+        model.digests["ckpt_path"],
         precision=machine.precision,
     )
     with ExitStack() as stack:
@@ -132,8 +131,9 @@ def evaluate(
         if not first:
             return None
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, what.best)
-        caption = f"{_of(sets, seeds, what.best)} {protocol}"
-        _publish(store.folder, report, caption)
+        spread = f": {'the best' if what.best else 'mean and standard deviation'} of {len(sets)} sets"
+        images = f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){spread if len(sets) > 1 else ''}"
+        _publish(store.folder, report, f"{images}. {protocol}")
         try:
             for metric in report.metrics:
                 report.plot(store.folder / f"{metric}.png", metric)
@@ -145,11 +145,7 @@ def evaluate(
 def evaluate_images(
     images: Sequence[str], out: str | None, reference: ReferenceOptions, machine: MachineOptions
 ) -> "ImagesReport | None":
-    """Measures images on disk; raises ValueError, in one line, where that cannot be.
-
-    Returns:
-        The report; None on all ranks but the first.
-    """
+    """Measures images on disk; returns the report, None on all ranks but the first."""
     from ersde_lit.metrics import image_files
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
     from ersde_lit.ranks import fabric
@@ -177,43 +173,14 @@ def evaluate_images(
     return report
 
 
-def _cells(
-    what: WhatOptions,
-    ckpt_path: str,
-    sets: Sequence[Sequence[int]],
-    sweep: SweepOptions,
-    denoiser: Any,
-    guidance: GuidanceOptions,
-    machine: MachineOptions,
-) -> "list[Cell]":
-    from ersde_lit.sampling.run import Job
-    from ersde_lit.sweeps.cells import MADE_HERE, Cell
-
-    paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
-    files = digests(paths)
-    cells = []
-    for seeds in sets:
-        for choice in sweep.choices(denoiser):
-            job = Job(denoiser, choice.sampler, choice.nfe, what.labels, machine.dtype, machine.precision == "tf32")
-            job.labels_of(seeds[:1])
-            meta = describe(seeds, choice.named, denoiser.num_classes, what.labels, guidance, machine, paths, files)
-            cells.append(Cell(choice.label, job, seeds, {**meta, MADE_HERE: "evaluate"}, choice.asked))
-    return cells
-
-
 def _check_files(**files: str) -> None:
-    """Raises ValueError where some are not there; names them all, so that they can be got in one go."""
+    """Raises UserError that names all missing files."""
     if absent := [f"--{option} {path}" for option, path in files.items() if not Path(path).expanduser().exists()]:
         raise UserError(f"there is nothing at {', '.join(absent)}")
 
 
-def _of(sets: Sequence[Sequence[int]], seeds: Sequence[str], best: bool) -> str:
-    several = f": {'the best' if best else 'mean and standard deviation'} of {len(sets)} sets" if len(sets) > 1 else ""
-    return f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){several}."
-
-
 def _tell(record: "Record") -> None:
-    """A line for each cell, as it comes."""
+    """Prints a cell's metrics in one line."""
     from ersde_lit.metrics.protocol import title
     from ersde_lit.progress import console
 
@@ -225,7 +192,7 @@ def _tell(record: "Record") -> None:
 
 
 def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str) -> None:
-    """Prints a report and puts its tables into the folder."""
+    """Prints a report and writes its tables to the folder."""
     from rich.console import Console
 
     from ersde_lit.sweeps.report import sizes

@@ -1,8 +1,8 @@
-"""Commands from file to file: data, ema, export, import, reference. Each is a function; its parser is its signature."""
+"""Commands `data`, `ema`, `export`, `import` and `reference`: each a function, whose signature is its parser."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -11,10 +11,6 @@ from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, disk_errors, write_text
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
-
-if TYPE_CHECKING:
-    from ersde_lit.data import ImageDataModule
-    from ersde_lit.metrics import ImageFiles
 
 INFO = "info.json"  # of a folder that `data` made
 
@@ -214,16 +210,11 @@ def reference(
     ranks = fabric(accelerator)
     choice: Any = options.open_features()
     net, done = features_for(choice, module, weights, device=ranks.device), [0]
-    with progress(lambda: sum(done), _count(images)):
+    count = len(images.split("train").images if source is None else images)
+    with progress(lambda: sum(done), count):
         found = reference_of(images, net, ranks.device, keep_features=keep_features, advance=done.append)
     with disk_errors(out):
         write_reference(found, out)
     print(f"{out}: mean and covariance of {found.description}, {net.description}")
     for note in filter(None, (too_few(found.num_images or 0, net.num_features), found.copies_in_words)):
         print(f"warning: {note}")
-
-
-def _count(images: "ImageDataModule | ImageFiles") -> int:
-    from ersde_lit.metrics import ImageFiles
-
-    return len(images) if isinstance(images, ImageFiles) else len(images.split("train").images)

@@ -1,4 +1,4 @@
-"""The commands `fit`, `validate`, `test` and `predict`: LightningCLI with a run folder for every configuration.
+"""Commands `fit`, `validate`, `test` and `predict`: LightningCLI with a run folder for each configuration.
 
 A run lives in runs/<name of its config file> (or runs/NAME by --run NAME): its configuration, checkpoints, logs and
 pictures. The same command resumes it, or says that it is finished; a changed configuration is refused, unless it only
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import yaml
 from einops import rearrange
-from lightning.pytorch import Callback, Trainer
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -89,14 +90,14 @@ def _names_a_class(arguments: Sequence[str]) -> bool:
 
 
 class Parser(LightningArgumentParser):
-    """Says in one line what is wrong."""
+    """LightningArgumentParser that reports errors in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise SystemExit(fail(one_line(message)))
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Keeps what `predict` generates: a file a batch and rank, arr_0 uint8 [N, H, W, C] and arr_1 labels [N]."""
+    """Writes a file of generated images for each batch and rank: arr_0 uint8 [N, H, W, C], arr_1 labels [N]."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("batch")
@@ -112,17 +113,13 @@ class PredictionWriter(BasePredictionWriter):
 
 
 class CLI(LightningCLI):
-    """LightningCLI whose runs have a folder of their own."""
+    """LightningCLI with a folder for each run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run", type=str | None, help="name of the folder in runs/; that of the config file if not given"
-        )
-        parser.add_argument(
-            "--device_batch_size",
-            type=int | None,
-            help="images a device can take at a time; a step accumulates as many such batches as its batch_size needs",
-        )
+        name = "name of the folder in runs/; that of the config file if not given"
+        parser.add_argument("--run", type=str | None, help=name)
+        batch = "images a device can take at a time; a step accumulates as many such batches as its batch_size needs"
+        parser.add_argument("--device_batch_size", type=PositiveInt | None, help=batch)
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network that is trained")
         parser.add_argument("--channels_last", type=bool, default=False, help="memory format of weights; for GPUs")
         parser.add_lightning_class_args(RollingCheckpoint, "checkpoint")
@@ -150,11 +147,11 @@ class CLI(LightningCLI):
 
     @property
     def finished(self) -> Path:
-        """A file that is there when the run has ended by itself."""
+        """A file that marks a run as finished."""
         return self.folder / "finished"
 
     def _enter(self, config: Any) -> None:
-        """Begins a run, or goes on with the one that is there; refuses to mix two configurations."""
+        """Starts or resumes a run; refuses another configuration than it began with."""
         kept = self.folder / "config.yaml"
         dump = self._parser("fit").dump(config, skip_validation=True)
         kept_checkpoints = [path for path in (self.last, self.last.with_stem("previous")) if path.exists()]
@@ -182,19 +179,17 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
-        callbacks: list[Callback] = []
+        callbacks = _listed(config.callbacks)
+        if config.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
+            callbacks.append(RichProgressBar(refresh_rate=4))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.folder / "predictions"))
-        if config.enable_progress_bar is not False and not any(
-            isinstance(callback, ProgressBar) for callback in _listed(config.callbacks)
-        ):
-            callbacks.append(RichProgressBar(refresh_rate=4))
         if self.subcommand != "fit":
             config.logger = False  # the curves are the training's
         if config.logger is None:
             config.logger = TensorBoardLogger(str(self.folder), name="", version="logs", default_hp_metric=False)
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
-        config.callbacks = [*_listed(config.callbacks), *callbacks]
+        config.callbacks = callbacks
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # strategies that do not go with the accelerator, and the like
@@ -203,9 +198,8 @@ class CLI(LightningCLI):
         if options.device_batch_size is not None:
             if trainer.accumulate_grad_batches != 1:
                 raise UserError("pass --device_batch_size or --trainer.accumulate_grad_batches, not both")
-            trainer.accumulate_grad_batches = _accumulation(
-                self.datamodule.batch_size, trainer.world_size, options.device_batch_size
-            )
+            batch_size, most = self.datamodule.batch_size, options.device_batch_size
+            trainer.accumulate_grad_batches = _accumulation(batch_size, trainer.world_size, most)
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compile:
@@ -217,15 +211,12 @@ class CLI(LightningCLI):
             return
         if not self.last.exists():
             raise UserError("fit ended before its first step: raise --trainer.max_epochs, max_steps or what limits it")
-        if self._time_is_up():
+        timers = [callback for callback in _listed(self.trainer.callbacks) if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
             _say(f"Time is up: to go on with {self.folder}, the same command with a longer --trainer.max_time.")
             return
         self.finished.touch()
         self._tell_what_next([where for logger in self.trainer.loggers if (where := _curves(logger))])
-
-    def _time_is_up(self) -> bool:
-        timers = [callback for callback in _listed(self.trainer.callbacks) if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-        return any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
 
     def after_predict(self) -> None:
         if self.trainer.is_global_zero:
@@ -251,7 +242,7 @@ def _say(line: str) -> None:
 
 
 def _curves(logger: Logger) -> str | None:
-    """Where to look at what a logger has kept, if that is known."""
+    """Where a logger's curves are, if that is known."""
     match logger:
         case TensorBoardLogger():
             return f"tensorboard --logdir {logger.save_dir}"
@@ -263,7 +254,7 @@ def _curves(logger: Logger) -> str | None:
 
 
 def _name(config: Any) -> str:
-    """Of a run."""
+    """The name of a run."""
     if config.run is not None:
         if config.run in ("", ".", "..") or Path(config.run).name != config.run:
             raise UserError(f"--run {config.run!r}: a run is a folder in runs/; give it a plain name")
@@ -274,9 +265,7 @@ def _name(config: Any) -> str:
 
 
 def _accumulation(batch_size: int, devices: int, device_batch_size: int) -> int:
-    """How many batches of at most `device_batch_size` images a device takes for a step; raises ValueError."""
-    if device_batch_size < 1:
-        raise UserError(f"--device_batch_size is a number of images, got {device_batch_size}")
+    """Number of batches of at most `device_batch_size` images that a device accumulates for a step."""
     images = batch_size // devices  # the data refuse what leaves a rest
     batches = max(-(-images // device_batch_size), 1)
     if images % batches:
@@ -292,7 +281,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> set[str]:
-    """The keys at which two configurations differ, apart from those that do not change the run."""
+    """Finds the keys at which two configurations differ, except those in `MEANS`."""
     if key in MEANS:
         return set()
     if isinstance(old, dict) and isinstance(new, dict):

@@ -21,7 +21,7 @@ FLAGS = ("relative", "paper")  # end such a value
 
 
 def one_line(message: str) -> str:
-    """A message of jsonargparse without what only its authors need."""
+    """Shortens a message of jsonargparse to one line for users."""
     lines = [line.strip() for line in message.splitlines()]
     first, *rest = [line.removeprefix("- ") for line in lines if not line.startswith(INTERNAL)]
     text = f"{first} {'; '.join(rest)}".replace('Parser key "', "--").replace('":', ":").replace("typing.Literal", "")
@@ -29,7 +29,7 @@ def one_line(message: str) -> str:
 
 
 class Parser(ArgumentParser):
-    """The parser of a command: says in one line, which begins with the command, what is wrong."""
+    """Parser of a command that reports errors in one line."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"python -m ersde_lit {command}", description=description)
@@ -54,24 +54,20 @@ class Parser(ArgumentParser):
             self.add_argument(f"--{flag}", action="store_true", help=texts[flag])
 
     def read(self, arguments: Sequence[str], *groups: Any) -> tuple[dict[str, Any], list[Any]]:
-        """All options by name, and each group, a dataclass, made of its own."""
+        """Parses all options by name, and makes each group, a dataclass, from its fields."""
         options = self.parse_args([*arguments]).as_dict()
         of = {group: {f.name: options[f.name] for f in fields(group) if f.name in options} for group in groups}
         return options, [group(**values) for group, values in of.items()]
 
 
 def split(text: str | int | list[Any]) -> list[str]:
-    """The entries of "a,b,c", or of a list of such, in order; empty ones left out."""
+    """Splits "a,b,c", or a list of such, into its entries, without empty ones."""
     parts = text if isinstance(text, list) else [text]
     return [entry.strip() for part in parts for entry in str(part).split(",") if entry.strip()]
 
 
 def read_inline(option: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of "NAME:option=value:flag"; values are YAML.
-
-    Raises:
-        UserError: an option without a name, or a value that cannot be read.
-    """
+    """Parses "NAME:option=value:flag" into name and options; values are YAML."""
     name, *parts = text.split(":")
     options: dict[str, Any] = {}
     last = ""
@@ -91,14 +87,11 @@ def read_inline(option: str, text: str) -> tuple[str, dict[str, Any]]:
 
 
 def make(option: str, kind: Any, choice: Given) -> tuple[Any, dict[str, Any]]:
-    """An object of this kind, and the choice in full, as plain data.
+    """Makes an object of a kind, and describes it in full as plain data.
 
     Args:
         option: its name on the command line.
         choice: "package.Class:argument=value", or {class_path, init_args}; importing a class runs its module's code.
-
-    Raises:
-        UserError: no such class, not of this kind, or other arguments than it takes.
     """
     if isinstance(choice, str):
         name, arguments = read_inline(option, choice)
@@ -114,11 +107,7 @@ def make(option: str, kind: Any, choice: Given) -> tuple[Any, dict[str, Any]]:
 
 
 def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: Sequence[str] = ()) -> Any:
-    """The dataclass `group` with these of its fields given, none of them in `skip`, each checked by its type.
-
-    Raises:
-        UserError: an unknown field, or a value it does not take.
-    """
+    """Makes the dataclass `group` from these fields, checked by type; those in `skip` may not be given."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(group, skip={*skip})
     try:

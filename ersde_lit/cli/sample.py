@@ -1,4 +1,4 @@
-"""The command `sample`: images from a checkpoint."""
+"""Command `sample`: generates images from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -7,9 +7,9 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from ersde_lit.cli.options.describe import describe, digests
 from ersde_lit.cli.options.guidance import FILES, GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import GuidedModel
 from ersde_lit.cli.options.sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
@@ -48,7 +48,7 @@ class ImageOptions:
 
     @property
     def layout(self) -> dict[str, Any]:
-        """How the images lie in `out`, where not as usual."""
+        """Options that change the layout of `out`, if given."""
         return {name: getattr(self, name) for name in LAYOUT if getattr(self, name)}
 
 
@@ -75,9 +75,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def _options_of(given: Mapping[str, Any]) -> list[str]:
-    """The options of the samples named by `--like` as arguments, without those that the options given replace.
+    """Reads the options of the samples named by `--like`, without those that given options replace, as arguments.
 
-    The file may be a stranger's: only options that determine images are taken.
+    The file is untrusted: only options that determine images are taken.
     """
     if given.get("like") is None:
         return []
@@ -101,44 +101,37 @@ def sample(
     machine: MachineOptions,
     like: str | None = None,
 ) -> None:
-    """Makes images and puts them where they belong; raises ValueError, in one line, where that cannot be."""
+    """Samples images and writes them to `out`."""
     seeds = parse_seeds(str(image.seeds))
     labels = None if image.labels is None else str(image.labels)
     check_out(image.out)
     format = format_of(image.out, **image.layout)
-    paths = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
-    check_apart({"out": image.out, **machine.views}, paths)
+    check_apart({"out": image.out, **machine.views}, {"ckpt_path": image.ckpt_path, **guidance.checkpoints})
 
-    from ersde_lit.ranks import Ranks, fabric
-    from ersde_lit.sampling.run import Job, complete, trajectory
+    from ersde_lit.ranks import Ranks
+    from ersde_lit.sampling.run import complete, trajectory
     from ersde_lit.sampling.views import Preview, check_view
     from ersde_lit.sampling.work import Work
-    from ersde_lit.training import load
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    model = load(image.ckpt_path, image.trust)
-    if not model.label_dropout and (guidance.cfg_scale is not None or labels == "none"):
-        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
-    denoiser: Any = guidance.wrap(model.ema_denoiser, image.trust)
-    sampler, named = sampling.sampler(denoiser)
-    job = Job(denoiser, sampler, named["nfe"], labels, machine.dtype, machine.precision == "tf32")
-    job.labels_of(seeds[:1])
-    format.check(len(seeds), denoiser.image_shape)
+    model = GuidedModel.open(image.ckpt_path, labels, guidance, machine, image.trust)
+    sampler, named = sampling.sampler(model.denoiser)
+    job = model.job(sampler, named["nfe"], seeds)
+    format.check(len(seeds), model.denoiser.image_shape)
     for option, path in machine.views.items():
-        check_view(option, path, denoiser.image_shape)
-    files = digests(paths)
-    meta = describe(seeds, named, denoiser.num_classes, labels, guidance, machine, paths, files, **image.layout)
-    if like is not None:
-        _check_checkpoints(like, meta)
+        check_view(option, path, model.denoiser.image_shape)
+    meta = model.describe(seeds, named, **image.layout)
+    made_with = {} if like is None else read_meta(like)["checkpoints"]
+    for name, digest in model.digests.items():
+        if made_with.get(name, digest) != digest:
+            raise UserError(f"{model.paths[name]} is not the file that {like} was made with: give that by --{name}")
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
     if (finished := work.finished()) and (machine.trajectory is None or Path(machine.trajectory).exists()):
         work.clean()
         print(f"{image.out} is finished: nothing to do")
         return
 
-    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
-    denoiser.to(ranks.device)
-    machine.compile_networks(denoiser)
+    ranks = model.start()
     first = ranks.global_rank == 0
     with Ranks.of(ranks).fail_together():
         if first and machine.trajectory is not None:
@@ -155,11 +148,3 @@ def sample(
             f"{report.images / report.seconds:.3g} a second; peak memory {report.memory / 2**30:.2g} GiB"
             + (" a rank" if ranks.world_size > 1 else "")
         )
-
-
-def _check_checkpoints(like: str, meta: dict[str, Any]) -> None:
-    """Raises ValueError where a checkpoint is not the one that the samples `like` were made with."""
-    its = read_meta(like)["checkpoints"]
-    for name, digest in meta["checkpoints"].items():
-        if name in its and its[name] != digest:
-            raise UserError(f"{meta['paths'][name]} is not the file that {like} was made with: give that by --{name}")

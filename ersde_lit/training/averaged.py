@@ -1,4 +1,4 @@
-"""Base class of the LightningModules: draws by image number, averaged weights, optimiser, checkpoints, checks."""
+"""Base class of trained modules: random draws by image number, averaged weights, optimiser, checkpoints."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -28,8 +28,8 @@ VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k 
 class AveragedModule(GuardedModule):
     """Trains the submodule named `TRAINED` on noised images and evaluates the moving average of its weights.
 
-    Both sets of weights are submodules (`<TRAINED>` and `ema_<TRAINED>`) and part of every checkpoint; nothing is ever
-    swapped. The averages stay in float32 or better, whatever the module is cast to.
+    Both are submodules (`<TRAINED>` and `ema_<TRAINED>`) and in every checkpoint. The averages stay in float32 or
+    better, whatever the module is cast to.
 
     Random draws depend on the seed of `seed_everything` and each image's number in the run, not on the number of
     devices, accumulation or resuming; dropout masks alone also depend on how a step is shared. In gradients NaN counts
@@ -54,14 +54,21 @@ class AveragedModule(GuardedModule):
 
     # --- of subclasses
 
-    network: Any  # these three may be properties
-    image_shape: Any
-    num_classes: Any
+    network: Any  # may be a property
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Plain data that rebuilds this module, weights excepted."""
+        """Plain data that rebuilds this module, except for its weights."""
         return {
+            "network": describe(self.network),
             "process": describe(self.process),
             "density": describe(self.density),
             "optimizer": describe(self.recipe),
@@ -69,11 +76,11 @@ class AveragedModule(GuardedModule):
         }
 
     def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
-        """Training losses [B] of images x0 with noise eps, [B, C, H, W]; whatever else is random comes from seeds."""
+        """Computes training losses [B] of images x0 and noise eps [B, C, H, W]; other random draws come from seeds."""
         raise NotImplementedError
 
     def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        """Mean values of the averaged weights at noise levels lam [B], by name; "loss" is among them."""
+        """Evaluates the averaged weights at noise levels lam [B]; returns means by name, "loss" among them."""
         raise NotImplementedError
 
     # --- set-up
@@ -85,11 +92,11 @@ class AveragedModule(GuardedModule):
 
     @property
     def averaged(self) -> Any:
-        """The same with averaged weights."""
+        """The submodule with averaged weights."""
         return getattr(self, f"ema_{self.TRAINED}")
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError where data and network disagree, or the strategy would shard the averaged weights."""
+        """Raises UserError where data and network disagree, or the strategy would shard the averaged weights."""
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
             raise UserError("averaged weights must be whole on every device: use --trainer.strategy ddp or fsdp2")
         data = getattr(self.trainer, "datamodule", None)
@@ -101,7 +108,7 @@ class AveragedModule(GuardedModule):
             raise UserError(f"the data has {data.num_classes} classes, the network {self.num_classes}")
 
     def configure_model(self) -> None:
-        """Shards the weights that are trained, where the strategy is FSDP2."""
+        """Shards the trained weights if the strategy is FSDP2."""
         if self.device_mesh is not None and not is_sharded(self.trained):
             self.load_state_dict(self.trainer.strategy.broadcast(self.state_dict()))  # ranks may have drawn others
             shard(self.trained, self.device_mesh["data_parallel"])
@@ -159,7 +166,7 @@ class AveragedModule(GuardedModule):
         checkpoint[IMAGES_KEY] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint is of another model, or its weights are, or has diverged."""
+        """Raises UserError where settings or weights are of another model, or the training had diverged."""
         super().on_load_checkpoint(checkpoint)
         kept, own = checkpoint[SPEC_KEY], self.spec
         if self.KIND is not None:
@@ -198,12 +205,12 @@ class AveragedModule(GuardedModule):
             self.log(f"{stage}/{name}", value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
 
     def _indices(self, count: int, batch_idx: int) -> range:
-        """Positions in the data set of this rank's images of an evaluation batch."""
+        """Computes the positions in the data set of this rank's images of an evaluation batch."""
         if batch_idx == 0:
             self._evaluation_batch = count  # of all batches but the last
         return self._dealt(batch_idx * self._evaluation_batch * self.trainer.world_size, count)
 
     def _dealt(self, first: int, count: int) -> range:
-        """Numbers of this rank's images among those dealt to the ranks in turn, from `first` on."""
+        """Computes the numbers of this rank's images, where images from `first` on are dealt to the ranks in turn."""
         ranks = self.trainer.world_size
         return range(first + self.trainer.global_rank, first + count * ranks, ranks)

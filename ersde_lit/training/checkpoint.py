@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writing, and reading without executing code from the file."""
+"""Checkpoint files: atomic writing, and reading without executing code from the file."""
 
 import zipfile
 from pathlib import Path
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load(path: str | Path, trust: bool = False) -> DiffusionModule:
-    """The module a checkpoint holds, raw and averaged weights both, in eval mode on the CPU.
+    """Loads the module of a checkpoint, with raw and averaged weights, in eval mode on the CPU.
 
     Args:
         path: a .ckpt file written by `fit`; torch.save's format before 1.6, and names that torch.compile or
@@ -42,18 +42,14 @@ def load(path: str | Path, trust: bool = False) -> DiffusionModule:
         trust: also import network, process and density classes from outside `ersde_lit`.
 
     Raises:
-        ValueError: the file is missing, damaged, not one of ours, or names classes that are not trusted.
+        UserError: the file is missing, damaged, not one of ours, or names classes that are not trusted.
     """
     checkpoint = read(path)
     return rebuild(DiffusionModule, checkpoint[SPEC_KEY], checkpoint, path, trust)
 
 
 def rebuild(kind: type[Module], settings: dict[str, Any], checkpoint: dict[str, Any], path: Any, trust: bool) -> Module:
-    """The module that `settings` describe with the checkpoint's weights, in eval mode on the CPU.
-
-    Raises:
-        ValueError: in one line, classes that are not trusted, and whatever else of the file is not as it should be.
-    """
+    """Builds the module that `settings` describe, with the checkpoint's weights, in eval mode on the CPU."""
     try:
         if not trust:  # what is not ours may need more than shapes to be made
             _check_size(settings, checkpoint["state_dict"])
@@ -66,7 +62,7 @@ def rebuild(kind: type[Module], settings: dict[str, Any], checkpoint: dict[str, 
 
 
 def _check_size(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Raises ValueError, before memory is taken, where a description asks for more than the weights it is of."""
+    """Raises UserError, before memory is allocated, where a description needs more weights than the file has."""
     numbers = sum(min(w.numel(), w.untyped_storage().nbytes() // w.itemsize) for w in weights.values())
     with torch.device("meta"), at_most(2 * numbers):  # some weights are registered twice
         for value in settings.values():
@@ -74,7 +70,7 @@ def _check_size(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint file is as it was written: every checksum in it is right. Reads it all and keeps nothing."""
+    """Whether every checksum in a checkpoint file is right; reads all of it."""
     try:
         _load(path, mmap=True)
         return True
@@ -83,8 +79,7 @@ def is_whole(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's content as plain data and tensors, with every checksum right; raises ValueError as `load` does.
-    Before 1.6 torch.save wrote none.
+    """Reads a checkpoint as plain data and tensors, and verifies its checksums (torch.save before 1.6 wrote none).
 
     Under `SPEC_KEY` is a dict, under "state_dict" one of tensors by name, and "images_seen", if any, is a number.
     """

@@ -1,4 +1,4 @@
-"""Trained classes of a model and their names, as kept in its checkpoints."""
+"""Trained classes of a model and their names, stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES_KEY = "classes"
 
 @dataclass(frozen=True)
 class Classes:
-    """What is known of a model's classes.
+    """Trained classes and class names of a model.
 
     Attributes:
         trained: those that had training images, ascending; None: all, as far as is known.
@@ -25,7 +25,7 @@ class Classes:
 
     @classmethod
     def of_data(cls, data: Any, num_classes: int) -> Classes:
-        """Of the training images of a data module; of one that is not ours nothing is known."""
+        """Reads the classes of a data module's training images; those of a foreign DataModule are unknown."""
         if not num_classes or not isinstance(data, ImageDataModule):
             return cls()
         found = data.split("train").labels.unique().tolist()
@@ -34,12 +34,14 @@ class Classes:
 
     @classmethod
     def read(cls, plain: Any, num_classes: int) -> Classes:
-        """From a checkpoint, which may be from a stranger, or from before this was kept (None); raises ValueError."""
+        """Reads a checkpoint's entry, which is untrusted; None: written before there was one."""
         if plain is None:
             return cls()
         trained, names = plain["trained"], plain["names"]
-        numbers = trained is None or (isinstance(trained, list) and all(type(label) is int for label in trained))
-        if not numbers or not (trained is None or (trained and {*trained} <= {*range(num_classes)})):
+        known = range(num_classes)
+        if trained is not None and not (
+            isinstance(trained, list) and trained and all(type(label) is int and label in known for label in trained)
+        ):
             raise UserError(f"its trained classes are not some of 0 to {num_classes - 1}")
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise UserError("the names of its classes are no list of texts")
@@ -48,11 +50,11 @@ class Classes:
         return cls(None if trained is None else tuple(sorted({*trained})), tuple(names))
 
     def plain(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The entry of a checkpoint."""
         return {"trained": None if self.trained is None else [*self.trained], "names": [*self.names]}
 
     def after(self, before: Classes | None, num_classes: int) -> Classes:
-        """Of a model that is trained on these, and was trained on others before; None: it was not."""
+        """Merges these with the classes of an earlier training; None: there was none."""
         if before is None:
             return self
         names = self.names or before.names

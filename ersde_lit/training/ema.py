@@ -13,7 +13,7 @@ from ersde_lit.training.fsdp import whole_weights
 
 @dataclass(frozen=True)
 class EMA:
-    """How fast the averaged weights follow the raw ones.
+    """Settings of the exponential moving average.
 
     Args:
         half_life: images after which a weight's influence has halved.
@@ -29,7 +29,7 @@ class EMA:
             raise UserError(f"EMA half_life and ramp_up must not be negative, got {self.half_life} and {self.ramp_up}")
 
     def decay(self, images: int, images_seen: int) -> float:
-        """The factor the average keeps in a step over `images` images, after `images_seen` in all."""
+        """Decay factor of a step over `images` images, after `images_seen` in all."""
         half_life = min(self.half_life, self.ramp_up * images_seen) if self.ramp_up else self.half_life
         return 0.5 ** (images / max(half_life, 1e-8))
 
@@ -51,7 +51,7 @@ def follow(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share:
 
 
 def not_in_half(average: nn.Module, cast: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`cast`, but the tensors of `average` come out in float32 at least: half precision loses a step's share."""
+    """Wraps `cast` so that tensors of `average` stay in float32 or better: half precision would lose small steps."""
     averages = {id(value) for value in chain(average.parameters(), average.buffers())}
 
     def careful(value: Tensor) -> Tensor:

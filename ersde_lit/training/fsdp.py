@@ -1,4 +1,4 @@
-"""Lightning strategy for sharded training: `--trainer.strategy fsdp2`."""
+"""Lightning strategy for sharded training, `--trainer.strategy fsdp2`."""
 
 from collections.abc import Iterator
 
@@ -42,10 +42,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def whole_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The weights of `module` by name; to be called by all ranks.
-
-    In one dict, or where they are sharded in one each, so that never more than one is whole in memory.
-    """
+    """Yields the whole weights of `module` by name, sharded ones one at a time; to be called by all ranks."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     if is_sharded(module):
         yield from ({name: whole(weight)} for name, weight in weights.items())
@@ -54,5 +51,5 @@ def whole_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def whole(weights: Tensor) -> Tensor:
-    """All of a tensor of which this device may hold a shard; to be called by all ranks."""
+    """Gathers a tensor that may be sharded; to be called by all ranks."""
     return weights.full_tensor() if isinstance(weights, DTensor) else weights

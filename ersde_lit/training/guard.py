@@ -1,4 +1,4 @@
-"""Detection of diverged training, which ends it and keeps it from being saved over good checkpoints."""
+"""Detection of diverged training, which is ended before it is saved over good checkpoints."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -38,14 +38,14 @@ class GuardedModule(pl.LightningModule):
         return not self._unsound_steps
 
     def watch_step(self, loss: Tensor) -> None:
-        """Takes a step's loss; raises FloatingPointError when those of the last `PATIENCE` steps were not sound."""
+        """Records a step's loss; raises FloatingPointError when those of the last `PATIENCE` steps were not sound."""
         self._unsound_steps = (self._unsound_steps + 1) * ~(loss < ABSURD)
         if self.global_step % PATIENCE == 0 and self._any_rank(self._unsound_steps >= PATIENCE):
             what = f"above {ABSURD:g} or not been finite for {PATIENCE} steps"
             self._end(f"the loss has been {what}, up to step {self.global_step}")
 
     def watch_validation(self, loss: Tensor, batch_idx: int) -> None:
-        """Takes the loss of a batch of validation data."""
+        """Records the loss of a batch of validation data."""
         self._validation_loss = loss if batch_idx == 0 else torch.maximum(self._validation_loss, loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class GuardedModule(pl.LightningModule):
             self.check_sound(_kept(checkpoint))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError where a training would go on from weights or moments that are not sound."""
+        """Raises UserError where training would resume from weights or moments that are not sound."""
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         if spoilt := [what for what, tensors in _kept(checkpoint).items() if _spoilt(what, tensors)]:
@@ -78,9 +78,9 @@ class GuardedModule(pl.LightningModule):
         self._end_if(spoilt)
 
     def check_last_loss(self) -> None:
-        """To be called by all ranks at the end of a training; raises FloatingPointError as `check_sound`.
+        """Checks the last losses at the end of training, on all ranks, as `check_sound` does.
 
-        Under "16-mixed" the last step alone is no reason: it was left out.
+        Under "16-mixed" one unsound step is tolerated: its update was skipped.
         """
         leaves_out = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         self._end_if({"loss": bool(self._unsound_steps > leaves_out)})
@@ -105,7 +105,7 @@ class GuardedModule(pl.LightningModule):
 
 
 def _kept(checkpoint: Mapping[str, Any]) -> dict[str, Iterable[Tensor]]:
-    """The tensors of a checkpoint, by what they are."""
+    """Groups the tensors of a checkpoint by what they are."""
     weights = checkpoint.get("state_dict", {})  # FSDP2 loads them itself
     return {
         "averaged weights": [weight for name, weight in weights.items() if name.startswith("ema_")],
@@ -121,14 +121,13 @@ def _kept(checkpoint: Mapping[str, Any]) -> dict[str, Iterable[Tensor]]:
 
 
 def _spoilt(what: str, tensors: Iterable[Tensor]) -> bool:
-    """Whether anything is not finite, or a weight absurd; waits for the device once."""
+    """Whether a value is not finite or a weight above `ABSURD`; synchronises with the device once."""
     bound = math.inf if what == MOMENTS else ABSURD
     return bool(sum((~(tensor.abs() < bound)).any() for tensor in tensors))
 
 
-def _newest_checkpoint(trainer: pl.Trainer) -> Path | None:
+def _newest_checkpoint(trainer: pl.Trainer) -> Any:
     """The newest checkpoint that this training wrote or started from; all were sound when written."""
     folders = [Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     written = [path for folder in folders for path in folder.glob("*.ckpt")]
-    begun = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
-    return max(written, key=lambda path: path.stat().st_mtime, default=None) or next(iter(begun), None)
+    return max(written, key=lambda path: path.stat().st_mtime, default=trainer.ckpt_path)

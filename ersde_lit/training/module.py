@@ -1,4 +1,4 @@
-"""LightningModule of denoisers: one for every process, preconditioning, prediction and network."""
+"""LightningModule that trains a denoiser, for every process, preconditioning, prediction and network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -77,18 +77,9 @@ class DiffusionModule(AveragedModule):
         return self.denoiser.network
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.denoiser.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.denoiser.num_classes
-
-    @property
     def spec(self) -> dict[str, Any]:
         return {
             **super().spec,
-            "network": describe(self.network),
             "preconditioning": self.denoiser.preconditioning,
             "prediction": self.denoiser.prediction,
             "sigma_data": describe(self.denoiser.sigma_data),
@@ -125,7 +116,7 @@ class DiffusionModule(AveragedModule):
         self._set_classes(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One generated image for each image of the predict set: its class, its index as seed."""
+        """Generates an image for each image of the predict set, of its class, with its index as seed."""
         x0, labels = batch
         return self.sample(self._indices(len(x0), batch_idx), self._conditional(labels))
 
@@ -137,7 +128,7 @@ class DiffusionModule(AveragedModule):
         solver: Sampler | Solver | str | None = None,
         nfe: int = 20,
     ) -> Tensor:
-        """Images from seeds, in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
+        """Samples images in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
 
         Args:
             labels: class indices [B], -1 for unconditional; None draws them from the seeds, as everywhere.

@@ -1,4 +1,4 @@
-"""LightningModule of classifiers of noisy images, for classifier guidance, and their checkpoints."""
+"""LightningModule that trains a classifier of noisy images, for classifier guidance; loading its checkpoints."""
 
 import math
 from pathlib import Path
@@ -68,24 +68,12 @@ class NoisyClassifier(AveragedModule):
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.network.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.network.num_classes
-
-    @property
     def spec(self) -> dict[str, Any]:
-        return {
-            **super().spec,
-            "network": describe(self.network),
-            "sigma_data": describe(self.sigma_data),
-            "preconditioning": self.preconditioning,
-        }
+        settings = {"sigma_data": describe(self.sigma_data), "preconditioning": self.preconditioning}
+        return super().spec | settings
 
     def forward(self, y: Tensor, lam: Tensor) -> Tensor:
-        """log p(k | y, lam), [B, num_classes], from y [B, C, H, W] at lam ([] or [B]), by the averaged weights."""
+        """Computes log p(k | y, lam) [B, num_classes] of y [B, C, H, W] at lam [] or [B] by the averaged weights."""
         return self._log_p(self.ema_network, y, lam)
 
     def _log_p(self, network: Network, y: Tensor, lam: Tensor) -> Tensor:
@@ -111,14 +99,14 @@ class NoisyClassifier(AveragedModule):
 
 
 def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:
-    """The classifier a checkpoint holds, raw and averaged weights both, in eval mode on the CPU.
+    """Loads the classifier of a checkpoint, with raw and averaged weights, in eval mode on the CPU.
 
     Args:
         path: a .ckpt file written by `fit` or a Trainer; without averages (before 1.0), its raw weights serve as such.
         trust: also import network, process and density classes from outside `ersde_lit`.
 
     Raises:
-        ValueError: the file is missing, damaged, of no classifier, or names classes that are not trusted.
+        UserError: the file is missing, damaged, of no classifier, or names classes that are not trusted.
     """
     checkpoint = read(path)
     kept = checkpoint[SPEC_KEY]

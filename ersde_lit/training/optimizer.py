@@ -11,7 +11,7 @@ from ersde_lit.errors import UserError
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """Plain settings, so that they can be kept in a checkpoint; every step is one fused kernel.
+    """Settings of fused AdamW as plain numbers, which checkpoints keep.
 
     EDM's Adam (Karras et al. 2022) is lr 1e-3 (1e-4 for ImageNet-64), betas 0.9 and 0.999, warmup 10,000,000.
 

@@ -21,7 +21,7 @@ WORST = 1e-2  # expected relative error beyond which an average is refused
 
 
 class Source(NamedTuple):
-    """Where all tracked averages at one moment of the training are: in a snapshot or in the last checkpoint."""
+    """Tracked averages at one moment of training: in a snapshot, or in the last checkpoint."""
 
     images: int
     path: Path
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 
 def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) -> dict[str, Any]:
-    """The last checkpoint of a run, its averaged weights (`ema_...`) made the power-function average of a length.
+    """Reads a run's last checkpoint and replaces its averaged weights by the power-function average of a length.
 
     Everything else, raw weights and description included, is as it was. Under "power_ema" the checkpoint says what its
     averaged weights are: sigma_rel, gamma, images, the number of snapshots used, and the expected relative error
@@ -59,12 +59,11 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
             f"{len(sources)} snapshots of {run} give sigma_rel {sigma_rel:.4g} only to {error:.1%}: choose a length "
             f"nearer to {' or '.join(map(str, lengths))}, or train with more snapshots or with that length"
         )
-    weights = checkpoint["state_dict"]
-    shapes = {name: value.shape for name, value in tracked["averages"][lengths[0]].items()}
-    total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    averages = tracked["averages"][lengths[0]]
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in averages.items()}
     for source, row in zip(sources, coefficients.reshape(len(sources), -1).tolist(), strict=True):
         _add(total, dict(zip(lengths, row, strict=True)), source)
-    prefix = "ema_network" if KIND in checkpoint[SPEC_KEY] else "ema_denoiser"
+    prefix, weights = "ema_network" if KIND in checkpoint[SPEC_KEY] else "ema_denoiser", checkpoint["state_dict"]
     for name, value in total.items():
         weights[f"{prefix}.{name}"] = value.to(weights[f"{prefix}.{name}"].dtype)
     made = {"sigma_rel": sigma_rel, "gamma": gamma, "images": images, "snapshots": len(sources), "error": error}
@@ -72,7 +71,7 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
 
 
 def _sources(run: Path, last: Path, tracked: Mapping[str, Any], images: int | None) -> list[Source]:
-    """In the order of the training, up to the one at `images`; snapshots that somebody has removed are left out."""
+    """Lists sources up to the one at `images`, in order; snapshots whose files were removed are left out."""
     written = [Source(count, snapshot_path(run, count)) for count in tracked["snapshots"]]
     sources = {source.images: source for source in written if source.path.exists()}
     sources[tracked["images"]] = Source(tracked["images"], last, tracked["averages"])
@@ -86,9 +85,8 @@ def _sources(run: Path, last: Path, tracked: Mapping[str, Any], images: int | No
 
 def _add(total: dict[str, Tensor], coefficients: Mapping[float, float], source: Source) -> None:
     """total += the sum over lengths of coefficient * average."""
-    if source.averages is None:
-        tensors = read_snapshot(source.path, coefficients, total)
-    else:
+    tensors = read_snapshot(source.path, coefficients, total)
+    if source.averages is not None:
         tensors = ((length, name, value) for length, part in source.averages.items() for name, value in part.items())
     for length, name, tensor in tensors:
         if tensor.shape != total[name].shape:

@@ -25,10 +25,10 @@ class Profile(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """A profile as a sum of others."""
+    """Linear combination of profiles."""
 
     coefficients: NDArray[np.float64]  # [n], of sum 1
-    error: float  # relative; what it measures is said at `combine`
+    error: float  # expected relative error, see `combine`
 
 
 def sigma_rel_of(gamma: float) -> float:
@@ -52,7 +52,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def decay(gamma: float, before: int, after: int) -> float:
-    """The factor an average keeps in a step that takes it from `before` images to `after` (equation 127).
+    """Decay factor of a step from `before` images to `after` (equation 127).
 
     The factors telescope: each average is exactly its profile's integral over weights that stay the same from one step
     to the next, whatever the batch sizes.
@@ -61,7 +61,7 @@ def decay(gamma: float, before: int, after: int) -> float:
 
 
 def combine(known: list[Profile], target: Profile) -> Combination:
-    """The sum of known profiles that gives a target profile's average best, by constrained least squares in float64.
+    """Fits a target profile by a sum of known ones, by constrained least squares in float64.
 
     The averages' error is the integral of (sum_i c_i p_i - p) w = -integral of (sum_i c_i P_i - P) dw, P being the
     cumulative profiles and sum_i c_i = 1. Weights move far more like a random walk than like white noise, so it is the

@@ -1,4 +1,4 @@
-"""Rolling checkpoints from which a run resumes exactly, and their place in the run."""
+"""Rolling checkpoints from which a run resumes exactly."""
 
 import math
 import os
@@ -76,7 +76,7 @@ class RollingCheckpoint(Checkpoint):
             self._path("previous").unlink(missing_ok=True)
 
     def _between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves if any rank finds that due, and ends the run if any was told to."""
+        """Saves if a checkpoint is due on any rank; ends the run if any rank has received SIGTERM."""
         any_rank = partial(trainer.strategy.reduce_boolean_decision, all=False)
         if not any_rank(self._due(trainer)):
             return
@@ -130,7 +130,7 @@ class RollingCheckpoint(Checkpoint):
 
 
 def counters(epoch: int, step: int, steps: int, batches_a_step: int) -> dict[str, Any]:
-    """The state of Lightning's fit loop from which it goes on with step `step` of epoch `epoch` (both from 0).
+    """State of Lightning's fit loop that resumes at step `step` of epoch `epoch` (both from 0).
 
     Lightning (2.6) infers from saved counters at which hook they were saved, not in the same way under max_steps as
     under max_epochs, and then repeats or omits validations, steps or counts. It goes on correctly from those that it

@@ -1,4 +1,4 @@
-"""Callback for power-function averages of weights, with snapshots for reconstructing averages of other lengths."""
+"""Callback that tracks power-function averages of weights and writes snapshots of them."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ FOLDER, STATE_KEY, CHECKSUM_KEY = "ema_snapshots", "PowerEMA", "crc32"
 
 
 class PowerEMA(Callback):
-    """Follows a module's raw weights with power-function averages (`ersde_lit.training.power_ema`).
+    """Tracks power-function averages of a module's raw weights (`ersde_lit.training.power_ema`).
 
     After every optimiser step each average takes in the trained weights; whenever another `every_n_images` have
     been seen, all averages are written to <default_root_dir>/ema_snapshots/<images>.safetensors. `python -m ersde_lit
@@ -100,11 +100,10 @@ class PowerEMA(Callback):
         return {"images": self.images, "averages": self.averages, "snapshots": self.snapshots}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        kept, own = [*state_dict["averages"]], [*self.gammas]
+        self.images, self.averages, self.snapshots = (state_dict[key] for key in ("images", "averages", "snapshots"))
+        kept, own = [*self.averages], [*self.gammas]
         if kept != own:
             raise UserError(f"PowerEMA: the checkpoint's lengths are {kept}, not {own}: go on with the same")
-        self.images, self.averages = state_dict["images"], state_dict["averages"]
-        self.snapshots = state_dict["snapshots"]
 
 
 def snapshot_path(run: str | Path, images: int) -> Path:
@@ -112,9 +111,9 @@ def snapshot_path(run: str | Path, images: int) -> Path:
 
 
 def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]], dtype: torch.dtype) -> None:
-    """Whole or not at all: tensors named <length>/<parameter> and a checksum; equal averages give equal bytes."""
+    """Writes tensors named <length>/<parameter> and a checksum, atomically; equal averages give equal bytes."""
     tensors = {
-        _key(length, name): value.to("cpu", dtype).contiguous()
+        f"{length}/{name}": value.to("cpu", dtype).contiguous()
         for length, average in averages.items()
         for name, value in average.items()
     }
@@ -125,26 +124,18 @@ def write_snapshot(path: Path, averages: Mapping[float, Mapping[str, Tensor]], d
 
 
 def read_snapshot(path: Path, lengths: Iterable[float], names: Iterable[str]) -> Iterator[tuple[float, str, Tensor]]:
-    """Yields each length's tensors in turn, one in memory at a time; lengths and names in the order of writing.
-
-    Raises:
-        ValueError: the file is damaged (known for sure only at the end) or holds something else.
-    """
+    """Yields (length, name, tensor) in the order of writing; raises UserError, perhaps at the end, if damaged."""
     crc = 0
     try:
         with safe_open(path, "pt") as file:
             for length, name in product(lengths, names):
-                tensor = file.get_tensor(_key(length, name))
+                tensor = file.get_tensor(f"{length}/{name}")
                 crc = _checksum(crc, tensor)
                 yield length, name, tensor
             if file.metadata()[CHECKSUM_KEY] != str(crc):
                 raise SafetensorError("checksum")
     except (SafetensorError, OSError, KeyError, TypeError):
         raise UserError(f"{path} is damaged or of another run: move it away to use the others alone") from None
-
-
-def _key(length: float, name: str) -> str:
-    return f"{length}/{name}"
 
 
 def _checksum(before: int, tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Plain-data descriptions of objects, {"class_path": ..., "init_args": ...}, and objects rebuilt from them.
+"""Description of objects as plain data, {"class_path": ..., "init_args": ...}, and rebuilding of objects from it.
 
 A checkpoint holds one, so it rebuilds its model without a configuration and can be read with `weights_only=True`.
 """
@@ -22,7 +22,7 @@ Spec = dict[str, Any]
 
 
 def describe(value: Any) -> Any:
-    """Plain data for a network, a dataclass, a container of them, or a number or string (as it is).
+    """Describes a network, dataclass, number, string, or a container of them as plain data.
 
     Raises:
         TypeError: a value that plain data cannot hold.
@@ -44,7 +44,7 @@ def describe(value: Any) -> Any:
 
 
 def with_defaults(spec: Any, value: Any) -> Any:
-    """The description of a network or dataclass like `value`, with the defaults of the arguments it does not name."""
+    """Completes the description of an object of the class of `value` with that class's default arguments."""
     if not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
         return spec
     arguments = dict(spec["init_args"])
@@ -56,19 +56,19 @@ def with_defaults(spec: Any, value: Any) -> Any:
 
 
 def build(spec: Any, trust: bool = False) -> Any:
-    """The inverse of `describe`.
+    """Rebuilds what `describe` described.
 
     Args:
         trust: also import classes from outside `ersde_lit`; importing runs their module's code.
 
     Raises:
-        ValueError: a class that is not trusted, does not exist or does not take these arguments.
+        UserError: a class that is not trusted, does not exist or does not take these arguments.
     """
     if isinstance(spec, list):
         return [build(item, trust) for item in spec]
     if not (isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}):
         return {key: build(item, trust) for key, item in spec.items()} if isinstance(spec, dict) else spec
-    path, init_args = current(str(spec["class_path"])), spec["init_args"]
+    path, init_args = str(current(str(spec["class_path"]))), spec["init_args"]
     cls = _find(path, trust)
     if not isinstance(init_args, dict):
         raise UserError(f"{path} was saved with unnamed arguments")
@@ -87,7 +87,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def at_most(numbers: int) -> Iterator[None]:
-    """Raises ValueError as soon as a network being built has more weights; one number may ask for many."""
+    """Raises UserError as soon as a network being built has more weights; a small file may ask for many."""
     left = numbers
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -104,7 +104,6 @@ def at_most(numbers: int) -> Iterator[None]:
 
 
 def _find(path: str, trust: bool) -> type:
-    path = str(current(path))
     module, _, name = path.rpartition(".")
     if not (trust or module.split(".")[0] == "ersde_lit"):
         raise UserError(f"the class {path} is not part of ersde_lit: pass trust=True (--trust) if you trust its source")

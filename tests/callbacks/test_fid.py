@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ersde_lit.callbacks import FIDCallback
 from ersde_lit.data import Digits
+from ersde_lit.errors import UserError
 from ersde_lit.metrics import (
     Features,
     Scores,
@@ -27,9 +28,11 @@ from ersde_lit.metrics import (
     reference_of,
     write_reference,
 )
+from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, Heun, Sampler, TableSampler
+from ersde_lit.training import NoisyClassifier
 
 pytestmark = pytest.mark.usefixtures("cache")
 ER_SDE = TableSampler(ERSDE(order=2))
@@ -264,8 +267,7 @@ def test_the_network_works_in_the_trainers_precision_and_nothing_else_does(tmp_p
 
 
 def test_nearest_images_can_be_left_out(tmp_path, remembers, monkeypatch, capsys):
-    for module in ("fid_real", "fid_cell"):
-        monkeypatch.setattr(f"ersde_lit.callbacks.{module}.nearest_distances", None)
+    monkeypatch.setattr("ersde_lit.callbacks.fid_measure.nearest_distances", None)
     values = validated(tmp_path, remembers, features=Means(), nearest_images=0)
     assert set(values) == {"val/loss", "fid/real", "fid/er_sde/nfe3"}
     assert "nearest" not in capsys.readouterr().out
@@ -296,7 +298,7 @@ def test_refuses_counts_of_nothing(name):
 
 @pytest.mark.parametrize("name", ["samplers", "nfes"])
 def test_refuses_an_empty_grid(name):
-    with pytest.raises(ValueError, match="at least one sampler and one NFE"):
+    with pytest.raises(ValueError, match="at least one sampler, one NFE"):
         make(**{name: []})
 
 
@@ -396,7 +398,7 @@ def test_csv_and_wandb_get_values_and_pictures(tmp_path, remembers, monkeypatch)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metrics": ()}, "at least one metric"),
+        ({"metrics": ()}, "one metric"),
         ({"max_seconds": 0}, "max_seconds must be above 0, not 0"),
     ],
 )
@@ -420,3 +422,11 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, remembers,
         trainer_with(tmp_path, make(**{"features": Means(), **given})).fit(remembers, datamodule=Digits())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_classifier_is_refused_in_one_line(tmp_path):
+    classifier = NoisyClassifier(
+        ClassifierEncoder((1, 8, 8), 10, width=8, multipliers=(1,), blocks=1, attention=(), head_width=8)
+    )
+    with pytest.raises(UserError, match="NoisyClassifier has no denoiser"):
+        trainer_with(tmp_path, make()).fit(classifier, datamodule=Digits())

@@ -1,1 +1,1 @@
-"""Options that several commands share, a dataclass a subject. None imports torch before it is used."""
+"""Options shared by several commands, one dataclass per subject; torch is imported only when they are used."""

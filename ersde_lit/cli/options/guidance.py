@@ -1,4 +1,4 @@
-"""Options of guidance: each adds a wrapper to the denoiser."""
+"""Options of guidance, each of which adds a wrapper to the denoiser."""
 
 import re
 from dataclasses import dataclass
@@ -64,15 +64,15 @@ class GuidanceOptions:
 
     @property
     def checkpoints(self) -> dict[str, str]:
-        """The files, by the option that names them."""
+        """Paths of the given checkpoints, by option."""
         return {name: getattr(self, name) for name in FILES if getattr(self, name) is not None}
 
     def named(self) -> dict[str, Any]:
-        """The options that were given and their values, files excepted."""
+        """Values of the given options except files, by option."""
         return {name: value for name, value in vars(self).items() if value is not None and name not in FILES}
 
     def wrap(self, denoiser: "nn.Module", trust: bool = False) -> "nn.Module":
-        """The denoiser with this guidance; `trust` as for `training.load`."""
+        """Adds the guidance to a denoiser; `trust` as for `training.load`."""
         from ersde_lit.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, EpsilonScaling
 
         if self.cfg_scale is not None:

@@ -1,13 +1,9 @@
 """Options of the machine: devices, batch size, precision."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -35,26 +31,11 @@ class MachineOptions:
     trajectory: str | None = None
 
     def named(self) -> dict[str, Any]:
-        """The options that may change an image by rounding."""
+        """Values of the options that may change an image by rounding."""
         compiled = {} if self.compile is None else {"compile": self.compile}
         return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
 
     @property
     def views(self) -> dict[str, str]:
-        """Files of the preview and the trajectory, by option."""
-        named = {"preview": self.preview, "trajectory": self.trajectory}
-        return {option: path for option, path in named.items() if path is not None}
-
-    @property
-    def dtype(self) -> "torch.dtype":
-        import torch
-
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-
-    def compile_networks(self, denoiser: "nn.Module") -> None:
-        """Compiles every network in it with `--compile`: at first use, once more for each batch size."""
-        from ersde_lit.networks import Network
-
-        for module in denoiser.modules():
-            if self.compile is not None and isinstance(module, Network):
-                module.compile(mode=self.compile, dynamic=False)
+        """Paths of the preview and the trajectory, by option."""
+        return {name: path for name in ("preview", "trajectory") if (path := getattr(self, name)) is not None}

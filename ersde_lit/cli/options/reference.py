@@ -1,4 +1,4 @@
-"""Options of the metrics: real data or a reference, features, metrics."""
+"""Options of metrics: real data or a reference file, features, names of metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +44,17 @@ class ReferenceOptions:
 
     @property
     def names(self) -> list[Any]:
-        """Of the metrics."""
+        """Names of the metrics."""
         return list(dict.fromkeys(split(self.metrics)))
 
     @property
     def files(self) -> dict[str, str]:
-        """Those that were given, by the option that names them."""
+        """Paths of the given files, by option."""
         given = {"reference": self.reference, "weights": self.weights}
         return {option: path for option, path in given.items() if path is not None}
 
     def open_data(self) -> "ImageDataModule | None":
-        """The DataModule; None without one. Raises ValueError where there is no such class, or file."""
+        """Makes the DataModule; None without --data."""
         from ersde_lit.data import ImageDataModule
 
         if self.data is None:
@@ -65,7 +65,7 @@ class ReferenceOptions:
         return make("data", ImageDataModule, given)[0]
 
     def open_features(self) -> "str | Features":
-        """The name of the features, or one's own; raises ValueError where there is no such class, or no such metric."""
+        """The features' name, or an object of the user's class; raises UserError for an unknown class or metric."""
         from ersde_lit.metrics import METRICS, Features
 
         for name in self.names or [""]:
@@ -76,30 +76,22 @@ class ReferenceOptions:
         return make("features", Features, self.features)[0]
 
     def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
-        """What measures images. Features are the first rank's, to the last bit; the reference is measured by all."""
-        from ersde_lit.metrics import Scores, features_for, read_reference, reference_of
-        from ersde_lit.metrics.reference import KEEP
-        from ersde_lit.metrics.scores import OF_FEATURES
+        """Prepares metrics against the reference; to be called by all ranks."""
+        from ersde_lit.callbacks.fid_measure import features_and_reference
+        from ersde_lit.metrics import Scores
         from ersde_lit.ranks import Ranks
 
-        all_ranks, device, net = Ranks.of(ranks), ranks.device, None
-        with all_ranks.fail_together():
-            if all_ranks.rank == 0:
-                net = features_for(features, data, self.weights, device=device).cpu()
-        net = all_ranks.of_first(net)
-        keep = KEEP if OF_FEATURES & {*self.names} else 0
-        if self.reference is not None:
-            real = read_reference(self.reference, net, device, keep_features=keep, ranks=all_ranks, exif=self.exif)
-        else:
-            assert data is not None  # checked at the beginning
-            real = reference_of(data, net, device, keep_features=keep, ranks=all_ranks)
+        all_ranks = Ranks.of(ranks)
+        net, real = features_and_reference(
+            features, data, self.weights, self.reference, self.names, ranks.device, all_ranks, self.exif
+        )
         with all_ranks.fail_together():
             scores = Scores(net, real, self.names)
         return scores
 
 
 def _in_yaml(path: str) -> dict[str, Any]:
-    """The `data` of a configuration."""
+    """Reads the entry `data` of a configuration."""
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

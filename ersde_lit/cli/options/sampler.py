@@ -1,7 +1,7 @@
-"""Options of the sampler: solver, noise levels, number of calls."""
+"""Options of the sampler: solver, noise levels, NFE."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -79,7 +79,7 @@ class SamplerOptions:
                 raise UserError(f"the published algorithm has no {name}: leave --{name} or --paper out")
 
     def _unfold(self, option: str, known: tuple[str, ...], its_options: tuple[str, ...]) -> None:
-        """Moves options from a text like NAME:option=value to their fields."""
+        """Parses a text like NAME:option=value and moves its options to their fields."""
         text = getattr(self, option)
         if text is None:
             return
@@ -97,12 +97,12 @@ class SamplerOptions:
         object.__setattr__(self, option, name)
 
     def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
-        """The sampler for this denoiser, and the choice as options and values, whatever "default" or a preset is later.
+        """Makes the sampler for this denoiser, and names it by options that no longer depend on "default" or a preset.
 
         Raises:
             UserError: solver, options, grid and denoiser do not fit together.
         """
-        from ersde_lit.solvers import TableSampler
+        from ersde_lit.solvers import TableSampler, grids, registry
 
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
@@ -114,7 +114,16 @@ class SamplerOptions:
         if self.grid or of_grid:
             choice = {key: value for key, value in choice.items() if key not in OF_GRID}
             choice |= {"grid": self.grid or "edm", **of_grid}
-        sampler = _make(choice, denoiser)
+        given = {IN_PYTHON.get(name, name): choice[name] for name in OF_GRID if name in choice}
+        if choice["grid"] != "uniform_t":
+            noise_levels: grids.Grid = registry.grid(choice["grid"], **given)
+        elif given:
+            raise UserError("--grid uniform_t follows the model's process: leave --rho, --sigma_min, --sigma_max out")
+        else:
+            low, high = denoiser.process.t_range
+            noise_levels = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
+        options = {name: choice[name] for name in OF_SOLVER if name in choice}
+        sampler = registry.sampler(choice["solver"], noise_levels, **options)
         if isinstance(sampler, TableSampler):
             sampler.solver.tableau(sampler.lams(denoiser, nfe))  # raises now rather than when sampling
         return sampler, {"nfe": sampler.calls(nfe), **choice}
@@ -143,20 +152,3 @@ def named_default(nfe: int) -> dict[str, Any]:
     name = next(name for name, made in registry.SOLVERS.items() if type(solver) is made)
     changed = {f.name: value for f in fields(solver) if (value := getattr(solver, f.name)) != f.default}
     return {"solver": name, **changed, "grid": "edm"}
-
-
-def _make(choice: Mapping[str, Any], denoiser: Any) -> "Sampler":
-    from functools import partial
-
-    from ersde_lit.solvers import grids, registry
-
-    of_solver = {name: choice[name] for name in OF_SOLVER if name in choice}
-    of_grid = {IN_PYTHON.get(name, name): choice[name] for name in OF_GRID if name in choice}
-    if choice["grid"] == "uniform_t":
-        if of_grid:
-            raise UserError("--grid uniform_t follows the model's process: leave --rho, --sigma_min, --sigma_max out")
-        low, high = denoiser.process.t_range
-        noise_levels: grids.Grid = partial(grids.uniform_t, lam_of_t=denoiser.process.lam, t_min=low, t_max=high)
-    else:
-        noise_levels = registry.grid(choice["grid"], **of_grid)
-    return registry.sampler(choice["solver"], noise_levels, **of_solver)

@@ -1,6 +1,6 @@
 """Options of a sweep: samplers x grids x NFE, and sets of seeds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,34 +41,35 @@ class SweepOptions:
 
     @property
     def nfes(self) -> list[int]:
-        """The numbers of calls asked for."""
+        """The NFEs that were asked for."""
         numbers = split(self.nfe)
         if not numbers or not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
             raise UserError(f"--nfe {self.nfe}: write numbers of network calls as in 5,10,20")
         return sorted({int(number) for number in numbers})
 
     def choices(self, denoiser: Any) -> list[Choice]:
-        """Every sampler at every NFE, for this denoiser.
-
-        Raises:
-            ValueError: a solver, options, grid and denoiser that do not go together; names the sampler.
-        """
+        """Makes every sampler at every NFE; raises UserError, naming the sampler, for options that conflict."""
         found: dict[tuple[str, int], Choice] = {}
-        for label, at in self._samplers(denoiser):
+        for label, given in self._samplers():
             for nfe in self.nfes:
                 try:
-                    sampler, named = at(nfe)
+                    if isinstance(given, SamplerOptions):
+                        sampler, named = replace(given, nfe=nfe).sampler(denoiser)
+                    else:
+                        sampler, named = given[0], {"nfe": given[0].calls(nfe), "sampler": given[1]}
                 except ValueError as error:
                     raise UserError(f"sampler {label}, NFE {nfe}: {error}") from None
                 found.setdefault((label, named["nfe"]), Choice(label, nfe, named["nfe"], sampler, named))
         return [*found.values()]
 
-    def _samplers(self, denoiser: Any) -> Iterator[tuple[str, Callable[[int], tuple["Sampler", dict[str, Any]]]]]:
-        """Each sampler's label, and NFE -> the sampler and the choice as plain data."""
+    def _samplers(self) -> Iterator[tuple[str, "SamplerOptions | tuple[Sampler, dict[str, Any]]"]]:
+        """Yields each sampler's label, and its options, or the sampler and its description."""
+        from ersde_lit.solvers import Sampler
+
         chosen = {text: {"solver": text} for text in split(self.solvers or [])} | (self.samplers or {})
         for label, given in (chosen or {"default": {}}).items():
             if "class_path" in given:
-                yield label, _of_class(given)
+                yield label, make("samplers", Sampler, given)
                 continue
             if self.grids and (own := {"grid", *OF_GRID} & given.keys()):
                 raise UserError(f"sampler {label} has a {min(own)} of its own: leave it or --grids out")
@@ -76,35 +77,19 @@ class SweepOptions:
             for grid in grids or [""]:
                 choice = {**given, "grid": grid} if grid else given
                 options = options_of(f"solvers {label}", SamplerOptions, choice, ["preset", "nfe"])
-                yield f"{label} on {grid}" if len(grids) > 1 else label, _of_options(options, denoiser)
+                yield f"{label} on {grid}" if len(grids) > 1 else label, options
 
 
 def seed_sets(texts: Sequence[str]) -> list[Sequence[int]]:
-    """The sets of seeds: each as `parse_seeds` reads it.
-
-    Raises:
-        ValueError: as `parse_seeds`; or a seed is in two sets, fewer than two are in one, or sets differ in size.
-    """
+    """Parses sets of seeds; raises UserError unless they are disjoint, of one size, and of two seeds or more."""
     sets = [parse_seeds(text) for text in texts]
+    seen: set[int] = set()
     for seeds, text in zip(sets, texts, strict=True):
         if len(seeds) < 2:
             raise UserError(f"--seeds {text}: a set needs at least two images to be measured")
         if len(seeds) != len(sets[0]):
             raise UserError(f"--seeds: {text} are {len(seeds)} and {texts[0]} {len(sets[0])}: take sets of one size")
-    seen: set[int] = set()
-    for seeds, text in zip(sets, texts, strict=True):
         if not seen.isdisjoint(seeds):
             raise UserError(f"--seeds {text} has seeds of another set: their spread would be too small")
         seen |= set(seeds)
     return sets
-
-
-def _of_options(options: SamplerOptions, denoiser: Any) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
-    return lambda nfe: replace(options, nfe=nfe).sampler(denoiser)
-
-
-def _of_class(given: Mapping[str, Any]) -> Callable[[int], tuple["Sampler", dict[str, Any]]]:
-    from ersde_lit.solvers import Sampler
-
-    sampler, plain = make("samplers", Sampler, given)
-    return lambda nfe: (sampler, {"nfe": sampler.calls(nfe), "sampler": plain})

@@ -1,0 +1,107 @@
+"""Model that `sample` and `evaluate` run: averaged denoiser of a checkpoint with guidance, and its description."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.errors import UserError
+from ersde_lit.sampling.seeds import format_seeds
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from ersde_lit.sampling.run import Job
+    from ersde_lit.solvers import Sampler
+    from ersde_lit.training import DiffusionModule
+
+
+def load_model(ckpt_path: str, labels: str | None, trust: bool, unconditional: bool = False) -> "DiffusionModule":
+    """A checkpoint's module; raises UserError where it must make images without labels and was not trained to."""
+    from ersde_lit.training import load
+
+    model = load(ckpt_path, trust)
+    if not model.label_dropout and (unconditional or labels == "none"):
+        raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
+    return model
+
+
+@dataclass(frozen=True)
+class GuidedModel:
+    """A denoiser with guidance, and what is kept with its images.
+
+    Attributes:
+        weights: description of the averaged weights.
+        paths: the checkpoints, by the option that names them.
+    """
+
+    denoiser: Any
+    weights: str
+    labels: str | None
+    guidance: GuidanceOptions
+    machine: MachineOptions
+    paths: dict[str, str]
+
+    @classmethod
+    def open(
+        cls, ckpt_path: str, labels: str | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool
+    ) -> "GuidedModel":
+        model = load_model(ckpt_path, labels, trust, unconditional=guidance.cfg_scale is not None)
+        half_life, images = model.ema.half_life, model.images_seen
+        weights = f"averaged weights (EMA, half-life {half_life:,.0f} images) after {images:,} images"
+        denoiser = guidance.wrap(model.ema_denoiser, trust)
+        return cls(denoiser, weights, labels, guidance, machine, {"ckpt_path": ckpt_path, **guidance.checkpoints})
+
+    def job(self, sampler: "Sampler", nfe: int, seeds: Sequence[int]) -> "Job":
+        """The sampling of these seeds; raises UserError where the labels do not go with the model."""
+        import torch
+
+        from ersde_lit.sampling.run import Job
+
+        precision = self.machine.precision
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+        job = Job(self.denoiser, sampler, nfe, self.labels, dtype, precision == "tf32")
+        job.labels_of(seeds[:1])
+        return job
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each checkpoint."""
+        found = {}
+        for name, path in self.paths.items():
+            with open(path, "rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
+
+    def describe(self, seeds: Sequence[int], sampler: Mapping[str, Any], **layout: Any) -> dict[str, Any]:
+        """Plain data kept with images of these seeds, as `sampling.description` has it.
+
+        Args:
+            sampler: options and number of calls, as `SamplerOptions.sampler` returns them.
+            layout: how the images lie in their file, where not as usual.
+        """
+        labels = {"labels": self.labels or "random"} if self.denoiser.num_classes else {}
+        return {
+            "seeds": format_seeds(seeds),
+            "options": {**sampler, **self.guidance.named(), **labels, **self.machine.named(), **layout},
+            "checkpoints": dict(self.digests),
+            "paths": dict(self.paths),
+            "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
+        }
+
+    def start(self) -> "Fabric":
+        """Starts the ranks, moves the denoiser to each one's device and compiles its networks with `--compile`."""
+        from ersde_lit.networks import Network
+        from ersde_lit.ranks import fabric
+
+        machine = self.machine
+        ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
+        self.denoiser.to(ranks.device)
+        for module in self.denoiser.modules():
+            if machine.compile is not None and isinstance(module, Network):
+                module.compile(mode=machine.compile, dynamic=False)  # at first use, once more for each batch size
+        return ranks
