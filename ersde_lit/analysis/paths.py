@@ -1,4 +1,4 @@
-"""Errors of solvers step by step on any denoiser, a network's too, against a fine solution along the same noise.
+"""Pathwise solver errors per step on any denoiser, against a fine reference solution driven by the same noise.
 
 The reference follows the ODE or SDE that a solver approximates (`step_scales`) in many substeps a step. A solver is
 given the reference's states and x0 at the nodes, takes one step, and is compared with where the reference went:

@@ -1,4 +1,4 @@
-"""An analysis at a glance: small multiples over the noise axis, sampling from left to right."""
+"""Figure of an analysis: one panel per quantity over the noise level, sampling from left to right."""
 
 from __future__ import annotations
 

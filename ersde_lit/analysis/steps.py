@@ -1,4 +1,4 @@
-"""What a table does step by step: its coefficients, and its errors on Gaussian data, exactly and without Monte Carlo.
+"""Per-step coefficients of a table and its exact errors on Gaussian data, without Monte Carlo.
 
 Each function returns one value a step, (N,) float64, so that one sees where on the noise axis a solver loses.
 """

@@ -1,4 +1,4 @@
-"""From raw networks to E[x0 | y]: noising processes, preconditioning, prediction types, losses, guidance."""
+"""Denoisers E[x0 | y] of raw networks: noising processes, preconditioning, prediction types, losses, guidance."""
 
 from ersde_lit.denoisers.clean_classifier import CleanClassifier, smoothed
 from ersde_lit.denoisers.denoiser import Denoiser

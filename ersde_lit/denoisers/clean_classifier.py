@@ -1,4 +1,4 @@
-"""Guidance by classifiers off the shelf, which have seen clean images only: they are shown the denoised one.
+"""Classifier of clean images, applied to the denoised image, for classifier guidance.
 
 The calibration is that of Ma et al. 2024, "Elucidating the design space of classifier-guided diffusion generation"
 (EluCD, arXiv:2310.11311), apart from their schedules of the scale, which an interval serves here.

@@ -1,4 +1,4 @@
-"""The one interface solvers know: denoiser(y, lam, labels) = E[x0 | y]."""
+"""Denoiser, the interface of all solvers: denoiser(y, lam, labels) = E[x0 | y]."""
 
 import math
 

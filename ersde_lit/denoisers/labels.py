@@ -1,4 +1,4 @@
-"""Class labels of the images to sample; a function of the seed alone, so that an image never depends on its company."""
+"""Class labels of sampled images, each a function of its seed alone."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How a raw network F becomes a denoiser: E[x0 | y] = c_skip y + c_out F(c_in y, c_noise), with y = x0 + lam eps.
+"""Preconditioning of a raw network F: E[x0 | y] = c_skip y + c_out F(c_in y, c_noise), with y = x0 + lam eps.
 
 Two independent choices, each a table of functions of (lam, sigma_data, process):
 

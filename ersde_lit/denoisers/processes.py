@@ -1,4 +1,4 @@
-"""Noising processes x = alpha(t) x0 + sigma(t) eps: all of them the same problem in y = x / alpha, lam = sigma / alpha.
+"""Noising processes x = alpha(t) x0 + sigma(t) eps, all the same problem in y = x / alpha, lam = sigma / alpha.
 
 `lam` is the noise-to-signal ratio, what EDM calls sigma; it is NOT DPM-Solver's lambda, which is the log-SNR -ln(lam).
 A process only says how its own time t maps to lam, and what alpha is there. Solvers never see one.

@@ -1,4 +1,4 @@
-"""What every network is to the rest of the project: raw F(x, c_noise, labels), and a plain-data record of itself."""
+"""Base class of networks: raw F(x, c_noise, labels), with its constructor arguments recorded as plain data."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether an option is a number of the right kind. Whoever asks says in its own words what it needs."""
+"""Checks of numeric options: integer, finite number, positive, interval."""
 
 from __future__ import annotations
 

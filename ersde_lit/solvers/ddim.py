@@ -1,4 +1,4 @@
-"""DDIM, and ancestral sampling as its end: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
+"""DDIM, with ancestral sampling at eta = 1: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exponential Adams weights: the one formula behind DPM-Solver++, UniPC, SA-Solver and DEIS.
+"""Exponential Adams weights, shared by DPM-Solver++, UniPC, SA-Solver and DEIS.
 
 On a step from l_s to l_t let ``h = ln(l_s / l_t)`` (DPM-Solver's half log-SNR step) and let u run from 0 at l_s to 1 at
 l_t, linear in ln lam. With the noise scale ``phi(lam) = lam^p`` (p = 1: the ODE, p = 2: the reverse SDE, p = 1 + tau^2:

@@ -1,4 +1,4 @@
-"""The loop that runs every table, and a counter of denoiser calls."""
+"""Sampling loop for all coefficient tables, and a counter of denoiser calls (NFE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems whose answer is known: exact denoisers, and the exact law of what a sampler makes of Gaussian data.
+"""Analytic test problems: exact denoisers, and the exact output distribution of a sampler on Gaussian data.
 
 To test a sampler without training or Monte Carlo:
 

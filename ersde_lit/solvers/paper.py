@@ -1,4 +1,4 @@
-"""The ER-SDE algorithm as its published code computes it, to rounding.
+"""ER-SDE coefficients as the published code computes them, to rounding.
 
 Kept for reproducing published numbers and as an oracle. It differs from the exact solver in three ways: derivatives of
 x0 are one-sided differences, without the correction that would make the second one exact for quadratics; the integrals

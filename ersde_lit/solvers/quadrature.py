@@ -1,4 +1,4 @@
-"""The integrals behind every coefficient of the exact ER-SDE table, to 1e-13 for any smooth noise scale."""
+"""Quadrature for the exact ER-SDE coefficients, to 1e-13 for any smooth noise scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table every linear sampler is, and what makes one.
+"""Coefficient table of a linear multistep sampler, and the protocol of solvers that build one.
 
 Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / alpha = x0 + lam * eps``, in which VP, VE
 and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a log-SNR: theirs is ``-ln lam``.
