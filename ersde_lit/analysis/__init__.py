@@ -1,4 +1,4 @@
-"""Errors of a solver step by step, exactly on Gaussian data, and on a mixture or a network. Knows no image metric.
+"""Analysis of solver errors per step: exact on Gaussian data, measured on a mixture or a network.
 
     python -m ersde_lit analyze --solvers er_sde,dpm++2m --noise_scales ode,er_sde_5,sde --nfe 10 --out analysis
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ def path_errors(
     with torch.inference_mode(), tf32(False):
         for start in starts:
             count += start.y.numel()
-            known = denoiser if start.labels is None else _Labelled(denoiser, start.labels)
+            known = denoiser if start.labels is None else partial(denoiser, labels=start.labels)
             for powers, names in references.items():
                 path = _follow(known, fine, powers, start, advance)
                 for name in names:
@@ -151,14 +152,6 @@ def calls_of(solvers: Mapping[str, Solver], lams: Tensor, substeps: int, levels:
     """Calls of the denoiser that the references of `path_errors` make for each batch."""
     fine = refine(lams, substeps, levels)
     return len(_references(solvers, lams, fine)) * (len(fine.lams) - 1)
-
-
-class _Labelled:
-    def __init__(self, denoiser: Denoise, labels: Tensor):
-        self.denoiser, self.labels = denoiser, labels
-
-    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        return self.denoiser(y, lam, labels=self.labels)
 
 
 class _Path(NamedTuple):

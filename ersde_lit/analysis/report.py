@@ -141,8 +141,8 @@ class Output:
         elif target.suffix.lower() != ".png":
             raise UserError(f"--out {out}: name a folder, or a file that ends in .png")
         self.png, self.csv, self.md = target, target.with_suffix(".csv"), target.with_suffix(".md")
-        for path, ours in ((self.png, _our_picture), (self.csv, _our_csv), (self.md, _our_markdown)):
-            if path.exists() and not ours(path):
+        for path in (self.png, self.csv, self.md):
+            if path.exists() and not _written_by_analysis(path):
                 raise UserError(f"{path} exists and no analysis has made it, so it stays; choose another --out")
 
     def write(self, analysis: Analysis, draw: Callable[[Path], object] | None) -> None:
@@ -155,24 +155,12 @@ class Output:
         write_text(self.md, analysis.markdown())
 
 
-def _our_picture(path: Path) -> bool:
+def _written_by_analysis(path: Path) -> bool:
     try:
-        with Image.open(path, formats=["png"]) as image:
-            return MARK.items() <= image.info.items()
-    except (OSError, ValueError):
+        if path.suffix not in (".csv", ".md"):
+            with Image.open(path, formats=["png"]) as image:
+                return MARK.items() <= image.info.items()
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
         return False
-
-
-def _our_csv(path: Path) -> bool:
-    return _text(path).startswith(",".join(COLUMNS) + "\n")
-
-
-def _our_markdown(path: Path) -> bool:
-    return MADE_BY in _text(path)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return text.startswith(",".join(COLUMNS) + "\n") if path.suffix == ".csv" else MADE_BY in text

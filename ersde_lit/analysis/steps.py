@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.solvers import ERSDE, NoiseScale, Solver, Tableau, noise_scale, power, sample
-from ersde_lit.solvers.loop import Denoise
+from ersde_lit.solvers.loop import Denoise, weighted_sum
 from ersde_lit.solvers.oracles import BasisNoise, Gaussian, w2
 
 _POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(32))
@@ -84,12 +84,12 @@ def one_step(
     """
     history = list(history)
     base = tableau.r[i] * y + tableau.b[i] * noise
-    end = _weighted_sum(base, tableau.c[i], history)
+    end = weighted_sum(base, tableau.c[i].tolist(), history)
     if tableau.corrector is None or not tableau.corrector[i].any():
         return end
     lam = tableau.lams[i + 1].to(y.dtype)
     newest = history_of(tableau, end, denoiser(end, lam), lam)
-    return _weighted_sum(base, tableau.corrector[i], [newest, *history])
+    return weighted_sum(base, tableau.corrector[i].tolist(), [newest, *history])
 
 
 def history_of(tableau: Tableau, y: Tensor, x0: Tensor, lam: Tensor) -> Tensor:
@@ -139,12 +139,8 @@ def denoiser_error_left(data: Gaussian, tableau: Tableau) -> Tensor:
         x0[calls] += 1  # row 0 stays without an error
         return x0
 
-    class Silence:
-        def step(self, i: int) -> Tensor:
-            return torch.zeros_like(start)
-
     start = data.mean.repeat(tableau.nfe + 1, *[1] * data.mean.ndim)
-    end = sample(denoiser, tableau, start, noise=Silence())
+    end = sample(denoiser, tableau._replace(b=torch.zeros_like(tableau.b)), start)
     return (end[1:] - end[0]).square().flatten(1).mean(1).sqrt()
 
 
@@ -167,7 +163,3 @@ def _distances(data: Gaussian, ends: Sequence[Tensor], lams: Tensor) -> Tensor:
         std = (y[1:] - y[0]).square().sum(0).sqrt()
         errors.append(w2(y[0], std, data.mean, data.marginal_std(lam)))
     return torch.tensor(errors, dtype=torch.float64)
-
-
-def _weighted_sum(base: Tensor, weights: Tensor, history: Iterable[Tensor]) -> Tensor:
-    return sum((weight * h for weight, h in zip(weights.tolist(), history, strict=False) if weight), base)

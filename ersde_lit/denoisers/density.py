@@ -1,4 +1,4 @@
-"""Densities of the noise levels a denoiser is trained on, each given by its inverse distribution function.
+"""Training densities of noise levels, each given by its inverse distribution function.
 
 With u uniform in (0, 1), `density.lam(u)` is a noise level; with u at fixed quantiles, the fixed levels of validation.
 """

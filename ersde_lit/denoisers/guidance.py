@@ -18,6 +18,7 @@ from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
 
 Interval = tuple[float, float]
+Scale = float | Tensor
 
 
 class Wrapper(nn.Module):
@@ -42,11 +43,11 @@ class Guidance(Wrapper):
     """Base class of wrappers with a strength, in an interval of noise levels (Kynkaanniemi et al. 2024).
 
     Args:
-        denoiser: what is guided.
-        scale: the strength. `plain` is the denoiser as it is, in one call of it and of nothing else.
+        denoiser: the denoiser to guide.
+        scale: the strength; `plain` is no guidance, one call of the denoiser alone.
         interval: (low, high): guidance only where low < lam <= high (arXiv:2404.07724); None: everywhere. For a 0-dim
-            lam, which solvers keep on the host, this is decided before anything is called. A lam an image is decided
-            image by image: all are computed with guidance and without.
+            lam, which solvers keep on the host, this is decided before any call. With one lam per image it is decided
+            per image, and all are computed with guidance and without.
 
     Raises:
         ValueError: a scale that is not finite, an interval that is empty; in a call, labels that are missing.
@@ -74,12 +75,10 @@ class Guidance(Wrapper):
             return _call(self.denoiser, y, lam, labels, augment)
         return self._guided(y, lam, labels, augment, scale)
 
-    def _guided(
-        self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: float | Tensor
-    ) -> Tensor:
+    def _guided(self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: Scale) -> Tensor:
         raise NotImplementedError
 
-    def _scale_at(self, lam: Tensor, ndim: int) -> float | Tensor:
+    def _scale_at(self, lam: Tensor, ndim: int) -> Scale:
         if self.interval is None:
             return self.scale
         inside = (self.interval[0] < lam) & (lam <= self.interval[1])
@@ -103,9 +102,7 @@ class ClassifierFree(Guidance):
         if not denoiser.num_classes:
             raise UserError("classifier-free guidance needs a class-conditional model; this one has no classes")
 
-    def _guided(
-        self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: float | Tensor
-    ) -> Tensor:
+    def _guided(self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: Scale) -> Tensor:
         assert labels is not None
         x0 = _call(
             self.denoiser,
@@ -145,9 +142,7 @@ class Autoguidance(Guidance):
             raise UserError(f"the guide has not seen class {min(missing)}, on which the guided model was trained")
         self.guide = guide
 
-    def _guided(
-        self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: float | Tensor
-    ) -> Tensor:
+    def _guided(self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: Scale) -> Tensor:
         better = _call(self.denoiser, y, lam, labels, augment)
         return better + (scale - 1) * (better - _call(self.guide, y, lam, labels, augment))
 
@@ -180,9 +175,7 @@ class ClassifierGuidance(Guidance):
         self.classifier = classifier
         self.num_classes = classifier.num_classes
 
-    def _guided(
-        self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: float | Tensor
-    ) -> Tensor:
+    def _guided(self, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None, scale: Scale) -> Tensor:
         assert labels is not None
         gradient = _log_probability_gradient(self.classifier, y, lam, labels)
         return _call(self.denoiser, y, lam, labels, augment) + scale * _per_image(lam, y.ndim) ** 2 * gradient
@@ -219,7 +212,7 @@ class EpsilonScaling(Wrapper):
     def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """As `Denoiser`."""
         x0 = _call(self.denoiser, y, lam, labels, augment)
-        divisor: float | Tensor = self.scale
+        divisor: Scale = self.scale
         if self.slope:
             divisor = self.scale + self.slope * _per_image(self.process.t_of_lam(lam.to(y.dtype)), y.ndim)
         return x0 + (1 - 1 / divisor) * (y - x0)

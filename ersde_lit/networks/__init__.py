@@ -1,4 +1,4 @@
-"""Raw networks F(x, c_noise, labels); a `Denoiser` wraps them. They never see a solver."""
+"""Raw networks F(x, c_noise, labels), which a `Denoiser` wraps."""
 
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.dhariwal import DhariwalUNet

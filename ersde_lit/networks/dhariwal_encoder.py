@@ -90,7 +90,7 @@ class DhariwalClassifierEncoder(Network):
 
 
 class AttentionPool(nn.Module):
-    """What the mean over an image sees of it by attention (Radford et al. 2021): [B, c, side, side] -> [B, out]."""
+    """Attention pooling with the spatial mean as query (Radford et al. 2021): [B, c, side, side] -> [B, out]."""
 
     def __init__(self, channels: int, side: int, heads: int, out_channels: int) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
 class ResidualUNet(Network):
     """Base class: builds encoder `enc` and decoder `dec`, embeds the conditions in float32 at least, drops labels.
 
-    The parts of a level are named after its resolution. ClassifierEncoder: `32x32_conv` (finest) or `16x16_down`, then
+    The parts of a level are named after its resolution. Encoder: `32x32_conv` (finest) or `16x16_down`, then
     `16x16_block0`, ...; each result is a skip, which one block of the decoder takes. Decoder: `8x8_in0`, `8x8_in1`
     (coarsest) or `16x16_up`, then one block more than the encoder has.
 
@@ -193,7 +193,7 @@ class ResidualUNet(Network):
         raise NotImplementedError
 
     def body(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """ClassifierEncoder and decoder: x [B, in_channels, H, W] -> [B, out_channels, H, W]."""
+        """Encoder and decoder: x [B, in_channels, H, W] -> [B, out_channels, H, W]."""
         raise NotImplementedError
 
     def class_vectors(self, labels: Tensor | None, c_noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small U-Net, the network to read first: residual blocks, self-attention, one skip a block."""
+"""Small U-Net: residual blocks, self-attention, one skip connection per block."""
 
 import math
 from collections.abc import Sequence

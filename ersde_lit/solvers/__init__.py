@@ -1,4 +1,4 @@
-"""Solvers: noise scales, grids, tables, the one loop that runs them, seeded noise, samplers and analytic oracles.
+"""Solvers: noise scales, grids, coefficient tables, the sampling loop, seeded noise, samplers and analytic oracles.
 
     lams -> solver.tableau(lams) -> sample(denoiser, tableau, y, noise=noise) -> y at lams[-1]
 

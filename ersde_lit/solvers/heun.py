@@ -1,4 +1,4 @@
-"""The two-call loop: Heun's method with optional churn, the sampler of EDM."""
+"""Heun sampler of EDM: two denoiser calls per step, with optional churn."""
 
 from __future__ import annotations
 

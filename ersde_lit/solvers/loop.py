@@ -1,4 +1,4 @@
-"""The loop that runs every table, and a counter of denoiser calls."""
+"""Sampling loop for all coefficient tables, and a counter of denoiser calls (NFE)."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def sample(
         history.appendleft(h)
         totals.append(h.sum())
         if i and any(corrector[i - 1]):
-            y = _weighted_sum(base, corrector[i - 1], history)
+            y = weighted_sum(base, corrector[i - 1], history)
         base = y * r[i]
         if b[i]:
             z = torch.randn_like(y) if noise is None else check_shape("noise", noise.step(i), y)
             base.add_(z, alpha=b[i])
-        y = _weighted_sum(base, c[i], history)
+        y = weighted_sum(base, c[i], history)
 
     raise_if_not_finite(totals, lams)
     return y
@@ -98,7 +98,7 @@ def raise_if_not_finite(totals: Sequence[Tensor], lams: Sequence[Tensor] | Tenso
         raise FloatingPointError(f"the denoiser's output is not finite at step {i} (lam = {float(lams[i]):.6g})")
 
 
-def _weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor]) -> Tensor:
+def weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor]) -> Tensor:
     """``base + sum_j weights[j] history[j]``, skipping weights of 0; base stays as it is."""
     total = base
     for weight, h in zip(weights, history, strict=False):

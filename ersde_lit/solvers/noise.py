@@ -1,4 +1,4 @@
-"""Noise that depends on (seed, step, element) alone: the same images whatever the batch, rank or device count.
+"""Seeded noise, a function of (seed, step, element): the same images whatever the batch, rank or device count.
 
 Counter-based: a 64-bit hash of the stream (seed and step) and of the element gives the bits of two uniforms;
 Box-Muller makes two normals of them. One batched draw for all images, nothing to carry from step to step, the same on

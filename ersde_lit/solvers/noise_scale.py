@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -29,7 +29,7 @@ STEEPEST = 32.0  # the growth of ln phi over a panel up to which 32 points have 
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """phi by its logarithms.
+    """Noise scale phi, given by log_g = ln(phi / lam) and kappa = d ln phi / d ln lam.
 
     Attributes:
         name: for messages.
@@ -182,10 +182,10 @@ def _er_sde_5() -> NoiseScale:
 
 _NAMED: dict[str, NoiseScale] = {
     "ode": NoiseScale("ode", torch.zeros_like, torch.ones_like),
-    "sde": NoiseScale("sde", torch.log, lambda lam: torch.full_like(lam, 2)),
+    "sde": replace(power(2), name="sde"),
     "er_sde_1": _er_sde_1(),
-    "er_sde_2": NoiseScale("er_sde_2", lambda lam: 0.5 * lam.log(), lambda lam: torch.full_like(lam, 1.5)),
-    "er_sde_3": NoiseScale("er_sde_3", lambda lam: 1.5 * lam.log(), lambda lam: torch.full_like(lam, 2.5)),
+    "er_sde_2": replace(power(1.5), name="er_sde_2"),
+    "er_sde_3": replace(power(2.5), name="er_sde_3"),
     "er_sde_4": _er_sde_4(),
     "er_sde_5": _er_sde_5(),
 }
@@ -195,7 +195,7 @@ _WRITTEN = "power:P", "eta:NAME:S", "window:STRENGTH:LOW:HIGH:WIDTH"
 
 
 def noise_scale(name: str | NoiseScale) -> NoiseScale:
-    """The phi of that name: ode, sde, er_sde_1 .. er_sde_5, or one of these functions with its arguments, as in
+    """Noise scale by name: ode, sde, er_sde_1 .. er_sde_5, or a constructor with its arguments, as in
     "power:1.5", "eta:er_sde_5:0.5" or "window:1:0.05:2:0.25"; a NoiseScale is returned as it is."""
     if isinstance(name, NoiseScale):
         return name

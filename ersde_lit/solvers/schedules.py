@@ -1,4 +1,4 @@
-"""Noise schedules: lam = sigma / alpha of the VP processes, each formula once, for grids, processes and schedulers."""
+"""Noise schedules of the VP processes, lam = sigma / alpha, for grids, processes and schedulers."""
 
 from __future__ import annotations
 
