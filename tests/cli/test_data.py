@@ -376,7 +376,7 @@ def test_after_a_bad_picture_is_deleted_the_same_command_works(tmp_path, capsys,
     assert main(command) == 2
     (source / "cat" / "9.png").unlink()
     assert main([*command, "--size=4"]) == 2  # of another command
-    assert "beginning of another conversion" in capsys.readouterr().err
+    assert "unfinished conversion" in capsys.readouterr().err
     assert main(command) == 0
     assert "the data set has changed since" in capsys.readouterr().out
     assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), IMAGES)
