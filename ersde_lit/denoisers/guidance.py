@@ -234,7 +234,7 @@ def _log_probability_gradient(
 
 
 def _call(denoiser: nn.Module, y: Tensor, lam: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-    """With the labels only where it has classes, and with what was given only: it need not know the rest."""
+    """Call of a denoiser with only the conditions given, and labels only where it has classes."""
     conditions = {"labels": labels if denoiser.num_classes else None, "augment": augment}
     return denoiser(y, lam, **{name: value for name, value in conditions.items() if value is not None})
 
