@@ -35,7 +35,7 @@ Advance = Callable[[], object]
 
 
 class Start(NamedTuple):
-    """A batch to begin with: y [B, ...] at the first level, the noise of the substeps, labels for the denoiser."""
+    """Initial batch: y [B, ...] at the first level, the noise of the substeps, labels for the denoiser."""
 
     y: Tensor
     noise: StepNoise

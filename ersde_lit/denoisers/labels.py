@@ -64,8 +64,8 @@ def check_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -
     if num_classes == 0:
         raise UserError("labels were given, but the model is unconditional")
     given = torch.as_tensor(labels).cpu()
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if given.shape != (count,) or not whole:
+    integral = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.shape != (count,) or not integral:
         raise UserError(f"labels are whole numbers, one an image: [{count}], not {given.dtype} {[*given.shape]}")
     checked = given.long()
     if count and not (checked.min() >= -1 and checked.max() < num_classes):

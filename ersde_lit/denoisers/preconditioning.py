@@ -61,22 +61,10 @@ def _edm_output(lam: Tensor, sigma_data: float, process: Process) -> tuple[Tenso
     return sigma_data**2 / variance, lam * sigma_data * torch.rsqrt(variance)
 
 
-def _eps_output(lam: Tensor, sigma_data: float, process: Process) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(lam), -lam
-
-
-def _x0_output(lam: Tensor, sigma_data: float, process: Process) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(lam), torch.ones_like(lam)
-
-
 def _v_output(lam: Tensor, sigma_data: float, process: Process) -> tuple[Tensor, Tensor]:
     if isinstance(process, Flow):  # v = eps - x0
         return 1 / (1 + lam), -lam / (1 + lam)
     return 1 / (1 + lam**2), -lam * torch.rsqrt(1 + lam**2)  # v = alpha eps - sigma x0
-
-
-def _score_output(lam: Tensor, sigma_data: float, process: Process) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(lam), lam  # F = sigma * score = -eps
 
 
 def _of_output(lam: Tensor, c_out: Tensor) -> Tensor:
@@ -91,10 +79,11 @@ def _min_snr(lam: Tensor, c_out: Tensor) -> Tensor:
 
 PREDICTIONS: dict[str, Prediction] = {
     "edm": Prediction(_edm_output, _of_output, (Process,)),  # Karras et al. 2022
-    "eps": Prediction(_eps_output, _of_output, (Process,)),  # Ho et al. 2020
-    "x0": Prediction(_x0_output, _min_snr, (Process,)),
+    "eps": Prediction(lambda lam, *_: (torch.ones_like(lam), -lam), _of_output, (Process,)),  # Ho et al. 2020
+    "x0": Prediction(lambda lam, *_: (torch.zeros_like(lam), torch.ones_like(lam)), _min_snr, (Process,)),
     "v": Prediction(_v_output, _of_output, (VP, Flow, Cosine)),  # Salimans & Ho 2022, appendix D
-    "score": Prediction(_score_output, _of_output, (Process,)),  # Song et al. 2021
+    # F = sigma * score = -eps: Song et al. 2021
+    "score": Prediction(lambda lam, *_: (torch.ones_like(lam), lam), _of_output, (Process,)),
 }
 
 

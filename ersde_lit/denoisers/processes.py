@@ -141,15 +141,12 @@ class Cosine(Process):
     steps: int = 1000
     offset: float = 0.008
     max_beta: float = 0.999
+    t_range = 0.0, 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 2 or self.offset < 0 or not 0 < self.max_beta < 1:
             raise UserError(f"Cosine needs 2 steps or more, offset >= 0 and 0 < max_beta < 1, got {self}")
         _check_steps(self.steps)
-
-    @property
-    def t_range(self) -> tuple[float, float]:
-        return 0.0, 1.0
 
     @cached_property
     def levels(self) -> Tensor:
@@ -198,9 +195,7 @@ class VE(Process):
 class Flow(Process):
     """Straight paths of flow matching, alpha = 1 - t and sigma = t (Lipman et al. 2023; Liu et al. 2023)."""
 
-    @property
-    def t_range(self) -> tuple[float, float]:
-        return 1e-3, 1 - 1e-3
+    t_range = 1e-3, 1 - 1e-3
 
     def lam(self, t: Tensor) -> Tensor:
         return t / (1 - t)

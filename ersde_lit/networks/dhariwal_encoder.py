@@ -15,7 +15,7 @@ from ersde_lit.networks.residual_unet import ResidualBlock
 
 
 class DhariwalClassifierEncoder(Network):
-    """The way down of `DhariwalUNet`, pooled by attention and mapped to class logits; the defaults are for 64x64.
+    """Encoder of `DhariwalUNet`, pooled by attention and mapped to class logits; the defaults are for 64x64.
 
     Args:
         img_resolution: height and width.

@@ -10,7 +10,7 @@ from ersde_lit.networks.unet import Block, Downsample, norm, positional
 
 
 class ClassifierEncoder(Network):
-    """The way down of `UNet`, averaged over the image and mapped to class logits (after Dhariwal & Nichol 2021).
+    """Encoder of `UNet`, averaged over the image and mapped to class logits (after Dhariwal & Nichol 2021).
 
     Args:
         image_shape: (C, H, W).

@@ -99,7 +99,7 @@ def iddpm(n: int, lam_min: float = 0.002, lam_max: float = 81.0, steps: int = 10
 
 @dataclass(frozen=True)
 class Fixed:
-    """A list of one's own, (n+1,) lams, for the one n it holds."""
+    """Fixed list of (n+1,) lams, for its own n only."""
 
     lams: Sequence[float]
 

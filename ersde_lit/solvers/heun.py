@@ -85,7 +85,7 @@ class Heun(Sampler):
         return y
 
     def _raised(self, lams: Tensor, denoiser: Denoise) -> Tensor:
-        """Where churn takes each level but the last."""
+        """Noise levels after churn, for each level but the last."""
         lams = lams[:-1]
         gamma = min(self.churn / len(lams), math.sqrt(2) - 1)
         raised = torch.where((lams >= self.s_min) & (lams <= self.s_max), lams * (1 + gamma), lams)

@@ -17,7 +17,7 @@ Callback = Callable[[int, Tensor, Tensor, Tensor], object]
 
 
 class StepNoise(Protocol):
-    """Where a run's noise comes from: `SeededNoise`, or anything else with this method."""
+    """Source of the noise of each step: `SeededNoise`, or any object with this method."""
 
     def step(self, i: int) -> Tensor:
         """Standard normal noise for step i, shaped like the state."""
@@ -108,7 +108,7 @@ def weighted_sum(base: Tensor, weights: list[float], history: Iterable[Tensor]) 
 
 
 class NFECounter:
-    """A denoiser that counts its calls in `nfe`; everything else is asked of the denoiser it wraps."""
+    """A denoiser that counts its calls in `nfe`; other attributes are those of the wrapped denoiser."""
 
     def __init__(self, denoiser: Denoise):
         self.denoiser = denoiser

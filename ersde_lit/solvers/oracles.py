@@ -77,7 +77,7 @@ class Mixture:
 
 
 class BasisNoise:
-    """In place of noise, one batch row a source of noise: 1 in row 1 for `initial`, in row i + 2 for step i, else 0."""
+    """Basis vectors as noise, one row per source: 1 in row 1 for `initial`, in row i + 2 for step i, else 0."""
 
     def __init__(self, rows: int, like: Tensor):
         self._zeros = like.new_zeros(rows, *like.shape)
