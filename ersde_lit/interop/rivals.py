@@ -72,7 +72,7 @@ class _Rival(Sampler):
             raise UserError(f"a sampler of two calls a step needs a grid that ends in 0, not {lams[-1]:.6g}")
         model = _Model(denoiser, labels, callback)
         y = self._run(model, lams, noise.initial() * float(lams[0]), noise)
-        model.check()
+        raise_if_not_finite(model.totals, model.lams)
         return y
 
 
@@ -198,7 +198,7 @@ class _Increments:
 
 
 class _Model:
-    """Denoiser called with levels as 0-dim host tensors; reports each call and records whether x0 was finite."""
+    """Denoiser called with levels as 0-dim host tensors; reports each call and keeps the sum of x0 to check later."""
 
     def __init__(self, denoiser: Denoise, labels: Tensor | None, callback: Callback | None):
         self.denoiser, self.callback = denoiser, callback
@@ -213,9 +213,6 @@ class _Model:
         self.totals.append(x0.sum())
         self.lams.append(lam)
         return x0.to(y.dtype)
-
-    def check(self) -> None:
-        raise_if_not_finite(self.totals, self.lams)
 
 
 def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tensor, noise: StepNoise) -> Tensor:
@@ -235,10 +232,8 @@ def _steps(scheduler: Any, prediction: str, model: _Model, lams: Tensor, y: Tens
 def _step_with(scheduler: Any, draw: Callable[..., Tensor]) -> Callable[..., Any]:
     """The scheduler's `step` with `draw` in place of `randn_tensor`: a copy, so diffusers is not changed."""
     own = type(scheduler).step
-    copy = FunctionType(
-        own.__code__, {**own.__globals__, "randn_tensor": draw}, own.__name__, own.__defaults__, own.__closure__
-    )
-    return partial(copy, scheduler)
+    names = {**own.__globals__, "randn_tensor": draw}
+    return partial(FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__), scheduler)
 
 
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any], ours: tuple[str, ...]) -> None:
