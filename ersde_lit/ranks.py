@@ -22,8 +22,7 @@ PATIENCE = timedelta(days=30)  # with a rank at work; one that died is noticed a
 
 
 def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
-    """A Fabric of one process for each of `devices` devices on each node, launched; for work without collectives of
-    tensors.
+    """Launches a Fabric with a process for each of `devices` devices a node, for work without tensor collectives.
 
     Raises:
         ValueError: there is no such accelerator, or fewer devices.
@@ -45,7 +44,7 @@ def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning from telling of each rank's arrival."""
+    """Silences Lightning's messages about each rank's start."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
     levels = [logger.level for logger in loggers]
     try:
@@ -59,11 +58,11 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that work together. Methods are to be called by all of them.
+    """Rank of this process, with collectives of Python objects; all ranks must call each method.
 
     Attributes:
-        rank, count: which of how many.
-        group: through which they speak: gloo's, which waits for a slow rank; None: the default one.
+        rank, count: number of this process, and of processes.
+        group: gloo process group, which waits for a slow rank; None: the default one.
     """
 
     rank: int = 0

@@ -14,11 +14,10 @@ Meta = dict[str, Any]
 
 
 def parse_meta(text: str) -> Meta:
-    """A description from its JSON; ValueError if it is none."""
+    """Parses a description from JSON; raises ValueError where it is none."""
     meta = json.loads(text)
-    if not (isinstance(meta, dict) and isinstance(meta.get("seeds"), str)):
-        raise UserError("not a description of images")
-    if not all(isinstance(meta.get(key), dict) for key in ("options", "checkpoints", "paths")):
+    kinds = {"seeds": str, "options": dict, "checkpoints": dict, "paths": dict}
+    if not (isinstance(meta, dict) and all(isinstance(meta.get(key), kind) for key, kind in kinds.items())):
         raise UserError("not a description of images")
     return {**meta, "options": current_options(meta["options"])}
 

@@ -16,11 +16,11 @@ from ersde_lit.tf32 import tf32
 
 
 class Block(NamedTuple):
-    """Images sampled together: seeds[k] and labels[k] made images[k]."""
+    """A batch of samples: images[k] is a function of seeds[k] and labels[k]."""
 
     seeds: Sequence[int]
     images: Tensor  # float [B, C, H, W], nominally in [-1, 1], on the denoiser's device
-    labels: Tensor | None  # int64 [B] beside them; None for an unconditional model
+    labels: Tensor | None  # int64 [B]; None for an unconditional model
 
 
 def generate(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class NotFinite(FloatingPointError, ValueError):
-    """Samples that hold NaN."""
+    """Error for samples that hold NaN."""
 
 
 def quantise(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Job:
         return labels_of(self.denoiser, self.labels, seeds)
 
     def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
-        """The images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` sampled at a time."""
+        """Samples the images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` at a time."""
         device = next(self.denoiser.parameters()).device
         blocks = generate(
             self.denoiser, self.sampler, seeds, self.nfe, self.labels_of(seeds),
@@ -58,7 +58,9 @@ class Job:
 
 
 class Report(NamedTuple):
-    images: int  # made now, by all ranks
+    """Counts and costs of a run."""
+
+    images: int  # sampled now, by all ranks
     seconds: float
     memory: int  # bytes, the peak of the rank that needed most
 
@@ -119,7 +121,7 @@ def _sample(work: Work, numbers: Sequence[int], job: Job, local_rank: int, previ
 
 
 def _fitting(work: Work, job: Job, seeds: Sequence[int], preview: Preview | None) -> Tensor:
-    """The images of these seeds, as many at a time as fit into memory."""
+    """Samples the images of these seeds, as many at a time as fit into memory."""
     while True:
         size = min(work.chunk, len(seeds))
         try:
@@ -136,13 +138,12 @@ def _fitting(work: Work, job: Job, seeds: Sequence[int], preview: Preview | None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+    words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory, or else of the process."""
+    """Peak memory in bytes, of the GPU or else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows

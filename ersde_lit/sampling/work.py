@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +25,38 @@ from ersde_lit.sampling.formats import About, Encoded, Format, read_meta
 from ersde_lit.untrusted.archives import open_stored
 
 
+@dataclass(eq=False)
 class Work:
-    """The files of one run.
+    """Files of one run.
 
-    Args:
-        out: where the images go in the end.
-        format: how they are kept there.
+    Attributes:
+        out: the finished images.
+        format: their file format.
         seeds: of the images, in order; block k is the k-th `batch_size` of them.
-        meta: plain data that describes the images. Its "seeds", "options" and "checkpoints" say what they are: these
-            must be the same for a run to be gone on with.
-        overwrite: replace what `out` holds, and drop what is under way there, if either is of another run.
+        meta: description of the images; its "seeds", "options" and "checkpoints" must match for a run to be resumed.
+        overwrite: replace `out`, and drop an unfinished run there, if either is of another command.
     """
 
-    def __init__(
-        self,
-        out: str | Path,
-        format: Format,
-        seeds: Sequence[int],
-        batch_size: int,
-        meta: Meta,
-        overwrite: bool = False,
-    ) -> None:
-        self.out, self.format, self.seeds, self.batch_size = out, format, seeds, batch_size
-        self.meta, self.overwrite = meta, overwrite
-        self.target = Path(out).resolve()
+    out: str | Path
+    format: Format
+    seeds: Sequence[int]
+    batch_size: int
+    meta: Meta
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        self.target = Path(self.out).resolve()
         self.folder = self.target.with_name(f".{self.target.name}.parts")
         self.lock = FileLock(self.folder / "lock", blocking=False)
-        self.count = -(-len(seeds) // batch_size)
+        self.count = -(-len(self.seeds) // self.batch_size)
 
     # --- before anything is written, on every rank
 
     def finished(self) -> bool:
-        """Whether `out` holds these very images. Changes nothing.
+        """Whether `out` holds these images already. Changes nothing.
 
         Raises:
-            ValueError: `out` cannot be written, or it or the parts beside it are of something else; says of what.
+            UserError: `out` cannot be written, or it or its parts belong to another command; names the differences.
         """
         check_out(self.out)
         with disk_errors(self.out):
@@ -98,34 +96,30 @@ class Work:
     # --- the first rank, alone
 
     def begin(self) -> list[int]:
-        """Takes the place, clears away what a killed run left, and returns the numbers of the blocks to be made.
+        """Locks the folder, removes leftovers of a killed run and returns the numbers of the missing blocks.
 
         Raises:
-            ValueError: another process is at work there, or the disk fails.
+            UserError: another process holds the lock, or the disk fails.
         """
         with disk_errors(self.out):
             self.folder.mkdir(exist_ok=True)
             self._take()
             kept = self._kept()
-            if kept is None or differences(kept, self.meta):
-                self._clear(lambda path: path.name != "lock")
+            resumed = kept is not None and not differences(kept, self.meta)
+            for path in [*self.folder.iterdir()]:
+                leftover = path.name.endswith(".tmp") or path.stem == "whole"
+                if leftover or not (resumed or path.name == "lock"):
+                    _remove(path)
+            if not resumed:
                 self._put("meta.json", json.dumps(self.meta).encode())
-            else:
-                self._clear(lambda path: path.name.endswith(".tmp") or path.stem == "whole")
         return sorted({*range(self.count)} - self.done())
 
     def _take(self) -> None:
         try:
-            self.lock.acquire()
+            with suppress(NotImplementedError):  # a file system without locks
+                self.lock.acquire()
         except Timeout:
             raise UserError(f"--out {self.out}: another process is working on it; wait for it to end") from None
-        except NotImplementedError:
-            pass  # a file system without locks
-
-    def _clear(self, unwanted: Any) -> None:
-        for path in [*self.folder.iterdir()]:
-            if unwanted(path):
-                _remove(path)
 
     def publish(self, labels: Sequence[int] | None, **facts: Any) -> None:
         """Puts the blocks together under the final name and removes the parts; `facts` go into the description too.
@@ -151,7 +145,7 @@ class Work:
             self.clean()
 
     def clean(self) -> None:
-        """Removes the parts, if no other process is at work there."""
+        """Removes the parts, unless another process holds the lock."""
         if not self.folder.exists():
             return
         with suppress(ValueError, OSError):
@@ -166,31 +160,29 @@ class Work:
         return self.seeds[number * self.batch_size : (number + 1) * self.batch_size]
 
     def done(self) -> set[int]:
-        """The numbers of the blocks that are there, whichever rank made them."""
+        """The numbers of the finished blocks, of all ranks."""
         with disk_errors(self.out):
             return {int(name[:-4]) for name in os.listdir(self.folder) if name.endswith(".zip") and name[:-4].isdigit()}
 
     def images_done(self) -> int:
-        """The number of images in them."""
-        done = self.done()
-        last = self.count - 1
-        return (len(done) - (last in done)) * self.batch_size + (last in done) * len(self.block(last))
+        """The number of images in the finished blocks."""
+        return sum(len(self.block(number)) for number in self.done())
 
     def save(self, number: int, images: Encoded) -> None:
-        """Keeps a block; raises ValueError, and leaves nothing, where the disk fails."""
+        """Stores a block atomically; raises UserError where the disk fails."""
         with disk_errors(self.out):
             self._put(f"{number:06d}.zip", images)
 
     @property
     def chunk(self) -> int:
-        """How many images fit into memory at a time: `batch_size`, or less once some rank has found it too large."""
+        """The number of images sampled at a time: `batch_size`, or less once a rank ran out of memory."""
         try:
             return min(self.batch_size, int((self.folder / "chunk").read_text()))
         except (FileNotFoundError, ValueError):
             return self.batch_size
 
     def shrink(self, chunk: int) -> bool:
-        """Keeps that no more than `chunk` images fit; False if that, or less, was known."""
+        """Lowers `chunk` for all ranks and for resumed runs; False if it is as low already."""
         if self.chunk <= chunk:
             return False
         with disk_errors(self.out):
