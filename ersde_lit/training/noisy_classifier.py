@@ -102,7 +102,7 @@ def load_classifier(path: str | Path, trust: bool = False) -> NoisyClassifier:
     """Loads the classifier of a checkpoint, with raw and averaged weights, in eval mode on the CPU.
 
     Args:
-        path: a .ckpt file written by `fit` or a Trainer; without averages (until version 0.1), its raw weights serve as such.
+        path: a .ckpt file written by `fit` or a Trainer; without averages (version 0.1), its raw weights serve.
         trust: also import network, process and density classes from outside `ersde_lit`.
 
     Raises:
