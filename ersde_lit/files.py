@@ -75,13 +75,13 @@ def locked(path: str | Path, busy: str) -> Iterator[None]:
 
 
 @contextmanager
-def disk_errors(out: str | Path, option: str | None = "out") -> Iterator[None]:
-    """Turns a full disk and the like (OSError) into a UserError that names the option, or the file alone."""
+def disk_errors(out: str | Path, option: str | None = "out", advice: str = "") -> Iterator[None]:
+    """Turns a full disk and the like (OSError) into a UserError that names the option, or the file alone if None."""
     try:
         yield
     except OSError as error:
         name = f"--{option} {out}" if option else f"{out}"
-        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{name} cannot be written: {error.strerror or error}{advice}") from error
 
 
 def check_out(out: str | Path, option: str = "out") -> None:

@@ -11,13 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ersde_lit.callbacks.fid_measure import RealImages, features_and_reference, measure, precision_of, sample_images
+from ersde_lit.callbacks.fid_measure import RealImages, measure, precision_of, sample_images
 from ersde_lit.callbacks.fid_output import log_picture, table
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
-from ersde_lit.metrics.choice import Choice
+from ersde_lit.metrics.choice import Choice, features_and_reference
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.protocol import size_in_words
 from ersde_lit.metrics.scores import MetricName

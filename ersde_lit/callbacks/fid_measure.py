@@ -1,20 +1,18 @@
-"""Measurement for the FID callback: features, reference statistics, and metrics of real and sampled images."""
+"""Measurement for the FID callback: metrics of real and sampled images over all ranks."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
-from ersde_lit.metrics.choice import Choice, features_for
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.nearest import nearest_distances
-from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of
-from ersde_lit.metrics.scores import OF_FEATURES, MetricName, Scores
+from ersde_lit.metrics.reference import Reference
+from ersde_lit.metrics.scores import MetricName, Scores
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
@@ -32,23 +30,6 @@ class RealImages(NamedTuple):
 
     def scores(self, metrics: Sequence[MetricName], ranks: Ranks) -> Scores:
         return Scores(self.features, self.reference, metrics, sync=ranks.count > 1, group=ranks.group)
-
-
-def features_and_reference(
-    choice: Choice | Features, data: ImageDataModule | None, weights: str | None, reference_file: str | None,
-    metrics: Sequence[MetricName], device: torch.device, ranks: Ranks, exif: Literal["apply", "ignore"] = "apply",
-) -> tuple[Features, Reference]:  # fmt: skip
-    """Prepares the features on the first rank and measures the reference on all; to be called by all ranks."""
-    features = None
-    with ranks.fail_together():
-        if ranks.rank == 0:
-            features = features_for(choice, data, weights, device=device).cpu()
-    features = ranks.of_first(features)  # the same to the last bit
-    given: Any = {"keep_features": KEEP if OF_FEATURES & {*metrics} else 0, "ranks": ranks}
-    if reference_file is not None:
-        return features, read_reference(reference_file, features, device, exif=exif, **given)
-    assert data is not None
-    return features, reference_of(data, features, device, **given)
 
 
 def precision_of(trainer: Trainer) -> str:

@@ -6,8 +6,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -19,7 +18,7 @@ from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array, sh
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
-from ersde_lit.files import locked, replacing, write_text
+from ersde_lit.files import disk_errors, locked, replacing, write_text
 
 LOCK = ".lock"
 BLOCK = 256  # images read and written at a time
@@ -82,7 +81,7 @@ def convert(
     order = np.concatenate([np.setdiff1d(np.arange(len(source.labels)), held_out), held_out])
     plan = replace(plan_of(source, held_out), command=command)
     work = out.with_name(f"{out.name}.partial")
-    with _disk_errors(work):
+    with disk_errors(work, None, "; the same command continues from there"):
         _open_work_folder(work, out)
         with locked(work / LOCK, f"{work} is being written by another process: wait for it to end"):
             _begin(work, plan, tell)
@@ -118,17 +117,6 @@ def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
         sha256={},
         notes=(*source.notes, *about_empty(source.labels, source.num_classes)),
     )
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and the like (OSError) into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; the same command continues from there"
-        ) from error
 
 
 def _open_work_folder(work: Path, out: Path) -> None:

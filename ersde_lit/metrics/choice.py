@@ -1,18 +1,23 @@
-"""Choice of features by name."""
+"""Choice of features by name, and of the reference they are compared with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ersde_lit.data import ImageDataModule
+from ersde_lit.data.decode import Exif
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.classifier import classifier
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.inception import Inception, find_weights
+from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of
+from ersde_lit.metrics.scores import OF_FEATURES, MetricName
+from ersde_lit.ranks import Ranks
 
 Choice = Literal["inception", "classifier", "inception_or_classifier"]
 
@@ -52,3 +57,20 @@ def features_for(
     if data is None:
         raise UserError("classifier features are trained on the labels of a data set: name one, or choose inception")
     return classifier(data, cache, device=device)
+
+
+def features_and_reference(
+    choice: Choice | Features, data: ImageDataModule | None, weights: str | None, reference_file: str | None,
+    metrics: Sequence[MetricName], device: torch.device, ranks: Ranks, exif: Exif = "apply",
+) -> tuple[Features, Reference]:  # fmt: skip
+    """Prepares the features on the first rank and measures the reference on all; to be called by all ranks."""
+    features = None
+    with ranks.fail_together():
+        if ranks.rank == 0:
+            features = features_for(choice, data, weights, device=device).cpu()
+    features = ranks.of_first(features)  # the same to the last bit
+    given: Any = {"keep_features": KEEP if OF_FEATURES & {*metrics} else 0, "ranks": ranks}
+    if reference_file is not None:
+        return features, read_reference(reference_file, features, device, exif=exif, **given)
+    assert data is not None
+    return features, reference_of(data, features, device, **given)

@@ -77,8 +77,8 @@ class ReferenceOptions:
 
     def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
         """Prepares metrics against the reference; to be called by all ranks."""
-        from ersde_lit.callbacks.fid_measure import features_and_reference
         from ersde_lit.metrics import Scores
+        from ersde_lit.metrics.choice import features_and_reference
         from ersde_lit.ranks import Ranks
 
         all_ranks = Ranks.of(ranks)
