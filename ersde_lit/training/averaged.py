@@ -1,5 +1,6 @@
 """Base class of trained modules: random draws by image number, averaged weights, optimiser, checkpoints."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar, Self
@@ -18,7 +19,7 @@ from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
 from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.optimizer import AdamWConfig
 from ersde_lit.training.randomness import image_seeds
-from ersde_lit.training.spec import describe, with_defaults
+from ersde_lit.training.spec import describe, differences, in_words, with_defaults
 from ersde_lit.training.weights import fitted
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
@@ -51,6 +52,7 @@ class AveragedModule(GuardedModule):
         self.images_seen = self._images_at_step = 0
         self._loss_of_step = torch.zeros(())  # summed over this device's images
         self._evaluation_batch = 0
+        self._lr_at: tuple[int, float] | None = None  # step and rate of the checkpoint that training goes on from
 
     # --- of subclasses
 
@@ -140,6 +142,15 @@ class AveragedModule(GuardedModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.recipe.optimizer(self.trained.parameters())
         total = max(self.trainer.estimated_stepping_batches, 1)
+        if self._lr_at is not None:
+            step, lr = self._lr_at
+            now = self.recipe.lr * self.recipe.factor(self.images_seen, step / total)
+            if not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
+                raise UserError(
+                    f"the learning rate at step {step} was {lr:.4g}, and in a training of this length and recipe it is "
+                    f"{now:.4g}: a training whose rate has begun to fall keeps its length; start a new one from its "
+                    "weights (fit --run NAME --init_from CHECKPOINT)"
+                )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.recipe.factor(self.images_seen, step / total)
         )
@@ -168,21 +179,33 @@ class AveragedModule(GuardedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where settings or weights are of another model, or the training had diverged."""
         super().on_load_checkpoint(checkpoint)
+        if other := self.differences(checkpoint):
+            raise UserError(f"the checkpoint is of another model: {in_words(other)}")
+        if "state_dict" in checkpoint:  # FSDP2 loads the weights itself
+            checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
+        if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
+            self.double()  # before the weights come: Lightning does it afterwards
+        self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
+        if schedules := checkpoint.get("lr_schedulers"):
+            self._lr_at = checkpoint["global_step"], schedules[0]["_last_lr"][0]
+
+    def differences(self, checkpoint: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings of the model that differ, by key: the checkpoint's and this module's.
+
+        Raises:
+            UserError: the checkpoint is of another kind of module.
+        """
         kept, own = checkpoint[SPEC_KEY], self.spec
         if self.KIND is not None:
             kept = kept.get(self.KIND, {})
         if "network" not in kept:
             raise UserError(f"the checkpoint is not one of a {type(self).__name__}")
         values = {"network": self.network, "process": self.process}
-        for name in self.SETTINGS:
-            theirs, ours = (with_defaults(value, values.get(name)) for value in (kept.get(name, own[name]), own[name]))
-            if theirs != ours:
-                raise UserError(f"the checkpoint is of another model: its {name} is {theirs}, not {ours}")
-        if "state_dict" in checkpoint:  # FSDP2 loads the weights itself
-            checkpoint["state_dict"] = fitted(checkpoint["state_dict"], self)
-        if any(weight.dtype == torch.float64 for weight in checkpoint.get("state_dict", {}).values()):
-            self.double()  # before the weights come: Lightning does it afterwards
-        self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
+        theirs, ours = (
+            {name: with_defaults(spec.get(name, own[name]), values.get(name)) for name in self.SETTINGS}
+            for spec in (kept, own)
+        )
+        return differences(theirs, ours)
 
     # --- evaluation
 

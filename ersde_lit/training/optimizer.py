@@ -1,7 +1,9 @@
-"""Settings of AdamW with a warm-up in images and a linear decay at the end."""
+"""Settings of AdamW and of its learning rate: warm-up, inverse square root decay, and a decay at the end."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,7 +22,10 @@ class AdamWConfig:
         betas: decay of Adam's two moments.
         weight_decay: decoupled weight decay.
         warmup: images over which the rate rises linearly from 0 to `lr`.
-        decay: fraction of the training, at its end, over which the rate falls linearly to 0.
+        decay: fraction of the training, at its end, over which the rate falls to 0; 1: from the beginning.
+        decay_shape: "linear", or "cosine": (1 + cos(pi p)) / 2 at the share p of that fraction.
+        constant: images after which the rate falls as sqrt(constant / images), as EDM2's does (Karras et al.
+            2024, arXiv:2312.02696; its t_ref counts batches); 0: it does not.
     """
 
     lr: float = 1e-3
@@ -28,10 +33,14 @@ class AdamWConfig:
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 0.0
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    constant: int = 0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise UserError(f"AdamW needs lr > 0, warmup >= 0 and decay in [0, 1], got {self}")
+        if self.lr <= 0 or min(self.warmup, self.constant) < 0 or not 0 <= self.decay <= 1:
+            raise UserError(f"AdamW needs lr > 0, warmup and constant >= 0 and decay in [0, 1], got {self}")
+        if self.decay_shape not in ("linear", "cosine"):
+            raise UserError(f"decay_shape is linear or cosine, not {self.decay_shape!r}")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # Plain floats whatever was given (a list by YAML, numpy's numbers): optimiser states go into checkpoints.
@@ -47,7 +56,10 @@ class AdamWConfig:
         """Factor of `lr` after `images_seen` images, at `progress` in [0, 1] of the training."""
         rise = min(images_seen / self.warmup, 1.0) if self.warmup else 1.0
         fall = min((1 - progress) / self.decay, 1.0) if self.decay else 1.0
-        return max(rise * fall, 0.0)
+        if self.decay_shape == "cosine":
+            fall = (1 - math.cos(math.pi * max(fall, 0.0))) / 2
+        root = math.sqrt(self.constant / max(images_seen, self.constant)) if self.constant else 1.0
+        return max(rise * root * fall, 0.0)
 
 
 AdamW = AdamWConfig  # the name before

@@ -55,6 +55,29 @@ def with_defaults(spec: Any, value: Any) -> Any:
     return {**spec, "init_args": arguments}
 
 
+def flat(spec: Any, key: str = "") -> dict[str, Any]:
+    """Values of a description by dotted keys; "network" is the class of a network, "network.width" its argument."""
+    if not isinstance(spec, dict):
+        return {key: spec}
+    values: dict[str, Any] = {}
+    for name, item in spec.items():
+        values |= flat(item, key if name in ("class_path", "init_args") else f"{key}.{name}".lstrip("."))
+    return values
+
+
+def differences(theirs: Any, ours: Any) -> dict[str, tuple[Any, Any]]:
+    """Values of two descriptions by the keys at which they differ; where classes do, their arguments are left out."""
+    there, here = flat(theirs), flat(ours)
+    found = {key: (there.get(key), here.get(key)) for key in {**there, **here} if there.get(key) != here.get(key)}
+    return {key: pair for key, pair in found.items() if key.rpartition(".")[0] not in found}
+
+
+def in_words(differences: dict[str, tuple[Any, Any]]) -> str:
+    """Lists the values there and here of up to four keys."""
+    first = [f"{key} is {there} there and {here} here" for key, (there, here) in [*differences.items()][:4]]
+    return ", ".join(first + [f"and {len(differences) - 4} more"] * (len(differences) > 4))
+
+
 def build(spec: Any, trust: bool = False) -> Any:
     """Rebuilds what `describe` described.
 

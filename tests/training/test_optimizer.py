@@ -20,14 +20,35 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert recipe.factor(9000, 1.0) == 0 == recipe.factor(9000, 1.1)
 
 
+def test_a_cosine_falls_from_1_to_0_with_no_slope_at_its_ends() -> None:
+    recipe = AdamWConfig(decay=1.0, decay_shape="cosine")
+    for progress in (0.0, 0.1, 0.5, 0.9, 1.0, 1.2):
+        expected = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        assert recipe.factor(10**6, progress) == pytest.approx(expected, abs=1e-12)
+    assert AdamWConfig(decay=0.5, decay_shape="cosine").factor(1, 0.75) == pytest.approx(0.5)
+
+
+def test_the_rate_falls_as_the_inverse_square_root_of_images() -> None:
+    recipe = AdamWConfig(warmup=100, constant=1000)
+    assert recipe.factor(50, 0.0) == 0.5
+    assert recipe.factor(1000, 0.1) == 1
+    assert recipe.factor(4000, 0.4) == 0.5
+    assert recipe.factor(100_000, 1.0) == pytest.approx(0.1)
+
+
 def test_neither_is_needed() -> None:
     assert AdamWConfig().factor(0, 0.0) == AdamWConfig().factor(10**9, 1.0) == 1
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0}, {"warmup": -1}, {"decay": 1.5}])
+@pytest.mark.parametrize("settings", [{"lr": 0}, {"warmup": -1}, {"decay": 1.5}, {"constant": -1}])
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="AdamW needs"):
         AdamWConfig(**settings)
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="linear or cosine"):
+        AdamWConfig(decay_shape="square")  # type: ignore[arg-type]
 
 
 def test_without_weight_decay_it_is_adam() -> None:

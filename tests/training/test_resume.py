@@ -32,10 +32,16 @@ class Killed(Exception):
 
 
 class Witness(Callback):
-    """Dies at the end of a batch; remembers which validations there were, in its checkpoints as well."""
+    """Dies at the end of a batch or a validation; remembers validations, in its checkpoints as well."""
 
-    def __init__(self, dies_after: int | None) -> None:
-        self.batches_left, self.validations = dies_after, []
+    def __init__(self, dies_after: int | None, dies_in_validation: int | None = None) -> None:
+        self.batches_left, self.validations_left, self.validations = dies_after, dies_in_validation, []
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.validations_left is not None and not trainer.sanity_checking:
+            self.validations_left -= 1
+            if self.validations_left == 0:
+                raise Killed
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self.batches_left is not None:
@@ -59,22 +65,30 @@ def last(folder: Path) -> Path:
 
 
 def start(
-    folder: Path, *others: Callback, dies_after: int | None = None, steps: int = 2, dropout: float = 0.3, **options: Any
+    folder: Path,
+    *others: Callback,
+    dies_after: int | None = None,
+    dies_in_validation: int | None = None,
+    steps: int = 2,
+    dropout: float = 0.3,
+    decay: float = 0.5,
+    **options: Any,
 ) -> pl.Trainer:
     """Begins a run of 5 steps an epoch, or goes on with it, as the command line does."""
     pl.seed_everything(3, verbose=False)
-    recipe = AdamWConfig(1e-2, warmup=20, decay=0.5)
+    recipe = AdamWConfig(1e-2, warmup=20, decay=decay)
     module = DiffusionModule(network(dropout=dropout), label_dropout=0.2, optimizer=recipe, ema=EMA(50))
     attempt = len(list(folder.glob("curves/*")))
     runner = trainer(
         folder, logger=CSVLogger(folder, "curves", attempt), log_every_n_steps=1, enable_checkpointing=True,
-        callbacks=[Witness(dies_after), *others, RollingCheckpoint(steps=steps)], plugins=[AtomicCheckpointIO()],
+        callbacks=[Witness(dies_after, dies_in_validation), *others, RollingCheckpoint(steps=steps)],
+        plugins=[AtomicCheckpointIO()],
         **options,
     )  # fmt: skip
     try:
         runner.fit(module, datamodule=Pictures(8), ckpt_path=last(folder) if last(folder).exists() else None)
     except Killed:
-        assert dies_after is not None
+        assert dies_after is not None or dies_in_validation is not None
     return runner
 
 
@@ -118,6 +132,41 @@ def test_a_run_that_died_twice_ends_like_one_that_never_did(mode: str, tmp_path,
         assert curves(folder) == logged
 
 
+@pytest.mark.parametrize("longer", [{"max_epochs": 4}, {"max_steps": 17, "check_val_every_n_epoch": 2}])
+def test_a_run_is_extended_to_what_it_would_have_been(longer: dict[str, int], tmp_path) -> None:
+    start(tmp_path / "extended", max_epochs=2, decay=0.0)
+    start(tmp_path / "extended", decay=0.0, **longer)
+    start(tmp_path / "whole", decay=0.0, **longer)
+    extended, whole = content(tmp_path / "extended"), content(tmp_path / "whole")
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "images_seen", "epoch", "global_step"):
+        assert_same(extended[key], whole[key])
+
+
+@pytest.mark.parametrize(("trained", "refused"), [(2, False), (4, True)])
+def test_a_run_whose_rate_has_begun_to_fall_keeps_its_length(trained: int, refused: bool, tmp_path) -> None:
+    start(tmp_path, dies_after=5 * trained - 1, steps=1, max_epochs=5)  # it falls from step 13 of 25 on
+    if refused:
+        with pytest.raises(ValueError, match="keeps its length.*--init_from"):
+            start(tmp_path, max_epochs=8)
+    else:
+        assert start(tmp_path, max_epochs=8).global_step == 40
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "limit_val_batches" not in MODES[mode]])
+def test_a_run_that_died_in_each_validation_ends_like_one_that_never_did(mode: str, tmp_path) -> None:
+    whole = start(tmp_path / "whole", steps=100, **MODES[mode])
+    expected, folder = content(tmp_path / "whole"), tmp_path / "killed"
+    validations = next(state for key, state in expected["callbacks"].items() if "Witness" in key)["validations"]
+    for step in validations:
+        for nth in (2, 1) if step != validations[0] else (1, 1):  # the one that was cut short, and then the next
+            start(folder, dies_in_validation=nth, steps=100, **MODES[mode])
+            assert content(folder)["global_step"] == step
+    start(folder, steps=100, **MODES[mode])
+    assert content(folder)["global_step"] == whole.global_step
+    assert_same(content(folder), expected)
+    assert curves(folder) == curves(tmp_path / "whole")
+
+
 def test_checkpoints_are_written_as_often_as_said_and_the_one_before_is_kept(tmp_path) -> None:
     start(tmp_path, steps=3, dies_after=9, max_epochs=3, limit_val_batches=0)
     steps = {path.stem: torch.load(path, weights_only=True)["global_step"] for path in last(tmp_path).parent.iterdir()}
@@ -137,22 +186,51 @@ def test_a_checkpoint_follows_each_validation_and_the_clock(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_sigterm_saves_after_the_step_and_ends(batches: int, tmp_path, capsys) -> None:
-    class Preempted(Callback):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_after_the_step_and_ends(batches: int, number: int, name: str, tmp_path, capsys) -> None:
+    class Stopped(Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
             if module.images_seen == 56 + 8 // batches:  # in the middle of a step where two batches make one
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
     options = {"max_epochs": 3, "steps": 100, "accumulate_grad_batches": batches}
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        start(tmp_path / "stopped", Preempted(), **options)
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+        start(tmp_path / "stopped", Stopped(), **options)
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == before
     assert content(tmp_path / "stopped")["global_step"] == 8
-    assert "SIGTERM: saved" in capsys.readouterr().out
+    assert f"{name}: saved" in capsys.readouterr().out
     start(tmp_path / "stopped", **options)
     start(tmp_path / "whole", **options)
+    assert_same(content(tmp_path / "stopped"), content(tmp_path / "whole"))
+
+
+class Interrupted(Callback):
+    """Sends Ctrl-C in the second validation, once or twice."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == 10:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("times", "code", "validations"), [(1, 130, [5, 10]), (2, 1, [5])])
+def test_ctrl_c_in_a_validation_ends_after_it_and_twice_at_once(
+    times: int, code: int, validations: list[int], tmp_path, capsys
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        start(tmp_path / "stopped", Interrupted(times), max_epochs=3, steps=100)
+    assert stopped.value.code == code
+    assert "ends after this validation" in capsys.readouterr().err
+    kept = content(tmp_path / "stopped")
+    assert kept["global_step"] == 10
+    assert next(iter(kept["callbacks"].values())) == {"validations": validations}
+    start(tmp_path / "stopped", max_epochs=3)
+    start(tmp_path / "whole", max_epochs=3)
     assert_same(content(tmp_path / "stopped"), content(tmp_path / "whole"))
 
 
@@ -182,7 +260,9 @@ def test_curves_are_never_behind_the_checkpoint(tmp_path, monkeypatch) -> None:
         enable_checkpointing=True, callbacks=[RollingCheckpoint(steps=1)],
     )  # fmt: skip
     runner.fit(DiffusionModule(network()), datamodule=Pictures(8))
-    assert written == [(step, [*range(step + 1)]) for step in range(5)]
+    assert written == [
+        (step, [*range(step + 1)]) for step in (0, 1, 2, 3, 4, 4)
+    ]  # the last: before and after validation
 
 
 def test_a_trial_saves_nothing(tmp_path) -> None:
