@@ -109,6 +109,12 @@ def check_new(out: str | Path, option: str = "out") -> None:
         raise UserError(f"--{option} {out} exists; choose another name")
 
 
+def check_present(inputs: Mapping[str, str]) -> None:
+    """Raises UserError that names all files and folders to be read, by option, that do not exist."""
+    if absent := [f"--{option} {path}" for option, path in inputs.items() if not Path(path).expanduser().exists()]:
+        raise UserError(f"there is nothing at {', '.join(absent)}")
+
+
 def check_apart(outputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
     """Raises UserError where a file to be written, by option, is also another one or one that is read."""
     options: dict[Path, str] = {Path(path).resolve(): option for option, path in inputs.items()}

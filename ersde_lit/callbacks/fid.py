@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ersde_lit.callbacks.fid_measure import RealImages, measure, precision_of, sample_images
 from ersde_lit.callbacks.fid_output import log_picture, table
+from ersde_lit.callbacks.progress_bar import images_shown
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.choice import Choice, features_and_reference
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.protocol import size_in_words
+from ersde_lit.metrics.protocol import size_in_words, title
 from ersde_lit.metrics.scores import MetricName
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.grid import image_grid
@@ -163,9 +164,9 @@ class FIDCallback(Callback):
                 if left_out or (begun and self._ranks.of_first(time.monotonic() - start > limit)):
                     left_out.append(cell)
                     continue
-                measured, failure = measure(
-                    self._sampled(trainer, denoiser, sampler, nfe), scores, train_images, self._ranks
-                )
+                with images_shown(trainer, f"{title(self.metrics[0])} {name}, NFE {nfe}", self.num_samples) as advance:
+                    blocks = self._sampled(trainer, denoiser, sampler, nfe, advance)
+                    measured, failure = measure(blocks, scores, train_images, self._ranks)
                 values |= {f"{metric}/{cell}": value for metric, value in measured.items()}
                 if failure:
                     rank_zero_warn(f"{cell} cannot be measured, it is logged as NaN: {failure}")
@@ -187,6 +188,17 @@ class FIDCallback(Callback):
         if self.reference is None or self.features == "classifier":
             raise UserError("FIDCallback compares with real images: give the trainer an ImageDataModule")
         return None
+
+    @property
+    def monitor(self) -> str | None:
+        """What a ModelCheckpoint (mode min) may monitor: FID or KID of the first sampler; None if neither is measured.
+
+        At the largest NFE, but where `max_seconds` may leave it out, at the first.
+        """
+        metric = next((metric for metric in self.metrics if metric in ("fid", "kid")), None)
+        name, sampler = next(iter(self.samplers.items()))
+        nfes = [sampler.calls(nfe) for nfe in self.nfes]
+        return metric and f"{metric}/{name}/nfe{max(nfes) if self.max_seconds is None else nfes[0]}"
 
     @property
     def state_key(self) -> str:
@@ -213,13 +225,14 @@ class FIDCallback(Callback):
             yield first, max(self.nearest_images - first, 0)
 
     def _sampled(
-        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int
+        self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int, advance: Callable[[int], None]
     ) -> Iterator[tuple[Tensor, int]]:
-        """Samples this rank's blocks of images for `measure`."""
+        """Samples this rank's blocks of images for `measure`; `advance` is told of the images of all ranks."""
         seeds = range(self.first_seed, self.first_seed + self.num_samples)
         for first, near in self._blocks(self.num_samples):
             block = seeds[first : first + self.batch_size]
             yield sample_images(trainer, denoiser, sampler, block, nfe, self.batch_size), near
+            advance(len(block) * self._ranks.count)
 
     def _draw(self, trainer: Trainer, denoiser: Denoiser, name: str, sampler: Sampler, nfe: int) -> None:
         classes = trained_of(denoiser.num_classes, getattr(denoiser, "trained_classes", None))[:ROWS]

@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions
 from ersde_lit.cli.parser import Parser, options_of, read_inline, split
 from ersde_lit.errors import UserError, needs_extra
-from ersde_lit.files import check_out, disk_errors
+from ersde_lit.files import check_out, check_present, disk_errors
 from ersde_lit.names import MAX_STEPS
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -78,6 +78,8 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
         raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
         raise UserError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
+    if options.ckpt_path is not None:
+        check_present({"ckpt_path": options.ckpt_path})
     if options.labels is not None and options.ckpt_path is None:
         raise UserError("--labels are for a checkpoint: give its --ckpt_path")
     if options.nfe * options.substeps > MAX_STEPS:

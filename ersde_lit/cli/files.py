@@ -104,6 +104,7 @@ def average(
     check_new(out)
     if (gamma is None) == (sigma_rel is None):
         raise UserError("the length of the average is --sigma_rel or --gamma: pass one of them")
+    _check_source(run)
 
     from ersde_lit.training import AtomicCheckpointIO, reconstruct
     from ersde_lit.training.power_ema import sigma_rel_of
@@ -129,6 +130,7 @@ def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False) ->
     check_new(out)
     if Path(out).suffix.lower() != ".safetensors":
         raise UserError(f"--out {out}: the file is a .safetensors, name it so")
+    _check_source(checkpoint)
 
     from ersde_lit.interop.weights.safetensors_file import export
 
@@ -147,6 +149,7 @@ def import_weights(source: str, *, out: str, config_out: str | None = None, **fl
         flags: what guided-diffusion's weights do not contain, see `GuidedFlags`.
     """
     known = GuidedFlags(**flags)
+    _check_source(source)
     check_new(out)
     if config_out is not None:
         check_new(config_out, "config_out")
@@ -218,3 +221,9 @@ def reference(
     print(f"{out}: mean and covariance of {found.description}, {net.description}")
     for note in filter(None, (too_few(found.num_images or 0, net.num_features), found.copies_in_words)):
         print(f"warning: {note}")
+
+
+def _check_source(path: str) -> None:
+    """Raises UserError, before torch is imported, where there is nothing at the path of a source."""
+    if not Path(path).exists():
+        raise UserError(f"there is nothing at {path}")

@@ -13,7 +13,7 @@ from ersde_lit.cli.options.model import GuidedModel
 from ersde_lit.cli.options.sampler import REPLACES, SamplerOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_apart, check_out
+from ersde_lit.files import check_apart, check_out, check_present
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -106,7 +106,9 @@ def sample(
     labels = None if image.labels is None else str(image.labels)
     check_out(image.out)
     format = format_of(image.out, **image.layout)
-    check_apart({"out": image.out, **machine.views}, {"ckpt_path": image.ckpt_path, **guidance.checkpoints})
+    inputs = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
+    check_apart({"out": image.out, **machine.views}, inputs)
+    check_present(inputs)
 
     from ersde_lit.ranks import Ranks
     from ersde_lit.sampling.run import complete, trajectory

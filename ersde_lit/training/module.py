@@ -32,7 +32,9 @@ class DiffusionModule(AveragedModule):
     Args:
         network: the raw network F.
         process: the noising process; VE() if None.
-        preconditioning, prediction, sigma_data: as for `Denoiser`.
+        preconditioning: scaling of the network's input and its noise condition: edm, vp, iddpm, ve or flow.
+        prediction: what the network's output means: edm (its own F), eps, x0, v or score.
+        sigma_data: standard deviation of the data's pixels in [-1, 1], of preconditioning and prediction "edm".
         density: noise levels to train on; None takes the one its preconditioning was published with.
         label_dropout: probability of training an image as unconditional (label -1).
         optimizer: learning rate and its schedule.

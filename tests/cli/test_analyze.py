@@ -172,7 +172,7 @@ def test_what_fails_leaves_nothing(here, monkeypatch) -> None:
         (["--grid=vp_linear", "--rho=5"], "no option 'rho'"),
         (["--grid=uniform_t"], "--ckpt_path"),
         (["--labels=3"], "--ckpt_path"),
-        (["--ckpt_path=absent.ckpt"], "no checkpoint at absent.ckpt"),
+        (["--ckpt_path=absent.ckpt"], "nothing at --ckpt_path absent.ckpt"),
         (["--seeds=5-2"], "downwards"),
         (["--out=absent/x"], "there is no folder"),
         (["--out=x.pdf"], "ends in .png"),

@@ -76,7 +76,7 @@ def test_gamma_and_an_earlier_moment(inside) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["runs/absent"], "no checkpoint at runs/absent/checkpoints/last.ckpt"),
+        (["runs/absent"], "nothing at runs/absent"),
         (["runs/cut"], "last.ckpt is damaged"),
         (["runs/damaged"], "0000000256.safetensors is damaged"),
         (["runs/without"], "no power-function averages: train with the callback ersde_lit.training.PowerEMA"),

@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -6,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from quick_start import CONFIGS, SMALL_GRID, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.cli import main
 from ersde_lit.data import Digits
+from ersde_lit.files import locked
 from ersde_lit.networks import UNet
 from ersde_lit.training import DiffusionModule, load, load_classifier
 
@@ -18,7 +21,7 @@ from ersde_lit.training import DiffusionModule, load, load_classifier
 def test_a_run_leaves_its_configuration_checkpoint_curves_and_pictures(inside) -> None:
     run = inside / "runs" / "digits"
     assert {"config.yaml", "checkpoints", "logs", "samples", "finished"} <= {p.name for p in run.iterdir()}
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert len(list((run / "samples").glob("er_sde-nfe3-*.png"))) == 2
     events = EventAccumulator(str(run / "logs")).Reload()
     fids = [event.value for event in events.Scalars("fid/er_sde/nfe3")]
@@ -49,6 +52,112 @@ def test_a_changed_configuration_is_refused(inside, capsys) -> None:
     error = capsys.readouterr().err
     assert "model.sigma_data" in error
     assert "--run NAME" in error
+
+
+@pytest.mark.parametrize("wrong", ["num_clases", "init_arg"])
+def test_a_misspelt_name_in_a_file_is_named_with_its_place(wrong, inside, tmp_path, capsys) -> None:
+    text = (
+        (CONFIGS / "digits.yaml")
+        .read_text()
+        .replace({"num_clases": "num_classes", "init_arg": "init_args"}[wrong], wrong)
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["fit", "--config", str(tmp_path / "mine.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'mine.yaml'}, model.network: there is no {wrong}; did you mean" in error
+    assert error.count("\n") == 1
+
+
+def test_sizes_that_a_configuration_leaves_out_are_the_datas(inside, capsys, tmp_path) -> None:
+    lines = (CONFIGS / "digits.yaml").read_text().splitlines(keepends=True)
+    text = "".join(line for line in lines if "image_shape" not in line and "num_classes" not in line)
+    (tmp_path / "sizeless.yaml").write_text(text)
+    assert main(["fit", "--config", str(tmp_path / "sizeless.yaml"), *fit()[3:], "--print_config"]) == 0
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]
+    assert (network["image_shape"], network["num_classes"], network["width"]) == ([1, 8, 8], 10, 8)
+    given = ["--model.network.init_args.num_classes=0"]
+    assert main(["fit", "--config", str(tmp_path / "sizeless.yaml"), *given, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]["num_classes"] == 0
+
+
+def test_a_second_process_does_not_train_in_the_same_folder(inside, capsys) -> None:
+    (inside / "runs/busy").mkdir(parents=True)
+    with locked(inside / "runs/busy/.lock", "held"):
+        assert main(fit("--trainer.callbacks=null", "--run=busy")) == 2
+    assert "another process is training in runs/busy" in capsys.readouterr().err
+    assert not (inside / "runs/busy/config.yaml").exists()
+    assert main(fit("--trainer.callbacks=null", "--run=busy", "--trainer.max_steps=1")) == 0
+    assert not (inside / "runs/busy/.lock").exists()
+
+
+def test_a_run_is_extended_and_watched_otherwise_with_a_line(inside, capsys) -> None:
+    constant = ("--trainer.callbacks=null", "--run=longer", "--model.optimizer.decay=0")
+    assert main(fit(*constant)) == 0
+    assert main(fit(*constant, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=3")) == 0
+    out = capsys.readouterr().out
+    assert "runs/longer goes on with " in out
+    assert "trainer.max_epochs 3 (it was 2)" in out
+    assert load("runs/longer/checkpoints/last.ckpt").images_seen == 3 * 12 * 128
+    assert main(fit(*constant, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1")) == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_an_extension_that_would_change_what_was_trained_is_refused_and_not_kept(inside, capsys) -> None:
+    assert main(fit("--trainer.callbacks=null", "--run=falling", "--trainer.limit_val_batches=0")) == 0
+    kept = (inside / "runs/falling/config.yaml").read_text()
+    assert main(fit("--trainer.callbacks=null", "--run=falling", "--trainer.max_epochs=4")) == 2
+    assert "--init_from" in capsys.readouterr().err
+    assert (inside / "runs/falling/config.yaml").read_text() == kept
+    assert (inside / "runs/falling/finished").exists()
+
+
+def test_fine_tuning_starts_from_averaged_weights_of_a_checkpoint_or_an_export(inside, capsys) -> None:
+    source = load("runs/digits/checkpoints/last.ckpt")
+    assert main(["export", "runs/digits/checkpoints/last.ckpt", "--out=digits.safetensors"]) == 0
+    for number, path in enumerate(("runs/digits/checkpoints/last.ckpt", "digits.safetensors")):
+        options = [f"--init_from={path}", f"--run=tuned{number}", "--model.optimizer.lr=1e-12", "--trainer.max_steps=1"]
+        assert main(fit("--trainer.callbacks=null", *options)) == 0
+        tuned = load(f"runs/tuned{number}/checkpoints/last.ckpt")
+        assert tuned.images_seen == 128
+        for name, weight in tuned.denoiser.state_dict().items():
+            torch.testing.assert_close(weight, source.ema_denoiser.state_dict()[name], rtol=0, atol=1e-9)
+    other = ["--init_from=digits.safetensors", "--run=other", "--model.network.init_args.num_classes=0"]
+    assert main(fit("--trainer.callbacks=null", *other)) == 2
+    assert "network.num_classes is 10 there and 0 here; --init_skip embed_label" in capsys.readouterr().err
+    assert main(fit("--trainer.callbacks=null", *other, "--init_skip=embed_label", "--trainer.max_steps=1")) == 0
+
+
+def test_ctrl_c_names_the_command_that_goes_on(inside, capsys, monkeypatch) -> None:
+    def stop(module: DiffusionModule, *args) -> None:
+        if module.global_step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    command = fit("--trainer.callbacks=null", "--run=interrupted")
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "on_train_batch_end", stop)
+        assert main(command) == 130
+    out = capsys.readouterr().out
+    assert "Ctrl-C: saved runs/interrupted/checkpoints/last.ckpt at step 7." in out
+    assert f"To go on: python -m ersde_lit {shlex.join(command)}" in out
+
+
+def test_the_best_checkpoint_by_fid_is_kept_and_named(inside, capsys) -> None:
+    assert main(fit(*SMALL_GRID, "--run=best")) == 0
+    assert "best FID    runs/best/checkpoints/best.ckpt (fid/er_sde/nfe3 " in capsys.readouterr().out
+    load("runs/best/checkpoints/best.ckpt")
+
+
+def test_help_begins_with_our_own_options_and_explains_each(capsys) -> None:
+    assert main(["fit", "--help"]) == 0
+    out = capsys.readouterr().out
+    places = [
+        out.index(option) for option in ("--init_from", "--model.network", "--data", "--checkpoint.", "--trainer.")
+    ]
+    assert places == sorted(places)
+    assert "registry" not in out[: places[-1]]
+    for option in ("--model.preconditioning", "--model.prediction", "--model.sigma_data", "--model.process"):
+        explanation = out.partition(f"  {option} ")[2].partition("\n  --")[0]
+        assert len(explanation.split("(", 1)[0].split()) > 4, option
 
 
 def test_a_run_that_never_got_to_a_checkpoint_may_be_changed(inside) -> None:
@@ -177,7 +286,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(inside, capsys, monk
     last, previous = (inside / f"runs/torn/checkpoints/{name}.ckpt" for name in ("last", "previous"))
     assert load(last).images_seen == 12 * 128
     before = load(previous).images_seen
-    assert 0 < before < 12 * 128
+    assert 0 < before <= 12 * 128  # from before the validation
     damaged(last)
     assert main(fit("--trainer.callbacks=null", "--run=torn", "--checkpoint.steps=5")) == 0
     out = capsys.readouterr().out
@@ -202,7 +311,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(inside, capsys, caplog, mo
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionModule, "on_train_batch_end", stop)
         assert main(fit("--trainer.callbacks=null", "--run=stopped")) == 143
-    assert "SIGTERM: saved runs/stopped/checkpoints/last.ckpt at step 7; the same" in capsys.readouterr().out
+    assert "SIGTERM: saved runs/stopped/checkpoints/last.ckpt at step 7." in capsys.readouterr().out
     # other means to the same end
     assert (
         main(fit("--trainer.callbacks=null", "--run=stopped", "--device_batch_size=64", "--checkpoint.minutes=5")) == 0
@@ -274,17 +383,24 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.network.init_args.widht=8"], "widht"),
+        (["--model.network.init_args.widht=8"], "command line, model.network: there is no widht; did you mean width?"),
+        (["--model.optimzer.lr=1e-3"], "command line, model: there is no optimzer; did you mean optimizer?"),
+        (["--model.optimizer.ler=1e-3"], "command line, model.optimizer: there is no ler; did you mean lr?"),
+        (["--trainer.max_epochz=3"], "command line, trainer: there is no max_epochz; did you mean max_epochs?"),
         (["--model.prediction=noise"], "prediction"),
         (["--model.preconditioning=vp"], "preconditioning 'vp' needs the process VP, got VE"),
         (["--model.label_dropout=2"], "label_dropout is a probability"),
         (["--model.network.init_args.width=12"], "multiple of 8"),
         (["--model.network.init_args.image_shape=[1,4,4]"], "images are (1, 8, 8), the network's (1, 4, 4)"),
         (["--data.batch_size=100000"], "batch_size 100000 exceeds"),
-        (["--data.class_path=ersde_lit.data.Nothing"], "Nothing"),
+        (["--data.class_path=ersde_lit.data.Nothing"], "there is no ersde_lit.data.Nothing"),
+        (
+            ["--data", "ersde_lit.data.ImageArr"],
+            "there is no ersde_lit.data.ImageArr; did you mean ersde_lit.data.Image",
+        ),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--trainer.devices=0"], "devices"),
-        (["--optimizer=torch.optim.SGD", "--optimizer.lr=100"], "--optimizer"),
+        (["--optimizer=torch.optim.SGD", "--optimizer.lr=100"], "command line, top level: there is no optimizer"),
         (["--run=../../evil"], "--run '../../evil': a run is a folder in runs/; give it a plain name"),
         (["--run=a/b"], "give it a plain name"),
         (["--run=.."], "give it a plain name"),

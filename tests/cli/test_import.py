@@ -80,7 +80,7 @@ def test_training_goes_on_from_it(inside, capsys) -> None:
         (["import", "colour.pkl", "--out=net.ckpt", "--dropout=2"], "--dropout is a probability"),
         (["import", "colour.pkl", "--out=net.ckpt", "--trust=1"], "unrecognized"),
         (["import", ".", "--out=net.ckpt"], "no folder of diffusers' DDPMPipeline"),
-        (["export", "absent.ckpt", "--out=net.safetensors"], "no checkpoint at absent.ckpt"),
+        (["export", "absent.ckpt", "--out=net.safetensors"], "nothing at absent.ckpt"),
         (["export", "colour.pkl", "--out=net.safetensors"], "damaged, truncated or not a checkpoint"),
         (["export", "colour.pkl", "--out=digits.pkl"], "--out digits.pkl exists"),
         (["export", "colour.pkl", "--out=net.ckpt2"], "name it so"),

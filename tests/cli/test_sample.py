@@ -469,7 +469,7 @@ class TestGoingOn:
 
 
 BAD = [
-    (["--ckpt_path=absent.ckpt"], "no checkpoint at absent.ckpt"),
+    (["--ckpt_path=absent.ckpt"], "nothing at --ckpt_path absent.ckpt"),
     (["--ckpt_path=text.ckpt"], "damaged, truncated"),
     (["--ckpt_path=empty.ckpt"], "damaged, truncated"),
     (["--ckpt_path=."], "no checkpoint at ."),

@@ -16,6 +16,9 @@ REFUSED = [  # the command, and a word of the line that it prints
     ([*SAMPLE, "--seeds=0", "--out=absent/x.npz"], "no folder"),
     ([*SAMPLE, "--seeds=0", "--preset=fast", "--order=2"], "--preset"),
     ([*SAMPLE, "--seeds=0", "--guide=y"], "--guide"),
+    ([*SAMPLE, "--seeds=0"], "nothing at --ckpt_path x"),
+    (["fit", "--config=absent.yaml"], "nothing at absent.yaml"),
+    (["fit", "--ckpt_path=a.ckpt", "--init_from=b.ckpt"], "--init_from"),
     (["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"], "absent.npz"),
     ([*EVALUATE, "--seeds=9-0"], "runs downwards"),
     (["evaluate", "--solvers=ddim"], "--data or --reference"),
@@ -30,6 +33,9 @@ REFUSED = [  # the command, and a word of the line that it prints
     (["ema", "runs/x", "--sigma_rel=-1", "--out=x.ckpt"], "sigma_rel"),
     (["import", "x.pkl", "--out=x.ckpt", "--num_heads=0"], "num_heads"),
     (["export", "x.ckpt"], "out"),
+    (["export", "x.ckpt", "--out=x.safetensors"], "nothing at x.ckpt"),
+    (["import", "x.pkl", "--out=x.ckpt"], "nothing at x.pkl"),
+    (["analyze", "--out=x", "--ckpt_path=x.ckpt"], "nothing at --ckpt_path x.ckpt"),
 ]
 RUN_ALL = """
 import contextlib, io, json, sys

@@ -146,7 +146,7 @@ def test_a_run_is_extended_to_what_it_would_have_been(longer: dict[str, int], tm
 def test_a_run_whose_rate_has_begun_to_fall_keeps_its_length(trained: int, refused: bool, tmp_path) -> None:
     start(tmp_path, dies_after=5 * trained - 1, steps=1, max_epochs=5)  # it falls from step 13 of 25 on
     if refused:
-        with pytest.raises(ValueError, match="keeps its length.*--init_from"):
+        with pytest.raises(ValueError, match=r"keeps its length.*--init_from"):
             start(tmp_path, max_epochs=8)
     else:
         assert start(tmp_path, max_epochs=8).global_step == 40

@@ -7,6 +7,8 @@ from typing import Any
 
 from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
+from ersde_lit.training.averaged import SPEC_KEY
+from ersde_lit.training.checkpoint import read
 from ersde_lit.untrusted.torch_before_zip import is_before_zip
 
 _READERS = {
@@ -39,7 +41,6 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         return getattr(import_module(f"ersde_lit.interop.weights.{module}"), reader)(path)
     from ersde_lit.interop.weights.guided_diffusion import import_guided
     from ersde_lit.interop.weights.torch_files import read_torch, state_dict
-    from ersde_lit.training.averaged import SPEC_KEY
 
     content = read_torch(path)
     if SPEC_KEY in content:
@@ -47,6 +48,15 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     weights, notes = state_dict(content, path)
     model = import_guided(weights, flags)
     return replace(model, notes=[*notes, *model.notes])
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Content of a checkpoint (.ckpt), or of what `read_source` reads, in a checkpoint's form."""
+    if Path(path).suffix == ".ckpt":
+        return read(path)
+    model = read_source(path)
+    content: dict[str, Any] = model.checkpoint(model.module())
+    return content
 
 
 def _kind(path: Path) -> str:

@@ -1,0 +1,37 @@
+"""Progress bars on the terminal: Lightning's, and one of the images sampled during a validation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class TrainingBar(RichProgressBar):
+    """RichProgressBar that refreshes four times a second and does not name the logger's folder."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+@contextmanager
+def images_shown(trainer: Trainer, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar of images, with their number a second and the time left, where a RichProgressBar is on.
+
+    Yields:
+        A function that is told of each number of images done.
+    """
+    bar = trainer.progress_bar_callback
+    if not isinstance(bar, RichProgressBar) or bar.progress is None:
+        yield lambda count: None
+        return
+    progress = bar.progress
+    task = progress.add_task(description, total=total)
+    try:
+        yield lambda count: progress.update(task, advance=count)
+    finally:
+        progress.update(task, visible=False)

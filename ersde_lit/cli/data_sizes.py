@@ -1,0 +1,78 @@
+"""Sizes of the network that a configuration leaves out are those of its data."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ersde_lit.cli.typos import find_class
+from ersde_lit.data import ImageDataModule
+
+NUMBER_OF_CLASSES = ("num_classes", "label_dim")
+
+
+def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]], of_class: bool) -> list[str]:
+    """Options that set image size and number of classes of the network to the data's, where nothing else sets them.
+
+    Args:
+        arguments: of the command line.
+        files: content of its configuration files.
+        of_class: whether `model` is given by class_path.
+    """
+    prefix = "model.init_args.network" if of_class else "model.network"
+    network = _merged(files.values(), prefix.split("."))
+    path = _given(arguments, f"--{prefix}.class_path") or _given(arguments, f"--{prefix}") or network.get("class_path")
+    kind = find_class(str(path))
+    if kind is None:
+        return []
+    set_already = {*network.get("init_args", {})}
+    set_already |= {a.partition("=")[0].rpartition(".")[2] for a in arguments if a.startswith(f"--{prefix}.")}
+    missing = [name for name in signature(kind).parameters if name not in set_already]
+    if not any(name in missing for name in ("image_shape", "img_resolution", "img_channels", *NUMBER_OF_CLASSES)):
+        return []
+    if (data := _data(arguments, files)) is None:
+        return []
+    channels, height, _ = data.image_shape
+    sizes = {"image_shape": [*data.image_shape], "img_resolution": height, "img_channels": channels}
+    sizes |= dict.fromkeys(NUMBER_OF_CLASSES, data.num_classes)
+    return [f"--{prefix}.init_args.{name}={json.dumps(sizes[name])}" for name in missing if name in sizes]
+
+
+def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> ImageDataModule | None:
+    """The data module of the command; None where it cannot be made, which the command's own parser will say."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data", required=True)
+    options = [f"--data={json.dumps(content['data'])}" for content in files.values() if "data" in content]
+    for k, argument in enumerate(arguments):
+        if argument.startswith("--data") and "=" not in argument:
+            options += arguments[k : k + 2]
+        elif argument.startswith("--data"):
+            options.append(argument)
+    try:
+        made: ImageDataModule = parser.instantiate(parser.parse_args(options)).data
+        return made
+    except (ArgumentError, ValueError, TypeError, OSError):
+        return None
+
+
+def _merged(contents: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+    """What the files say at a key, the last of them first."""
+    found: dict[str, Any] = {}
+    for content in contents:
+        value: Any = content
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            found = {**found, **value, "init_args": {**found.get("init_args", {}), **(value.get("init_args") or {})}}
+    return found
+
+
+def _given(arguments: Sequence[str], option: str) -> str | None:
+    for k, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option:
+            return arguments[k + 1] if k + 1 < len(arguments) else None
+    return None
