@@ -82,13 +82,13 @@ class ERSDESamplerNode:
                     NOISE_SCALES,
                     {
                         "tooltip": "How much noise a step adds at each noise level: none with ode, as much as the "
-                        "reverse SDE with sde; er_sde_5 is the paper's choice. er_sde_4 needs sigmas below 1022, which "
-                        "a flow model's first step exceeds."
+                        "reverse SDE with sde; er_sde_5 is the paper's choice. er_sde_4 is not valid above "
+                        "lam 1022, where flow models start."
                     },
                 ),
                 "eta": number("FLOAT", 1, 0, 10, "Strength of the noise scale: 0 is the ODE, 1 as named.", **fine),
                 "s_noise": number("FLOAT", 1, 0, 100, "Factor of the noise that is added; 1 is right.", **fine),
-                "corrector": number("INT", 0, 0, 5, "Nodes of the corrector, which costs no model call; 0 for none."),
+                "corrector": number("INT", 3, 0, 5, "Nodes of the corrector, which costs no model call; 0 for none."),
                 "nodes": (
                     NODES,
                     {
