@@ -1,4 +1,4 @@
-"""Interfaces of other toolkits: diffusers' schedulers, a ComfyUI node, a k-diffusion sampler, rivals' samplers, weights.
+"""Interfaces of other toolkits: schedulers for diffusers, samplers for ComfyUI and k-diffusion, rivals, weights.
 
 Import the file you need. A scheduler for any diffusers pipeline of a variance preserving model; its options are those
 of `ERSDE`, its conventions those of diffusers' DPM-Solver; image k comes from the k-th generator alone. `from_config`

@@ -195,7 +195,7 @@ def test_refuses_in_the_solvers_words() -> None:
         run(Model(), order=4, paper=True)
     with pytest.raises(ValueError, match="unstable with noise"):
         run(Model(), order=3, nodes="log")
-    with pytest.raises(ValueError, match="er_sde_4.* is not valid from lam 99"):
+    with pytest.raises(ValueError, match=r"er_sde_4.* is not valid from lam 99"):
         run(Model(flow=True), torch.linspace(1, 0, 201), noise_scale="er_sde_4")
     with pytest.raises(ValueError, match="eta s must be"):
         run(Model(), eta=-1)
