@@ -22,8 +22,8 @@ from ersde_lit.solvers.paper import paper_tableau
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
-NOISE_SCALES = ("er_sde_5", "er_sde_1", "er_sde_2", "er_sde_3", "er_sde_4", "sde", "ode")
-NODES = ("lam", "log", "asinh", "asinh, relative")
+NOISE_SCALES = ["er_sde_5", "er_sde_1", "er_sde_2", "er_sde_3", "er_sde_4", "sde", "ode"]  # ComfyUI checks lists only
+NODES = ["lam", "log", "asinh", "asinh, relative"]
 _START = 1e-4  # of the schedule; where ComfyUI's own samplers start a flow model
 _POINTS = 200  # of the sums in ComfyUI's er_sde
 
