@@ -1,4 +1,4 @@
-"""Interfaces of other toolkits: schedulers for diffusers, a sampler for k-diffusion, rivals' samplers, weights.
+"""Interfaces of other toolkits: schedulers for diffusers, samplers for ComfyUI and k-diffusion, rivals, weights.
 
 Import the file you need. A scheduler for any diffusers pipeline of a variance preserving model; its options are those
 of `ERSDE`, its conventions those of diffusers' DPM-Solver; image k comes from the k-th generator alone. `from_config`
@@ -17,6 +17,13 @@ images = pipe(4, [torch.Generator().manual_seed(seed) for seed in range(4)], num
 
 `ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on
 (`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's.
+
+With ersde-lit installed in ComfyUI's Python, one line in ComfyUI's folder adds the node "ER-SDE sampler (ersde-lit)", a
+sampler for SamplerCustom with the options of `ERSDE`, eta of the noise scale, and a seed:
+
+```sh
+echo "from ersde_lit.interop.comfyui import *" > custom_nodes/ersde_lit_nodes.py
+```
 
 `sample_er_sde` has the signature that ComfyUI, stable-diffusion-webui and k-diffusion call, so a plug-in is its import;
 ComfyUI's flow models are recognised:

@@ -20,13 +20,12 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from ersde_lit.denoisers.processes import VE, Flow
 from ersde_lit.interop.diffusers.levels import flow_lams
 from ersde_lit.names import MAX_SEED
-from ersde_lit.solvers import ERSDE, SeededNoise, custom, sample
+from ersde_lit.solvers import ERSDE, SeededNoise, Solver, custom, sample
 from ersde_lit.solvers.noise_scale import NoiseScale
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
-@torch.no_grad()
 def sample_er_sde(
     model: Callable[..., Tensor],
     x: Tensor,
@@ -69,12 +68,29 @@ def sample_er_sde(
         ValueError: sigmas not descending, an option out of range, or a noise scale not valid at these sigmas.
         FloatingPointError: the model's output was not finite; names the first such step.
     """
+    phi = noise_scale if noise_scaler is None else custom(noise_scaler)
+    solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
+    return sample_with(solver, model, x, sigmas, extra_args, callback, disable, s_noise, noise_sampler, flow)
+
+
+@torch.no_grad()
+def sample_with(
+    solver: Solver,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    flow: bool | None = None,
+) -> Tensor:
+    """Samples as `sample_er_sde` does, with any solver that has a table."""
     if len(sigmas) < 2:
         return x
     extra_args = extra_args or {}
-    phi = noise_scale if noise_scaler is None else custom(noise_scaler)
-    solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
-    process = Flow() if (_is_flow(model) if flow is None else flow) else VE()
+    process = Flow() if (is_flow(model) if flow is None else flow) else VE()
     levels = sigmas.detach().to("cpu", torch.float64)
     with torch.device("cpu"):
         tableau = solver.tableau(flow_lams(levels) if isinstance(process, Flow) else levels)
@@ -117,7 +133,7 @@ class _Noise:
         return self.s_noise * self.draw(i)
 
 
-def _is_flow(model: Any) -> bool:
+def is_flow(model: Any) -> bool:
     """Whether ComfyUI says so: its sampling classes of flow models derive from one called CONST."""
     try:
         sampling = model.inner_model.model_patcher.get_model_object("model_sampling")

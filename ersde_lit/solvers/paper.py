@@ -19,8 +19,13 @@ _POINTS = 100
 _LEAST_VARIANCE = 1e-6
 
 
-def paper_tableau(lams: Tensor, phi: NoiseScale, order: int) -> Tableau:
-    """The published solver of order 1, 2 or 3 on checked `lams` (N+1,); a step into 0 is of order 1, without noise."""
+def paper_tableau(
+    lams: Tensor, phi: NoiseScale, order: int, points: int = _POINTS, least_variance: float = _LEAST_VARIANCE
+) -> Tableau:
+    """The published solver of order 1, 2 or 3 on checked `lams` (N+1,); a step into 0 is of order 1, without noise.
+
+    Other programs' copies of it take other `points` and `least_variance`.
+    """
     n = len(lams) - 1
     full = n - int(lams[-1] == 0)
     start, end = lams[:full], lams[1 : full + 1]
@@ -29,15 +34,15 @@ def paper_tableau(lams: Tensor, phi: NoiseScale, order: int) -> Tableau:
     r, b = torch.zeros(2, n, dtype=torch.float64)
     r[:full] = phi.phi(end) / phi.phi(start)
     variance = end**2 - start**2 * r[:full] ** 2
-    b[:full] = torch.where(variance < _LEAST_VARIANCE, 0, variance).sqrt()
+    b[:full] = torch.where(variance < least_variance, 0, variance).sqrt()
 
     c = torch.zeros(n, order, dtype=torch.float64)
     c[:, 0] = 1 - r
     if order == 1:
         return Tableau(lams, r, c, b)
 
-    step = ((start - end) / _POINTS).unsqueeze(1)
-    inner = end.unsqueeze(1) + step * torch.arange(_POINTS)
+    step = ((start - end) / points).unsqueeze(1)
+    inner = end.unsqueeze(1) + step * torch.arange(points)
     ratio = step * phi.phi(end).unsqueeze(1) / phi.phi(inner)
     # Row i: the weights of D_i = (x0_i - x0_{i-1}) / (l_i - l_{i-1}), and what a step adds of it.
     difference = torch.zeros(full, order, dtype=torch.float64)
