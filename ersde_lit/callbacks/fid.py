@@ -20,7 +20,7 @@ from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.choice import Choice, features_and_reference
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.protocol import size_in_words, title
+from ersde_lit.metrics.protocol import title
 from ersde_lit.metrics.scores import MetricName
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.grid import image_grid
@@ -127,20 +127,18 @@ class FIDCallback(Callback):
         real = RealImages(features, reference, {})
         with ranks.fail_together():
             scores = real.scores(self.metrics, ranks).to(device)
-        size = "" if reference.image_shape is None else f" of {size_in_words(reference.image_shape)}"
-        if data is None:
-            summary = f"against {reference.description}{size}"
-        else:
+        told = ""
+        if data is not None:
             held_out = data.split("test").images[: self.num_samples]
             blocks = ((held_out[i : i + self.batch_size].to(device), near) for i, near in self._blocks(len(held_out)))
             train_images = data.split("train").images if self.nearest_images else None
             values, _ = measure(blocks, scores, train_images, ranks)
-            real.values.update({f"{name}/real": value for name, value in values.items()})
+            values_by_key = {f"{name}/real": value for name, value in values.items()}
+            real = RealImages(features, reference, values_by_key, len(held_out))
             near = f", {values['nearest']:.1f} grey levels from the nearest" if "nearest" in values else ""
-            count = "" if reference.num_images is None else f"{reference.num_images} "
-            against = f"{count}{'training images' if self.reference is None else 'images of the reference'}{size}"
-            summary = f"{len(held_out)} held-out against {against}: {values[self.metrics[0]]:.4g}{near}"
-        pl_module.print(f"FID: {features.description}; {summary}; sampled in {precision_of(trainer)}, without TF32")
+            told = f"{len(held_out):,} held-out images: {values[self.metrics[0]]:.4g}{near}; "
+        how = f"{told}sampled in {precision_of(trainer)}, without TF32"
+        pl_module.print(f"{title(self.metrics[0])} to {real.description}; {how}")
         features.cpu()
         return real
 
@@ -175,8 +173,9 @@ class FIDCallback(Callback):
         self._ranks.gather(None)  # pictures may take the first rank longer than Lightning waits
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
-        images = f"{self.num_samples} samples of {size_in_words(denoiser.image_shape)}"
-        pl_module.print(table(self.metrics[0], values, cells, images, trainer.global_step))
+        measured_in = f"{self._real.description}; step {trainer.global_step:,}"
+        of = self.num_samples, self._real.held_out
+        pl_module.print(table(self.metrics[0], values, cells, *of, measured_in))
         if left_out:
             pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
 

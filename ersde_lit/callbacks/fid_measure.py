@@ -11,6 +11,7 @@ from torch import Tensor
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.nearest import nearest_distances
+from ersde_lit.metrics.protocol import size_in_words
 from ersde_lit.metrics.reference import Reference
 from ersde_lit.metrics.scores import MetricName, Scores
 from ersde_lit.ranks import Ranks
@@ -27,6 +28,14 @@ class RealImages(NamedTuple):
     features: Features
     reference: Reference
     values: dict[str, float]  # of held-out images, by the names they are logged with
+    held_out: int = 0  # their number
+
+    @property
+    def description(self) -> str:
+        """Words on the reference and the features."""
+        shape = self.reference.image_shape
+        size = "" if shape is None else f" of {size_in_words(shape)}"
+        return f"{self.reference.description}{size}; {self.features.description}"
 
     def scores(self, metrics: Sequence[MetricName], ranks: Ranks) -> Scores:
         return Scores(self.features, self.reference, metrics, sync=ranks.count > 1, group=ranks.group)

@@ -30,13 +30,21 @@ def log_picture(trainer: Trainer, picture: Tensor, name: str, nfe: int) -> None:
             logger.log_image(f"samples/{name}/nfe{nfe}", [pixels], step)
 
 
-def table(metric: str, values: Mapping[str, float], cells: Mapping[str, Sequence[int]], images: str, step: int) -> str:
+def table(
+    metric: str,
+    values: Mapping[str, float],
+    cells: Mapping[str, Sequence[int]],
+    samples: int,
+    real: int,
+    measured: str,
+) -> str:
     """Formats a table of the metric, and the distance to the nearest training image if known, by sampler and NFE.
 
     Args:
         values: by the names they are logged with.
         cells: the NFEs of each sampler.
-        images: description of the images.
+        samples, real: numbers of images, sampled and held out.
+        measured: words on the reference, the features and the step.
     """
     columns = sorted({nfe for nfes in cells.values() for nfe in nfes})
     rows = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))
@@ -50,9 +58,10 @@ def table(metric: str, values: Mapping[str, float], cells: Mapping[str, Sequence
     near = any(key.startswith("nearest/") for key in values)
     with StringIO() as text:
         console = Console(file=text, width=100, soft_wrap=True)
-        of = f"{title(metric)} of {images}{' (grey levels to the nearest training image)' if near else ''}"
-        console.print(f"{of}, step {step}")
-        if real := cell("real"):
-            console.print(f"real images: {real}")
+        grey = " (grey levels to the nearest training image)" if near else ""
+        console.print(f"{title(metric)}{grey} of {samples:,} samples to {measured}", highlight=False)
+        if value := cell("real"):
+            biased = ": too high, as FID falls with the number of images" if metric == "fid" and real < samples else ""
+            console.print(f"{real:,} real images{biased}: {value}")
         console.print(rows)
         return text.getvalue().rstrip()

@@ -4,6 +4,7 @@ import pickle
 import runpy
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ import torch
 from einops import rearrange
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from ranks import run_on_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.callbacks import FIDCallback
+from ersde_lit.callbacks.fid_output import table
 from ersde_lit.data import Digits
 from ersde_lit.errors import UserError
 from ersde_lit.metrics import (
@@ -163,7 +165,40 @@ def test_prints_a_table(tmp_path, remembers, capsys):
     out = capsys.readouterr().out
     for key in ("real", "er_sde/nfe2", "er_sde/nfe3"):
         assert f"{values[f'fid/{key}']:.4g} ({values[f'nearest/{key}']:.1f})" in out
-    assert "of held-out images read right; 60 held-out against 1617 training images" in out
+    assert "FID to 1617 training images of Digits of 8x8, 1 channel; classifier features" in out
+    assert "60 held-out images: " in out
+
+
+@pytest.mark.parametrize(("real", "biased"), [(59, True), (60, False)])
+def test_the_table_says_where_real_images_are_too_few_to_compare_with(real: int, biased: bool):
+    values = {"fid/real": 0.33, "fid/er_sde/nfe5": 0.11}
+    said = table("fid", values, {"er_sde": [5]}, 60, real, "1,617 training images")
+    assert f"{real} real images" in said
+    assert ("too high" in said) == biased
+    assert "FID of 60 samples to 1,617 training images" in said
+
+
+def test_what_to_monitor_is_the_first_samplers_largest_nfe_unless_it_may_be_left_out():
+    assert make(nfes=[3, 7, 5]).monitor == "fid/er_sde/nfe7"
+    assert make(nfes=[3, 7], max_seconds=9.0).monitor == "fid/er_sde/nfe3"
+    assert make(samplers={"heun": Heun()}, nfes=[6]).monitor == "fid/heun/nfe5"
+    assert make(metrics=["is"]).monitor is None
+
+
+def test_a_bar_shows_the_images_while_they_are_sampled(tmp_path, remembers):
+    class Bar(RichProgressBar):
+        shown: ClassVar[list[tuple[str, float, float | None]]] = []
+
+        def on_validation_end(self, trainer, module):
+            assert self.progress is not None
+            ours = [task for task in self.progress.tasks if "NFE" in task.description]
+            self.shown.extend((task.description, task.completed, task.total) for task in ours)
+            assert not any(task.visible for task in ours)
+            super().on_validation_end(trainer, module)
+
+    trainer = trainer_with(tmp_path, make(nfes=[2, 3]), Bar(), enable_progress_bar=True)
+    trainer.validate(remembers, datamodule=Digits(), verbose=False)
+    assert Bar.shown == [("FID er_sde, NFE 2", 60, 60), ("FID er_sde, NFE 3", 60, 60)]
 
 
 def test_can_be_copied_to_other_processes(tmp_path, remembers):
@@ -283,8 +318,8 @@ def test_sizes_are_said_and_a_reference_of_others_is_warned_of(tmp_path, remembe
     with pytest.warns(UserWarning, match="images are 8x8, 1 channel, and those of the reference 16x16, 1 channel"):
         validated(tmp_path, remembers, reference=str(tmp_path / "of16"), **given)
     said = capsys.readouterr().out
-    assert "images of the reference of 16x16, 1 channel" in said
-    assert "60 samples of 8x8, 1 channel" in said
+    assert "of16 of 16x16, 1 channel" in said
+    assert "60 samples to " in said
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*those of the reference.*")
         validated(tmp_path, remembers, reference=str(tmp_path / "of8"), **given)
