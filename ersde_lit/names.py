@@ -1,8 +1,8 @@
 """Names of solvers and grids, and limits of the noise, for `solvers` and for a command line that imports no torch."""
 
 SOLVERS = (
-    "er_sde", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa", "ipndm",
-    "deis",
+    "er_sde", "euler", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa",
+    "ipndm", "deis",
 )  # fmt: skip
 SAMPLERS = ("default", "heun")  # without a table
 GRIDS = ("edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm")

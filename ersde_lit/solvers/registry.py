@@ -22,6 +22,7 @@ from ersde_lit.solvers.unipc import UniPC
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "er_sde": ERSDE,
+    "euler": DDIM,  # of the probability flow ODE in lam: the same steps
     "ddim": DDIM,
     "ddpm": partial(DDIM, eta=1.0),
     "dpm++2m": DPMSolverPP,

@@ -107,7 +107,7 @@ def test_grids_take_options_too() -> None:
         ({"solver": "er_sde:lam_max=2"}, "sigma_max"),
         ({"solver": "er_sde:grid=edm", "grid": "edm"}, "twice"),
         ({"grid": "edm:order=2"}, "no option 'order'"),
-        ({"solver": "euler"}, "choose from"),
+        ({"solver": "eular"}, "choose from"),
     ],
 )
 def test_wrong_words_are_named(options, word) -> None:

@@ -17,7 +17,7 @@ def test_every_sampler_runs(name: str) -> None:
 
 def test_every_solver_has_a_table_of_its_own() -> None:
     lams = grids.edm(6, zero=False)
-    tables = [make().tableau(lams) for make in registry.SOLVERS.values()]
+    tables = [make().tableau(lams) for name, make in registry.SOLVERS.items() if name != "euler"]  # it is ddim
     rows = [str([x.tolist() for x in table[1:5] if x is not None]) for table in tables]
     assert len(set(rows)) == len(rows)
 
@@ -29,6 +29,7 @@ def test_every_grid_is_there(name: str) -> None:
 
 def test_names_mean_what_they_say() -> None:
     assert registry.solver("ddpm") == DDIM(1.0)
+    assert registry.solver("euler") == registry.solver("ddim") == DDIM()
     assert registry.solver("er_sde", order=2, noise_scale="sde") == ERSDE(2, "sde")
     assert registry.sampler("er_sde", corrector=3) == TableSampler(ERSDE(corrector=3))
     assert registry.sampler("heun", churn=4.0) == Heun(churn=4.0)
@@ -43,15 +44,15 @@ def test_a_sampler_may_be_given_as_a_solver_or_a_name() -> None:
     for other in (3, ERSDE, Heun, [DDIM()], lambda *arguments: None):
         with pytest.raises(ValueError, match="is no sampler, solver or name of one"):
             registry.as_sampler(other)
-    for name in ("euler", ""):
+    for name in ("eular", ""):
         with pytest.raises(ValueError, match=f"unknown sampler '{name}', choose from er_sde"):
             registry.as_sampler(name)
 
 
 def test_unknown_names_list_the_known_ones() -> None:
     for make in (registry.solver, registry.sampler):
-        with pytest.raises(ValueError, match=r"unknown \w+ 'euler', choose from er_sde, ddim"):
-            make("euler")
+        with pytest.raises(ValueError, match=r"unknown \w+ 'eular', choose from er_sde, ddim"):
+            make("eular")
     with pytest.raises(ValueError, match="unknown grid 'karras', choose from edm"):
         registry.grid("karras")
     with pytest.raises(ValueError, match="has no option 'ordre', only order, noise_scale"):

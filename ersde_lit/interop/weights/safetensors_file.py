@@ -5,6 +5,7 @@ averages of a noisy classifier `network.NAME`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,22 @@ def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False)
     Args:
         averaged_only: omit the raw weights, from which further training would start.
     """
-    content = read(checkpoint)
-    weights = {plain_name(name): tensor for name, tensor in content["state_dict"].items()}
+    return write_safetensors(read(checkpoint), out, f"checkpoint {checkpoint}", averaged_only)
+
+
+def write_safetensors(content: Mapping[str, Any], out: str | Path, name: str, averaged_only: bool = False) -> list[str]:
+    """As `export`, of the content of a checkpoint, called `name` in errors."""
+    weights = {plain_name(weight): tensor for weight, tensor in content["state_dict"].items()}
     parts = _PARTS
     if KIND in content[SPEC_KEY]:
-        average = {name: tensor for name, tensor in weights.items() if name.startswith("ema_network.")}
+        average = {weight: tensor for weight, tensor in weights.items() if weight.startswith("ema_network.")}
         weights, parts = average or weights, {"ema_network.": "network.", "network.": "network."}
     tensors = {}
-    for name, tensor in weights.items():
-        part = next((part for part in parts if name.startswith(part)), None)
+    for weight, tensor in weights.items():
+        part = next((part for part in parts if weight.startswith(part)), None)
         if part is None:
-            raise UserError(f"checkpoint {checkpoint} holds {name[:80]!r}, which is no weight of a network")
-        tensors[parts[part] + name.removeprefix(part)] = tensor
+            raise UserError(f"{name} holds {weight[:80]!r}, which is no weight of a network")
+        tensors[parts[part] + weight.removeprefix(part)] = tensor
     raw = {name: tensor for name, tensor in tensors.items() if name.startswith("raw.")}
     if averaged_only or all(_equal(t, tensors.get(n.replace("raw.", "averaged.", 1))) for n, t in raw.items()):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}

@@ -11,6 +11,7 @@ from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.untrusted.torch_before_zip import is_before_zip
 
+PRETRAINED = "model.safetensors"  # in a folder of `save_pretrained`
 _READERS = {
     "diffusers": ("diffusers_folder", "read_diffusers"),
     "edm": ("edm", "read_edm"),
@@ -22,7 +23,8 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     """The `ImportedModel` or `ImportedClassifier` of a file or folder, none of whose code is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
+        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, .safetensors of `export` or
+            the folder of `save_pretrained`.
         flags: guided-diffusion's flags, which its weights do not tell.
 
     Raises:
@@ -33,6 +35,8 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
         raise UserError(f"there is nothing at {source}")
     if not (path.is_dir() or path.is_file()):
         raise UserError(f"{source} is neither a file nor a folder")
+    if (path / PRETRAINED).is_file() and not (path / "model_index.json").exists():
+        path /= PRETRAINED
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
         raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not its .pt")
