@@ -12,7 +12,7 @@ COMMANDS = {
     "validate": ("fit", "losses and FID of a run on its validation data"),
     "test": ("fit", "the loss of a run on its test data"),
     "predict": ("fit", "one generated image for each image of the test data"),
-    "data": ("files", "convert a data set to a memory-mapped array: data SOURCE --out FOLDER --size 64"),
+    "data": ("data", "convert your images, and write a configuration: data SOURCE --out FOLDER --config_out FILE"),
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
     "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
     "reference": ("files", "statistics of real images for FID: reference FOLDER --out stats.npz"),

@@ -122,9 +122,7 @@ def plan_of(source: Source, held_out: np.ndarray) -> ArrayInfo:
 def _open_work_folder(work: Path, out: Path) -> None:
     """Makes the folder `work`; one that exists must be of an interrupted conversion."""
     _refuse_existing(out)
-    if not out.parent.is_dir():
-        raise UserError(f"there is no folder {out.parent} to put {out.name} into: make it first")
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in work.iterdir()} - {f"{INFO}.tmp", LOCK}
     if names and INFO not in names:
         raise UserError(f"{work} is in the way and not a conversion's: move it elsewhere")

@@ -10,13 +10,14 @@ from typing import Literal
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import open_files
 from ersde_lit.data.imagenet_batches import Batches
+from ersde_lit.data.npz_images import NpzImages, holds_images
 from ersde_lit.data.pictures import Pictures
 from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
 
 FORMS = (
     "EDM's zip or folder with a dataset.json, downsampled ImageNet's train_data_batch_*.npz (the folder or one file), "
-    "or a folder that holds a folder of images for each class"
+    "an .npz with arr_0, or a folder that holds a folder of images for each class"
 )
 
 
@@ -32,10 +33,11 @@ def open_source(
 
     Args:
         path: EDM's zip or folder (PNGs and `dataset.json`), the folder of downsampled ImageNet's
-            `train_data_batch_*.npz` or one such file, or a folder of class folders, as ImageNet comes.
-        size: that of EDM's files and downsampled ImageNet's. Images of class folders are cropped to the square in
-            their middle and made smaller to it, never larger.
-        channels: 3 for RGB, 1 for grey; what is stored otherwise is converted. npz files are always RGB.
+            `train_data_batch_*.npz` or one such file, an .npz with arr_0 uint8 [N, H, W, C] (and classes arr_1), as
+            `sample` writes it, or a folder of class folders, as ImageNet comes.
+        size: that of EDM's files and downsampled ImageNet's. Other images are cropped to the square in their middle and
+            made smaller to it, never larger.
+        channels: 3 for RGB, 1 for grey; what is stored otherwise is converted. Downsampled ImageNet is always RGB.
         resize: "area" averages the pixels whose middle is under each new one, as downsampled ImageNet was made
             (Chrabaszcz et al., 2017, arXiv:1707.08819, "box"); "lanczos" gives what EDM's data tool makes of ImageNet,
             to the byte (images with an EXIF orientation: with exif "ignore").
@@ -47,6 +49,8 @@ def open_source(
         ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
     """
     path = Path(path).expanduser()
+    if path.suffix.lower() == ".npz" and path.is_file() and holds_images(path):
+        return NpzImages(path, size, channels, resize, unlabelled)
     if npz := _npz_files(path):
         if channels != 3:
             raise UserError(f"{npz[0]} holds RGB images: leave channels at 3")

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from image_sets import edm_files, edm_name, encoded, pixels, png, write_batches, write_folder, write_zip
 from PIL import Image
 
 from ersde_lit.cli import main
 from ersde_lit.data import ImageArray
+from ersde_lit.training import suggestion
 
 IMAGES = pixels(6)
 LABELS = [2, 0, 1, 1, 0, 2]
@@ -200,7 +202,7 @@ def test_bad_data_gets_one_line_that_names_the_file(tmp_path, capsys, case: str)
         (["--val_size=-1"], "--val_size"),
         (["--val_size=6"], "hold out 0 to 5 of the 6 images"),
         (["--out=there"], "there exists"),
-        (["--out=absent/deep"], "there is no folder"),
+        (["--config_out=there/a.txt"], "there/a.txt exists"),
         (["--out=taken"], "taken.partial is in the way"),
         (["--step=3"], "unrecognized arguments"),
     ],
@@ -368,3 +370,70 @@ def test_after_a_bad_picture_is_deleted_the_same_command_works(tmp_path, capsys,
     assert "the data set has changed since" in capsys.readouterr().out
     assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), IMAGES)
     assert main(["data", str(tmp_path / "out")]) == 0
+
+
+@pytest.fixture
+def quick_timing(monkeypatch) -> None:
+    """A machine that trains the smallest network at 1,000 images a second, and any other at 1."""
+    monkeypatch.setattr(suggestion, "measure_speed", lambda *args: 1000.0)
+    monkeypatch.setattr(
+        suggestion.suggest, "__defaults__", (lambda module, batch: 1000.0 if module.network.width == 32 else 1.0,)
+    )
+
+
+@pytest.mark.usefixtures("quick_timing", "cache")
+@pytest.mark.parametrize("form", ["folders", "zip", "npz", "npz without classes"])
+def test_own_images_are_trained_in_two_commands(tmp_path, capsys, monkeypatch, form: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.concatenate([pixels(60, seed) // 2 + 100 * seed for seed in (0, 1)]).astype(np.uint8)
+    labels = [0] * 60 + [1] * 60
+    if form == "folders":
+        source = Path("photos")
+        write_folder(
+            source, {f"{'ab'[k]}/{n}.png": png(image) for n, (image, k) in enumerate(zip(images, labels, strict=True))}
+        )
+    elif form == "zip":
+        source = write_zip(Path("set.zip"), edm_files(images, labels))
+    else:
+        source = Path("set.npz")
+        arrays = {"arr_0": images.transpose(0, 2, 3, 1)} | ({} if "without" in form else {"arr_1": np.array(labels)})
+        np.savez(source, **arrays)
+    command = ["data", str(source), "--out=data/mine", "--size=8", "--config_out=configs/mine.yaml", "--minutes=0.02"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("Next:\npython -m ersde_lit fit --config configs/mine.yaml\n")
+    written = yaml.safe_load(Path("configs/mine.yaml").read_text())
+    classes = 0 if "without" in form else 2
+    assert written["model"]["network"]["init_args"]["num_classes"] == classes
+    assert written["model"]["sigma_data"] == pytest.approx(np.std(images / 127.5 - 1), abs=0.05)
+    assert ("callbacks" in written["trainer"]) == bool(classes)
+    assert ("no FID" in said) == (not classes)
+    tiny = ["--model.network.init_args.width=8", "--model.network.init_args.head_width=8", "--trainer.max_epochs=1"]
+    assert (
+        main(
+            [
+                "fit",
+                "--config",
+                "configs/mine.yaml",
+                *tiny,
+                "--trainer.accelerator=cpu",
+                "--trainer.enable_progress_bar=false",
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "checkpoint  runs/mine/checkpoints/last.ckpt" in out
+    assert ("6 real images: " in out) == bool(classes)
+
+
+@pytest.mark.usefixtures("quick_timing")
+def test_a_configuration_is_written_for_a_folder_that_was_converted_before(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_zip(Path("set.zip"), files())
+    assert main(["data", "set.zip", "--out=data/a/mine", "--size=8"]) == 0
+    for place, arguments in (("checked", ["data/a/mine"]), ("again", ["set.zip", "--out=data/a/mine", "--size=8"])):
+        assert main(["data", *arguments, f"--config_out=new/{place}.yaml"]) == 0
+        written = yaml.safe_load(Path(f"new/{place}.yaml").read_text())
+        assert written["data"]["init_args"]["root"] == "data/a/mine"
+        assert written["data"]["init_args"]["batch_size"] == 1  # of five training images

@@ -51,7 +51,7 @@ def test_a_sampler_may_be_given_as_a_solver_or_a_name() -> None:
 
 def test_unknown_names_list_the_known_ones() -> None:
     for make in (registry.solver, registry.sampler):
-        with pytest.raises(ValueError, match=r"unknown \w+ 'eular', choose from er_sde, ddim"):
+        with pytest.raises(ValueError, match=r"unknown \w+ 'eular', choose from er_sde, euler"):
             make("eular")
     with pytest.raises(ValueError, match="unknown grid 'karras', choose from edm"):
         registry.grid("karras")

@@ -132,8 +132,8 @@ def test_samplers_that_are_no_table_are_solvers_too(fitted, solver) -> None:
 def test_what_is_no_solver_is_refused(fitted) -> None:
     with pytest.raises(TypeError, match="sampler"):
         fitted[0].sample([0], [0], sampler="ddim")
-    with pytest.raises(ValueError, match="unknown sampler 'euler', choose from"):
-        fitted[0].sample([0], [0], solver="euler")
+    with pytest.raises(ValueError, match="unknown sampler 'eular', choose from"):
+        fitted[0].sample([0], [0], solver="eular")
 
 
 def test_prediction_gives_each_image_its_index_as_seed_and_its_own_label(fitted, tmp_path) -> None:

@@ -1,0 +1,124 @@
+"""Command `data`: converts a data set, and writes a configuration to train on it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from ersde_lit.cli.parser import Parser
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_new, disk_errors, write_text
+
+INFO = "info.json"  # of a folder that `data` made
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(command, str(convert_data.__doc__).partition("\n")[0])
+    parser.add_options(convert_data)
+    convert_data(**parser.parse_args([*arguments]).as_dict())
+
+
+def convert_data(
+    source: str,
+    *,
+    out: str | None = None,
+    config_out: str | None = None,
+    minutes: PositiveFloat = 60.0,
+    size: PositiveInt = 64,
+    channels: Literal[1, 3] = 3,
+    resize: Literal["area", "lanczos"] = "area",
+    unlabelled: bool = False,
+    val_size: NonNegativeInt | None = None,
+    seed: int = 0,
+    exif: Literal["apply", "ignore"] = "apply",
+) -> None:
+    """One memory-mapped array from EDM's zip or folder, npz files or folders of images, and a configuration for it.
+
+    Args:
+        source: the data set; or a converted folder, to be checked.
+        out: the new folder, for ersde_lit.data.ImageArray; the same command resumes after an interruption.
+        config_out: YAML file to write, for `fit --config`, its network and epochs sized to the images by timed steps.
+        minutes: how long that training may take on this machine.
+        size: pixels along the side of an image.
+        channels: 3 for RGB, 1 for grey.
+        resize: of images that are not of this size; area averages pixels, lanczos does as EDM's data tool.
+        unlabelled: leave classes out; any folder or zip of images will do then.
+        val_size: images to hold out for validation; a twentieth, but no more than 5000, if not given.
+        seed: of the choice of held-out images.
+        exif: apply turns images as their EXIF orientation says; ignore does not, as EDM's data tool and torchvision.
+    """
+    if not Path(source).expanduser().exists():
+        raise UserError(f"there is nothing at {source}")
+    if config_out is not None:
+        with disk_errors(config_out, "config_out"):
+            Path(config_out).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        check_new(config_out, "config_out")
+    if out is None:
+        if not (Path(source).expanduser() / INFO).is_file():
+            raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
+        _check(source)
+    else:
+        how = {"size": size, "channels": channels, "resize": resize, "unlabelled": unlabelled, "val_size": val_size}
+        command = {**how, "seed": seed, "exif": exif}
+        _convert(source, out, command)
+    if config_out is not None:
+        _configure(source if out is None else out, config_out, minutes)
+
+
+def _check(folder: str) -> None:
+    from ersde_lit.data.array import check_array
+
+    info = check_array(folder)
+    print(f"{folder} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
+
+
+def _convert(source: str, out: str, how: dict[str, Any]) -> None:
+    from ersde_lit.data.classes import about_names
+    from ersde_lit.data.convert import check_place, convert, draw_held_out, is_finished
+    from ersde_lit.data.opening import open_source
+    from ersde_lit.progress import progress
+
+    check_place(out, source)
+    opened = open_source(source, **{name: how[name] for name in ("size", "channels", "resize", "unlabelled", "exif")})
+    held_out = draw_held_out(len(opened.labels), how["val_size"], how["seed"])
+    if is_finished(opened, out, held_out):
+        print(f"{out} is finished: nothing to do")
+        return
+    done = [0]
+    command = " ".join([f"data {Path(source).expanduser().resolve()}", *(f"--{k}={v}" for k, v in how.items())])
+    with progress(lambda: sum(done), len(opened.labels)):
+        info = convert(opened, out, held_out, done.append, command, print)
+    for note in info.notes:
+        print(f"note: {note}")
+    if info.class_names:
+        print(about_names(info.class_names))
+    print(f"{info.images} images of {info.num_classes} classes in {out}, the last {info.val_images} of them held out")
+
+
+def _configure(folder: str, config_out: str, minutes: float) -> None:
+    """Writes a configuration for a converted folder."""
+    from ersde_lit.data import ImageArray
+    from ersde_lit.training.suggestion import suggest, to_yaml
+
+    data = ImageArray(folder)
+    print("timing training steps on this machine")
+    configuration, rate = suggest(
+        data, {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": folder}}, minutes
+    )
+    train, epochs = len(data.split("train").labels), configuration["trainer"]["max_epochs"]
+    wall = f"{epochs} epochs of {train:,} images in about {minutes:g} minutes, at {rate:.3g} images/s"
+    comments = [
+        f"Training on {folder}: {wall} here.",
+        f"Written by python -m ersde_lit data {shlex.quote(folder)} --config_out {shlex.quote(config_out)} "
+        f"--minutes {minutes:g}; sigma_data was measured.",
+        "horizontal_flip: true (of data) mirrors half of the training images: for pictures without writing or sides.",
+    ]
+    if "callbacks" not in configuration["trainer"]:
+        none = "No FID: its features are learned from classes, or Inception's (FIDCallback, features: inception)"
+        comments.append(f"{none}.")
+        print(f"note: {none[0].lower()}{none[1:]}")
+    with disk_errors(config_out, "config_out"):
+        write_text(config_out, to_yaml(configuration, comments))
+    print(f"{config_out}: {wall}\n\nNext:\npython -m ersde_lit fit --config {config_out}")

@@ -1,0 +1,104 @@
+"""A suggested training fits the images, the machine's speed and the time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ersde_lit.data import ImageDataModule, Split
+from ersde_lit.networks import UNet
+from ersde_lit.training import DiffusionModule
+from ersde_lit.training.suggestion import GOAL, measure_speed, sigma_data, sizes, suggest
+
+OF_DATA = {"class_path": "a.B", "init_args": {"root": "x"}}
+
+
+class Images(ImageDataModule):
+    """Random images, a tenth of which are held out."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 2) -> None:
+        super().__init__()
+        self.image_shape, self.num_classes, self.count = shape, classes, count
+
+    def load(self) -> dict[str, Split]:
+        generator = torch.Generator().manual_seed(self.count)
+        images = torch.randint(0, 128, (self.count, *self.image_shape), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(self.count) % self.num_classes if self.num_classes else torch.full((self.count,), -1)
+        train = self.count - self.count // 10
+        parts = {"train": slice(train), "val": slice(train, None), "test": slice(train, None)}
+        return {name: Split(images[part], labels[part]) for name, part in parts.items()}
+
+
+def suggested(data: ImageDataModule, minutes: float, rate: float) -> dict:
+    return suggest(data, OF_DATA, minutes, lambda module, batch: rate)[0]
+
+
+@pytest.mark.parametrize("side", [8, 28, 32, 64, 100, 256])
+def test_networks_take_images_of_any_side_and_grow(side: int) -> None:
+    numbers = []
+    for size in sizes((3, side, side), 10_000):
+        with torch.device("meta"):
+            network = UNet((3, side, side), 10, **size.network)
+        numbers.append(sum(weight.numel() for weight in network.parameters()))
+    assert numbers == sorted(numbers)
+    small = UNet((3, side, side), 10, **sizes((3, side, side), 10_000)[0].network)
+    assert small(torch.zeros(1, 3, side, side), torch.zeros(1), torch.tensor([1])).shape == (1, 3, side, side)
+
+
+@given(count=st.integers(4, 3000), minutes=st.floats(0.1, 100), rate=st.floats(1, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_training_takes_about_the_time_and_a_batch_fits_the_images(count, minutes, rate) -> None:
+    made = suggested(Images(count), minutes, rate)
+    train = count - count // 10
+    trainer = made["trainer"]
+    seconds = trainer["max_epochs"] * train / rate
+    assert seconds <= minutes * 60 or trainer["max_epochs"] == 1
+    assert seconds >= 0.8 * minutes * 60 - train / rate
+    assert 1 <= made["data"]["init_args"]["batch_size"] <= max(train // 4, 1)
+    assert trainer["log_every_n_steps"] <= max(train // made["data"]["init_args"]["batch_size"], 1)
+    assert 1 <= trainer["max_epochs"] // trainer["check_val_every_n_epoch"] <= 19
+
+
+def test_a_larger_network_is_taken_where_it_sees_enough_images() -> None:
+    def speed(module: DiffusionModule, batch: int) -> float:
+        return 200 * 32 / module.network.width  # images/s
+
+    widths = [
+        suggest(Images(100), OF_DATA, minutes, speed)[0]["model"]["network"]["init_args"]["width"]
+        for minutes in (1, GOAL / 200 / 60, GOAL / 100 / 60, GOAL / 50 / 60)
+    ]
+    assert widths == [32, 32, 64, 128]
+
+
+def test_fid_is_of_as_many_samples_as_are_held_out_where_time_allows() -> None:
+    def fid(count: int, rate: float) -> dict:
+        return suggested(Images(count), 60, rate)["trainer"]["callbacks"][0]["init_args"]
+
+    assert fid(2000, 1000)["num_samples"] == 200
+    assert fid(2000, 1000)["nfes"] == [5, 10, 20]
+    assert fid(2000, 5)["num_samples"] == 108  # 72 seconds a validation, three calls a step, 10 calls an image
+    assert fid(2000, 5)["nfes"] == [10]
+    assert fid(2000, 0.1)["num_samples"] == 50
+    assert "callbacks" not in suggested(Images(200, classes=0), 60, 1000)["trainer"]
+
+
+def test_sigma_data_is_the_standard_deviation_of_the_training_images() -> None:
+    data = Images(300)
+    pixels = data.split("train").images.double() / 127.5 - 1
+    assert sigma_data(data) == pytest.approx(pixels.std(correction=0).item(), rel=1e-12)
+    model = suggested(data, 1, 10)["model"]
+    assert model["sigma_data"] == round(sigma_data(data), 2)
+    assert model["density"]["init_args"]["mean"] == pytest.approx(-1.79, abs=0.02)
+
+
+def test_sigma_data_of_many_images_is_that_of_some() -> None:
+    data = Images(12_000, (1, 2, 2))
+    pixels = data.split("train").images.double() / 127.5 - 1
+    assert sigma_data(data) == pytest.approx(pixels.std().item(), rel=0.01)
+
+
+def test_speed_is_that_of_real_steps() -> None:
+    module = DiffusionModule(UNet((1, 8, 8), 2, width=8, multipliers=(1,), blocks=1, attention=(), head_width=8))
+    before = module.denoiser.network.leave[-1].weight.clone()
+    assert measure_speed(module, 4, seconds=0.05) > 0
+    assert not torch.equal(module.denoiser.network.leave[-1].weight, before)
