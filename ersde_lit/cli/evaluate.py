@@ -209,14 +209,14 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
         folder.mkdir(exist_ok=True)
         write_text(tables[0], report.csv())
         write_text(tables[1], "\n\n".join([*(sheet.markdown() for sheet in sheets), *paragraphs]) + "\n")
-        plots = {} if isinstance(report, ImagesReport) else _plots(folder, report)
+        plots = {} if isinstance(report, ImagesReport) else plots_of(folder, report)
         write_text(html, page(report, caption, [*notes], plots, Pictures(folder)))
     for name, paths in {"tables": tables, "plots": [*plots.values()], "page": [html]}.items():
         if paths:
             console.print(f"{name:<7} {', '.join(map(str, paths))}", markup=False)
 
 
-def _plots(folder: Path, report: "Report") -> dict[str, Path]:
+def plots_of(folder: Path, report: "Report") -> dict[str, Path]:
     """Draws the plot of each metric; none without matplotlib."""
     try:
         with needs_extra("plot", "the plot"):

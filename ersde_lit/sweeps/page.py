@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ersde_lit.metrics.protocol import title
+from ersde_lit.metrics.scores import METRICS
 from ersde_lit.sweeps.cells import Record
 from ersde_lit.sweeps.pictures import Pictures
 from ersde_lit.sweeps.report import ImagesReport, Report
@@ -39,6 +40,7 @@ td b { color: #0b5c2b; }
 .beside { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; align-items: flex-start; }
 .plot { max-width: 100%; width: 46rem; height: auto; }
 """
+ELSEWHERE = {"versions", "checkpoint", *METRICS}  # of the protocol
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -126,7 +128,7 @@ def _samples(report: Report, pictures: Pictures) -> str:
     return f'<h2>Samples</h2>{said}<div class="wide">{table}</div>'
 
 
-def _facts(records: Iterable[Record]) -> dict[str, list[str]]:
+def _facts(records: Sequence[Record]) -> dict[str, list[str]]:
     """All that the records say of how images were made and measured: each name with its different values."""
     facts: dict[str, dict[str, None]] = {}
 
@@ -140,18 +142,18 @@ def _facts(records: Iterable[Record]) -> dict[str, list[str]]:
             add(name, path)
             add(f"SHA-256 of {name}", made["checkpoints"].get(name))
         add("seeds", record["seeds"])
-        add("image size", record.get("image_size"))
         options = {name: value for name, value in made.get("options", {}).items() if name != "nfe"}
-        add(f"options of {record['sampler']}", ", ".join(f"{k}={v}" for k, v in options.items()) or None)
+        add(f"options of {record['sampler']}", ", ".join(f"{name}={value}" for name, value in options.items()) or None)
         add("device", made.get("device"))
-        protocol = {**record["protocol"]}
-        of_measuring = protocol.pop("versions")
-        if made:
-            del protocol["checkpoint"]  # it is among those above
+        for name, version in made.get("versions", {}).items():
+            add(f"version of {name}", version)
+    for record in records:
+        add("image size", record.get("image_size"))
+        protocol = {name: value for name, value in record["protocol"].items() if name not in ELSEWHERE}
         for name, value in protocol.items():
-            add(title(name), value)
-        for name, value in {**made.get("versions", {}), **of_measuring}.items():
-            add(f"version of {name}", value)
+            add(name.replace("_", " "), value)
+        for name, version in record["protocol"]["versions"].items():
+            add(f"version of {name}", version)
     return {name: [*values] for name, values in facts.items()}
 
 

@@ -387,7 +387,7 @@ class TestGoingOn:
         assert {key: record["scores"] for key, record in killed.items()} == {
             key: record["scores"] for key, record in whole.items()
         }
-        assert os.listdir("killed/images") == []
+        assert not Path("killed/images").exists()
         assert sorted(os.listdir("killed")) == sorted(os.listdir("whole"))
 
     @pytest.mark.slow
@@ -411,7 +411,7 @@ class TestGoingOn:
         flags = ("--nfe=3,4", "--seeds=0-29", "--batch_size=10", "--metrics=fid,kid", "--config=bad.yaml")
         assert evaluate(*flags, "--out=spoilt", "--solvers=ddim") == 0
         kept, said = records("spoilt"), capsys.readouterr().out
-        assert os.listdir("spoilt/images") == []
+        assert not Path("spoilt/images").exists()
         for nfe in (3, 4):
             assert all(np.isnan([*kept["bad", nfe, "0-29"]["scores"].values()]))
             assert kept["bad", nfe, "0-29"]["scores"].keys() == {"fid", "kid"}
@@ -487,7 +487,7 @@ def test_two_ranks_give_the_rows_of_one(inside, cache, one_bad) -> None:
         path.unlink()  # measured again, by two
     done = run_on_ranks(ranks.__file__, "command", [*command, "--out=two", "--devices=2"])
     assert done.codes == [0, 0], done.said
-    assert "".join(done.said).count("Inception Score\n") == 1
+    assert "".join(done.said).count("Inception Score of 61 samples") == 1
     one, both = records("one"), records("two")
     assert one.keys() == both.keys()
     for key in one:
