@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,8 +38,8 @@ def draw(report: Report, metric: str) -> Figure:
     for record in report.others:
         if (value := record["scores"].get(metric)) is not None:
             lines[report.name(record, metric)] = axes.axhline(value, color="grey", linewidth=1, linestyle=":")
-    positive = not any(r["scores"][metric] <= 0 for r in report.records if metric in r["scores"])
-    axes.set(xscale="log", yscale="log" if positive else "linear", xlabel="NFE", ylabel=title(metric))
+    least = min((s for r in report.records if math.isfinite(s := r["scores"].get(metric, math.nan))), default=0)
+    axes.set(xscale="log", yscale="log" if least > 0 else "linear", xlabel="NFE", ylabel=title(metric))
     which = f"{'best' if report.best else 'mean'} of {report.sets} sets of seeds, bars from the lowest to the highest"
     headings = [report.heading(metric), which][: 1 + (report.sets > 1)]
     axes.set_title("\n".join(textwrap.fill(heading, LINE) for heading in headings), fontsize=10)
@@ -53,6 +54,7 @@ def draw(report: Report, metric: str) -> Figure:
 def save(report: Report, metric: str, path: Path) -> None:
     """As a PNG, in a style of its own whatever the user's matplotlibrc."""
     with matplotlib.rc_context(rc=matplotlib.rcParamsDefault), replacing(path) as temporary:
+        matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is no formula
         draw(report, metric).savefig(temporary, dpi=150, format="png")
 
 

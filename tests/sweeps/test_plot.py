@@ -1,3 +1,4 @@
+import matplotlib
 import pytest
 from matplotlib.axes import Axes
 from measured_cells import HOW, RECORDS, cell, real
@@ -63,3 +64,11 @@ def test_numbers_of_calls_do_not_overlap():
     records = [cell("a", nfe, "0-19", fid=1.0) for nfe in (5, 50, 51, 52, 100)]
     (axes,) = draw(Report(records, ["fid"], HOW), "fid").axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["5", "50", "100"]
+
+
+def test_any_name_is_drawn_and_the_users_style_is_left_alone(tmp_path):
+    style = {**matplotlib.rcParams}
+    records = [cell(name, 5, "0-19", fid=float("nan")) for name in ("$\\x$", "_a", "a" * 120)]
+    save(Report(records, ["fid"], HOW), "fid", tmp_path / "fid.png")
+    assert (tmp_path / "fid.png").exists()
+    assert style == {**matplotlib.rcParams}
