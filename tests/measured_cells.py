@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ersde_lit.metrics.protocol import Protocol
+from ersde_lit.sampling.seeds import parse_seeds
 from ersde_lit.sweeps.cells import REAL, Cell, Measured, record
 from ersde_lit.sweeps.pictures import Pictures
 
@@ -37,7 +38,8 @@ RECORDS = [
 
 
 def keep_picture(pictures: Pictures, record: dict, images: np.ndarray, path: Path) -> None:
-    """As an evaluation does with images, uint8 [n, H, W, C], of seeds from 100 on."""
-    np.savez(path, arr_0=images, meta=json.dumps(record["description"]))
-    seeds = range(100, 100 + len(images))
-    pictures.keep(Cell(record["sampler"], SimpleNamespace(nfe=record["nfe"]), seeds, record["description"], 10), path)
+    """As an evaluation does with a cell's images, uint8 [n, H, W, C]."""
+    meta = record["description"]
+    np.savez(path, arr_0=images, meta=json.dumps(meta))
+    job = SimpleNamespace(nfe=record["nfe"])
+    pictures.keep(Cell(record["sampler"], job, parse_seeds(record["seeds"]), meta, record["asked"]), path)

@@ -32,7 +32,7 @@ thead th { border-bottom: 2px solid #9aa3ad; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 500; padding-left: .2rem; max-width: 22rem; overflow-wrap: anywhere; }
 thead th, td b { font-weight: 650; }
 td b { color: #0b5c2b; }
-.facts th { white-space: nowrap; } .facts td { text-align: left; overflow-wrap: anywhere; }
+.facts th { min-width: 9rem; max-width: 16rem; } .facts td { text-align: left; overflow-wrap: anywhere; }
 .samples th, .samples td { border: 0; text-align: left; }
 .samples td { padding-bottom: .8rem; }
 .samples img { display: block; width: 15rem; image-rendering: pixelated; }
@@ -81,7 +81,7 @@ def page(
 def _lead(report: Report | ImagesReport) -> str:
     """What was compared, and which came out best."""
     if isinstance(report, ImagesReport):
-        return report.sheets()[""].heading + "."
+        return f"Measured: {'; '.join(record['sampler'] for record in report.records)}."
     count = len(report.samplers)
     what = (
         f"{count} sampler{'s' * (count > 1)} at NFE {', '.join(map(str, report.nfes))}: {report.images:,} images each"
@@ -136,29 +136,36 @@ def _facts(records: Sequence[Record]) -> dict[str, list[str]]:
         if value is not None:
             facts.setdefault(name, {})[str(value)] = None
 
+    options: dict[tuple[str, str], list[int]] = {}
     for record in records:
         made: Mapping[str, Any] = record["description"] or {}
         for name, path in made.get("paths", {}).items():
             add(name, path)
             add(f"SHA-256 of {name}", made["checkpoints"].get(name))
         add("seeds", record["seeds"])
-        options = {name: value for name, value in made.get("options", {}).items() if name != "nfe"}
-        add(f"options of {record['sampler']}", ", ".join(f"{name}={value}" for name, value in options.items()) or None)
-        add("device", made.get("device"))
-        for name, version in made.get("versions", {}).items():
-            add(f"version of {name}", version)
-    for record in records:
         add("image size", record.get("image_size"))
+        add("device", made.get("device"))
+        for name, version in {**made.get("versions", {}), **record["protocol"]["versions"]}.items():
+            add(f"version of {name}", version)
+        text = ", ".join(f"{name}={value}" for name, value in made.get("options", {}).items() if name != "nfe")
+        if made and record["nfe"] not in (nfes := options.setdefault((record["sampler"], text), [])):
+            nfes.append(record["nfe"])
+    for (sampler, text), nfes in options.items():
+        add(f"options of {sampler}", f"NFE {', '.join(map(str, sorted(nfes)))}: {text}")
+    for record in records:
         protocol = {name: value for name, value in record["protocol"].items() if name not in ELSEWHERE}
+        if protocol["weights"] is None:
+            del protocol["quantisation"]  # images from elsewhere
         for name, value in protocol.items():
             add(name.replace("_", " "), value)
-        for name, version in record["protocol"]["versions"].items():
-            add(f"version of {name}", version)
     return {name: [*values] for name, values in facts.items()}
 
 
 def _list(facts: Mapping[str, Sequence[str]]) -> str:
-    rows = [f"\n<tr><th>{escape(name)}</th><td>{escape('; '.join(values))}</td></tr>" for name, values in facts.items()]
+    rows = [
+        f"\n<tr><th>{escape(name)}</th><td>{'<br>'.join(map(escape, values))}</td></tr>"
+        for name, values in facts.items()
+    ]
     return f'<table class="facts">{"".join(rows)}</table>'
 
 

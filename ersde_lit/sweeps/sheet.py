@@ -24,7 +24,7 @@ class Sheet(NamedTuple):
     def table(self) -> Table:
         """For the terminal."""
         first, *others = self.header
-        columns = [Column(first), *(Column(name, justify="right") for name in others)]
+        columns = [Column(first, overflow="fold"), *(Column(name, justify="right") for name in others)]
         table = Table(*columns, title=Text(self.heading), title_justify="left")
         for name, *cells in self.rows:
             table.add_row(Text(name), *(Text(text, "bold" if bold else "") for text, bold in map(split_bold, cells)))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measured_cells import HOW, RECORDS, cell, keep_picture, real
+from measured_cells import HOW, cell, keep_picture, real
 from PIL import Image
 
+from ersde_lit.metrics.protocol import Protocol
+from ersde_lit.sweeps.cells import REAL, Measured, record
 from ersde_lit.sweeps.page import page
 from ersde_lit.sweeps.pictures import Pictures
 from ersde_lit.sweeps.plot import save
@@ -41,14 +43,15 @@ class Read(HTMLParser):
 
 @pytest.fixture
 def made(tmp_path) -> str:
-    """A page of two samplers, one with a hostile name, at two NFEs; with a plot and one picture."""
+    """A page of two samplers, one with a hostile name, at two NFEs, and one of other seeds; some have a picture."""
     records = [real(images=8, fid=0.5)]
     for sampler in ("a", HOSTILE):
         records += [cell(sampler, nfe, seeds, fid=nfe) for seeds in ("100-119", "0-19") for nfe in (10, 20)]
+    records.append(cell("late", 10, "0-19", fid=3.0))
     report, pictures = Report(records, ["fid"], HOW), Pictures(tmp_path)
-    for sampler in ("a", HOSTILE):
+    for sampler, seeds in (("a", "100-119"), (HOSTILE, "100-119"), ("late", "0-19")):
         images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
-        keep_picture(pictures, cell(sampler, 10, "100-119"), images, tmp_path / "images.npz")
+        keep_picture(pictures, cell(sampler, 10, seeds), images, tmp_path / "images.npz")
     save(report, "fid", tmp_path / "fid.png")
     return page(report, f"A caption. {HOSTILE}", [f"too few {HOSTILE}"], {"fid": tmp_path / "fid.png"}, pictures)
 
@@ -70,19 +73,29 @@ def test_every_sampler_and_nfe_and_all_that_was_said_is_there(made):
     read = Read(made)
     for words in (
         "A caption.", f"Warning: too few {HOSTILE}", "NFE 10", "NFE 20", "FID of 20 samples to 9 images of a",
-        "real, held out (8 images: FID biased upwards; one set)", "runs/last.ckpt", "f" * 64, "solver=a", "0-19",
+        "real, held out (8 images: FID biased upwards; one set)", "runs/last.ckpt", "f" * 64, "NFE 10, 20: solver=a",
         HOW.versions["torch"], HOW.machine, "averaged weights", "Seeds 100-115",
     ):  # fmt: skip
         assert words in read.text
     assert read.text.count(HOSTILE) >= 4  # table, samples, caption, options
     alts = [image["alt"] for image in read.of("img")]
     assert alts == ["FID over NFE", "a, NFE 10, seeds 100-115", f"{HOSTILE}, NFE 10, seeds 100-115"]
-    assert read.text.count("no picture") == 2
+    assert read.text.count("no picture") == 4
+
+
+def test_options_that_change_with_the_nfe_are_told_apart(tmp_path):
+    records = [cell("a", nfe, "0-19", fid=1.0) for nfe in (5, 10, 20)]
+    records[1]["description"]["options"]["order"] = 3
+    read = Read(page(Report(records, ["fid"], HOW), "", [], {}, Pictures(tmp_path)))
+    assert "NFE 5, 20: solver=a" in read.text
+    assert "NFE 10: solver=a, order=3" in read.text
 
 
 def test_sets_of_images_have_a_page_too(tmp_path):
-    records = [{**RECORDS[0], "sampler": HOSTILE, "scores": {"fid": 1.25}}, real(images=8, fid=0.5)]
-    read = Read(page(ImagesReport(records, HOW), "A caption.", [], {}, Pictures(tmp_path)))
+    how = Protocol(HOW.scores, HOW.statistics)
+    records = [record(name, Measured({"fid": fid}, n, ()), how) for name, fid, n in ((HOSTILE, 1.25, 20), (REAL, 1, 8))]
+    read = Read(page(ImagesReport(records, how), "A caption.", [], {}, Pictures(tmp_path)))
+    assert HOW.quantisation not in read.text  # that of the model's images
     assert not read.of("script")
     assert not read.of("img")
     for words in (HOSTILE, "1.25", "Images compared with 9 images of a", "A caption.", "fewer images"):
