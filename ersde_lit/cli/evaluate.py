@@ -28,7 +28,7 @@ class WhatOptions:
         ckpt_path: checkpoint that `fit` wrote; its averaged weights are sampled.
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
             as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
-        out: folder of the results; the same command goes on there after an interruption.
+        out: folder of the results, results.html first; the same command goes on there after an interruption.
         keep_images: keep each cell's images in it.
         best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
         trust: import network classes from outside ersde_lit that the checkpoint names.
