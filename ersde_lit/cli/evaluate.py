@@ -12,7 +12,7 @@ from ersde_lit.cli.options.model import GuidedModel
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import disk_errors, write_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class WhatOptions:
         ckpt_path: checkpoint that `fit` wrote; its averaged weights are sampled.
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
             as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
-        out: folder of the results; the same command goes on there after an interruption.
+        out: folder of the results, results.html first; the same command goes on there after an interruption.
         keep_images: keep each cell's images in it.
         best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
         trust: import network classes from outside ersde_lit that the checkpoint names.
@@ -86,6 +86,7 @@ def evaluate(
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
     from ersde_lit.ranks import Ranks
     from ersde_lit.sweeps.cells import MADE_HERE, Cell, Cells
+    from ersde_lit.sweeps.pictures import Pictures
     from ersde_lit.sweeps.report import Report
     from ersde_lit.sweeps.sweep import Sweep
 
@@ -120,7 +121,7 @@ def evaluate(
                 for cell in cells:
                     if store.find(cell, scores.metrics) is None:
                         store.place(cell)  # raises now where it is taken, not hours later
-        run = Sweep(store, scores, protocol, ranks, what.keep_images, _tell)
+        run = Sweep(store, Pictures(store.folder), scores, protocol, ranks, what.keep_images, _tell)
         try:
             if data is not None:
                 run.real(data, len(sets[0]))
@@ -130,15 +131,9 @@ def evaluate(
             raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
         if not first:
             return None
-        report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, what.best)
-        spread = f": {'the best' if what.best else 'mean and standard deviation'} of {len(sets)} sets"
-        images = f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){spread if len(sets) > 1 else ''}"
-        _publish(store.folder, report, f"{images}. {protocol}")
-        try:
-            for metric in report.metrics:
-                report.plot(store.folder / f"{metric}.png", metric)
-        except UserError as error:
-            print(f"no plot: {error}")
+        report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, protocol, what.best)
+        spread = f": {report.spread}" if report.spread else ""
+        _publish(store.folder, report, f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){spread}. {protocol}")
     return report
 
 
@@ -168,7 +163,7 @@ def evaluate_images(
         records.append(record(REAL, measured, protocol))
     if ranks.global_rank:
         return None
-    report = ImagesReport(records)
+    report = ImagesReport(records, protocol)
     _publish(None if out is None else Path(out), report, str(protocol))
     return report
 
@@ -192,21 +187,44 @@ def _tell(record: "Record") -> None:
 
 
 def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str) -> None:
-    """Prints a report and writes its tables to the folder."""
+    """Prints a report, writes its tables, plots and page to the folder, and names the files."""
     from rich.console import Console
 
-    from ersde_lit.sweeps.report import sizes
+    from ersde_lit.sweeps.page import page
+    from ersde_lit.sweeps.pictures import Pictures
+    from ersde_lit.sweeps.report import ImagesReport, sizes
 
     caption = f"{caption} {sizes(report.records)}".rstrip()
-    notes = dict.fromkeys(note for record in report.records for note in record["notes"])
-    caption = "\n\n".join([caption, *(f"Warning: {note.removesuffix('?')}." for note in notes)])
+    notes = dict.fromkeys(note.removesuffix("?") for record in report.records for note in record["notes"])
+    paragraphs = [caption, *(f"Warning: {note}." for note in notes)]
     console = Console(soft_wrap=True)
-    for table in report.tables():
-        console.print(table)
-    console.print(caption, markup=False)
-    if folder is not None:
-        with disk_errors(folder):
-            folder.mkdir(exist_ok=True)
-            write_text(folder / "results.csv", report.csv())
-            write_text(folder / "results.md", report.markdown(caption))
-        console.print(f"tables  {folder / 'results.csv'}, {folder / 'results.md'}", markup=False)
+    sheets = [*report.sheets().values()]
+    for sheet in sheets:
+        console.print(sheet.table())
+    console.print("\n\n".join(paragraphs), markup=False)
+    if folder is None:
+        return
+    tables, html = [folder / "results.csv", folder / "results.md"], folder / "results.html"
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        write_text(tables[0], report.csv())
+        write_text(tables[1], "\n\n".join([*(sheet.markdown() for sheet in sheets), *paragraphs]) + "\n")
+        plots = {} if isinstance(report, ImagesReport) else plots_of(folder, report)
+        write_text(html, page(report, caption, [*notes], plots, Pictures(folder)))
+    for name, paths in {"tables": tables, "plots": [*plots.values()], "page": [html]}.items():
+        if paths:
+            console.print(f"{name:<7} {', '.join(map(str, paths))}", markup=False)
+
+
+def plots_of(folder: Path, report: "Report") -> dict[str, Path]:
+    """Draws the plot of each metric; none without matplotlib."""
+    try:
+        with needs_extra("plot", "the plot"):
+            from ersde_lit.sweeps.plot import save
+    except UserError as error:
+        print(f"no plot: {error}")
+        return {}
+    paths = {metric: folder / f"{metric}.png" for metric in report.metrics}
+    for metric, path in paths.items():
+        save(report, metric, path)
+    return paths

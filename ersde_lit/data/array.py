@@ -135,6 +135,10 @@ class ImageArray(ImageDataModule):
         info, _ = read_array(root)  # networks are built to its shape and classes before any image is read
         self.image_shape, self.num_classes, self.class_names = info.image_shape, info.num_classes, info.class_names
 
+    @property
+    def description(self) -> str:
+        return f"{super().description} {self.root}"
+
     def load(self) -> dict[str, Split]:
         info, own = read_array(self.root)
         if self.val_root is None:

@@ -80,6 +80,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size, self.horizontal_flip = batch_size, horizontal_flip
         self._splits: dict[str, Split] = {}
 
+    @property
+    def description(self) -> str:
+        """What FID compares with, in words."""
+        return f"training images of {type(self).__name__}"
+
     @abstractmethod
     def load(self) -> dict[str, Split]:
         """Reads "train", "val" and "test". Nothing in "val" or "test" may be in "train"."""

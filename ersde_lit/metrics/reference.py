@@ -103,7 +103,7 @@ def reference_of(
     Raises:
         ValueError: fewer than two images, images that the features do not read, or what `source` raises.
     """
-    name = source.description if isinstance(source, ImageFiles) else f"training images of {type(source).__name__}"
+    name = source.description
     path, found = Path(), None
     with ranks.fail_together():
         if ranks.rank == 0:
@@ -112,7 +112,7 @@ def reference_of(
             with suppress(ValueError):  # absent or damaged
                 found = _read(path)
     if (found := ranks.of_first(found)) is not None:
-        return replace(found, description=f"{found.num_images} {name}", fingerprint=features.fingerprint)
+        return replace(found, description=f"{found.num_images:,} {name}", fingerprint=features.fingerprint)
     reference = _measure(_batches(source, features, ranks), features, device, keep_features, name, advance, ranks)
     reference = replace(reference, image_shape=source.image_shape)
     with suppress(OSError):
@@ -151,7 +151,7 @@ def _measure(
     with ranks.fail_together():
         (mean, cov, count), drawn = moments.over_ranks(), sample.over_ranks()
     statistics, kept = Statistics(mean.cpu(), cov.cpu(), count), drawn.rows.cpu() if keep else None
-    return Reference(statistics, f"{count} {name}", kept, features.fingerprint, copies=drawn.copies)
+    return Reference(statistics, f"{count:,} {name}", kept, features.fingerprint, copies=drawn.copies)
 
 
 def read_reference(
@@ -241,11 +241,12 @@ def _read(path: Path) -> Reference:
     if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < -1e-6 * cov.abs().max():
         raise UserError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
     count, shape = found.get("num_images"), found.get("image_shape")
+    number = "images of unknown number" if count is None else f"{int(count):,} images"
     if shape is not None and (shape.shape != (3,) or shape.dtype.kind not in "iu"):
         raise UserError(f"{path}: image_shape {shape} is not [C, H, W]")
     return Reference(
         Statistics(mean, cov, None if count is None else int(count)),
-        str(found.get("description", path)),
+        str(found.get("description", f"{path} ({number})")),
         features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
         None if shape is None else tuple(shape.tolist()),

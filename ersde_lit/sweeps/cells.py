@@ -1,7 +1,7 @@
 """Results of `evaluate`, stored cell by cell, so that an interrupted evaluation is resumed.
 
-The folder holds `cells.jsonl`, one line a cell, and `images/`, where the images of each cell are sampled as `sample`
-does and read for measuring.
+The folder holds `cells.jsonl`, one line a cell; `images/`, where the images of each cell are sampled as `sample` does
+and read for measuring; and `pictures/` of the first of them, which stay.
 """
 
 from __future__ import annotations
@@ -49,11 +49,16 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the file of images, without its ending."""
-        text = re.sub(r"[^\w.+=-]", "_", f"{self.sampler}-nfe{self.job.nfe}-{self.meta['seeds']}")
-        return text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return file_name(self.sampler, self.job.nfe, self.meta["seeds"])
 
     def __str__(self) -> str:
         return f"{self.sampler}, NFE {self.job.nfe}, seeds {self.meta['seeds']}"
+
+
+def file_name(sampler: str, nfe: int, seeds: str) -> str:
+    """Name of a cell's files, without their endings."""
+    text = re.sub(r"[^\w.+=-]", "_", f"{sampler}-nfe{nfe}-{seeds}")
+    return text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class Cells:
@@ -72,13 +77,18 @@ class Cells:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Locks the folder. Raises UserError where another process holds it."""
+        """Locks the folder, and holds a place for images. Raises UserError where another process holds it."""
         with ExitStack() as stack:
             with disk_errors(self.out):
-                self.images.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
                 busy = f"--out {self.out}: another process is working on it; wait for it to end"
                 stack.enter_context(locked(self.folder / ".lock", busy))
-            yield
+                self.images.mkdir(exist_ok=True)
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # some images are kept
+                    self.images.rmdir()
 
     def read(self) -> list[Record]:
         """All records in order of measurement; raises UserError if the file is damaged."""

@@ -1,4 +1,4 @@
-"""Reports of measured cells: tables (terminal, CSV, Markdown) and plots (PNG)."""
+"""Reports of measured cells: tables of means and spreads, headings that say of which images, CSV."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rich.table import Column, Table
-from rich.text import Text
-
-from ersde_lit.errors import needs_extra
-from ersde_lit.files import replacing
-from ersde_lit.metrics.protocol import title
-from ersde_lit.sweeps.cells import Record
+from ersde_lit.metrics.protocol import Protocol, title
+from ersde_lit.sampling.seeds import parse_seeds
+from ersde_lit.sweeps.cells import REAL, Record
+from ersde_lit.sweeps.sheet import Sheet
 
 HIGHER_IS_BETTER = {"is", "precision", "recall"}
+BIASED = ": FID biased upwards"  # where there are fewer images than beside them
 
 
 class Summary(NamedTuple):
@@ -60,15 +57,32 @@ class Report:
     Args:
         records: cells, and images without NFE.
         metrics: which to show.
+        protocol: of all of them.
         best: whether to show the best of the sets of seeds rather than mean and standard deviation.
     """
 
-    def __init__(self, records: Sequence[Record], metrics: Sequence[str], best: bool = False) -> None:
-        self.records, self.metrics, self.best = [*records], [*metrics], best
+    def __init__(
+        self, records: Sequence[Record], metrics: Sequence[str], protocol: Protocol, best: bool = False
+    ) -> None:
+        self.records, self.metrics, self.protocol, self.best = [*records], [*metrics], protocol, best
         self.nfes = sorted({record["asked"] for record in records if record["nfe"] is not None})
         self.sets = max(Counter((r["sampler"], r["nfe"]) for r in records).values(), default=1)
         self.samplers = list(dict.fromkeys(r["sampler"] for r in records if r["nfe"] is not None))
         self.others = [record for record in records if record["nfe"] is None]
+        self.images = max((len(parse_seeds(r["seeds"])) for r in records if r["seeds"] is not None), default=0)
+
+    def heading(self, metric: str) -> str:
+        """The metric, the number of images on both sides, data and features."""
+        how = self.protocol.scores
+        to = "" if metric == "is" else f" to {how['reference']}"
+        part = f" ({how[metric]})" if metric not in ("fid", "is") else ""  # not of all images
+        return f"{title(metric)} of {self.images:,} samples{to}, {how['features']}{part}"
+
+    @property
+    def spread(self) -> str:
+        """What a number is over several sets of seeds; empty for a single one."""
+        how = "the best" if self.best else "mean and standard deviation"
+        return f"{how} of {self.sets} sets" if self.sets > 1 else ""
 
     def summary(self, metric: str, sampler: str, nfe: int) -> Summary | None:
         """Over all sets of seeds at exactly this NFE; None without any."""
@@ -91,7 +105,7 @@ class Report:
                 text = summary.text(metric, self.best) + (f" ({calls} calls)" if calls != nfe else "")
                 text += f" ({len(summary.values)} of {self.sets} sets)" if len(summary.values) < self.sets else ""
                 row.append(f"**{text}**" if values[sampler] == best and len(values) > 1 else text)
-        others = [(r["sampler"], r["scores"][metric]) for r in self.others if metric in r["scores"]]
+        others = [(self.name(r, metric), r["scores"][metric]) for r in self.others if metric in r["scores"]]
         return rows + [[name, *[f"{value:.4g}"] * len(self.nfes)] for name, value in others]
 
     def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
@@ -104,55 +118,43 @@ class Report:
     def header(self) -> list[str]:
         return ["sampler", *(f"NFE {nfe}" for nfe in self.nfes)]
 
-    def tables(self) -> Iterable[Table]:
-        """One table a metric, for the terminal."""
-        for metric in self.metrics:
-            yield _table(self.header, self.rows(metric), title(metric))
+    def name(self, record: Record, metric: str) -> str:
+        """Name of images without NFE, with what is to be known before their score is compared with the samples'."""
+        bias = BIASED if metric == "fid" and record["images"] < self.images else ""
+        notes = [f"{record['images']:,} images{bias}"] if record["images"] != self.images else []
+        notes += ["one set"] if self.sets > 1 else []
+        return record["sampler"] + (f" ({'; '.join(notes)})" if notes else "")
 
-    def markdown(self, caption: str) -> str:
-        """All tables, followed by the caption."""
-        heads = [f"{title(metric)}\n\n" * (len(self.metrics) > 1) for metric in self.metrics]
-        tables = [_markdown(self.header, self.rows(metric)) for metric in self.metrics]
-        return "".join(f"{head}{table}\n\n" for head, table in zip(heads, tables, strict=True)) + f"{caption}\n"
+    def leaders(self) -> list[str]:
+        """The best score of each metric that any sampler has at any NFE, in words."""
+        words = []
+        for metric in self.metrics:
+            shown = [(self._at(metric, s, nfe), s, nfe) for s in self.samplers for nfe in self.nfes]
+            values = [
+                (found[1].value(metric, self.best), found[1].text(metric, self.best), sampler, nfe)
+                for found, sampler, nfe in shown
+                if found and not math.isnan(found[1].mean)
+            ]
+            if len(values) > 1:
+                high = metric in HIGHER_IS_BETTER
+                _, text, sampler, nfe = (max if high else min)(values, key=lambda value: value[0])
+                words.append(f"{'Highest' if high else 'Lowest'} {title(metric)}: {text}, {sampler} at NFE {nfe}")
+        return words
+
+    def sheets(self) -> dict[str, Sheet]:
+        """A table a metric."""
+        return {metric: Sheet(self.heading(metric), self.header, self.rows(metric)) for metric in self.metrics}
 
     def csv(self) -> str:
         """One row a cell, with everything that affects its numbers."""
         return to_csv(self.records)
 
-    def plot(self, path: Path, metric: str, name: str = "") -> None:
-        """Metric over NFE, log-log; bars span the sets of seeds."""
-        with needs_extra("plot", "the plot"):
-            from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        axes = figure.subplots()
-        ticks: set[int] = set()
-        for number, sampler in enumerate(self.samplers):
-            points = {r["nfe"] for r in self.records if r["sampler"] == sampler}
-            line = {nfe: found for nfe in sorted(points) if (found := self.summary(metric, sampler, nfe))}
-            values = [summary.value(metric, self.best) for summary in line.values()]
-            low = [value - min(s.values) for value, s in zip(values, line.values(), strict=True)]
-            high = [max(s.values) - value for value, s in zip(values, line.values(), strict=True)]
-            marker = "os^vDP*X"[number // 10 % 8]
-            axes.errorbar([*line], values, [low, high], label=sampler, marker=marker, markersize=4, linewidth=1.2)
-            ticks |= line.keys()
-        for record in self.others:
-            if (value := record["scores"].get(metric)) is not None:
-                axes.axhline(value, color="grey", linewidth=1, linestyle=":", label=record["sampler"])
-        positive = not any(r["scores"][metric] <= 0 for r in self.records if metric in r["scores"])
-        axes.set(xscale="log", yscale="log" if positive else "linear", xlabel="NFE", ylabel=title(metric), title=name)
-        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
-        axes.minorticks_off()
-        axes.legend(fontsize=8)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-
 
 class ImagesReport:
     """Report of images from disk: one row a set of images, one column a metric."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = [*records]
+    def __init__(self, records: Sequence[Record], protocol: Protocol) -> None:
+        self.records, self.protocol = [*records], protocol
         self.metrics = list(dict.fromkeys(name for record in records for name in record["scores"]))
 
     @property
@@ -160,18 +162,22 @@ class ImagesReport:
         return ["images", "number", *map(title, self.metrics)]
 
     def rows(self) -> list[list[str]]:
-        return [
-            [r["sampler"], f"{r['images']:,}", *(f"{r['scores'][metric]:.6g}" for metric in self.metrics)]
-            for r in self.records
-        ]
+        most = max(record["images"] for record in self.records)
+        rows = []
+        for r in self.records:
+            few = r["sampler"] == REAL and "fid" in self.metrics and r["images"] < most
+            numbers = [f"{r['images']:,}", *(f"{r['scores'][metric]:.6g}" for metric in self.metrics)]
+            rows.append([r["sampler"] + f" (fewer images{BIASED})" * few, *numbers])
+        return rows
 
-    def tables(self) -> Iterable[Table]:
-        yield _table(self.header, self.rows())
-
-    def markdown(self, caption: str) -> str:
-        return f"{_markdown(self.header, self.rows())}\n\n{caption}\n"
+    def sheets(self) -> dict[str, Sheet]:
+        """One table."""
+        how = self.protocol.scores
+        heading = f"Images compared with {how['reference']}, {how['features']}"
+        return {"": Sheet(heading, self.header, self.rows())}
 
     def csv(self) -> str:
+        """One row a set of images."""
         return to_csv(self.records)
 
 
@@ -202,16 +208,3 @@ def to_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
-    columns = [Column(header[0]), *(Column(name, justify="right") for name in header[1:])]
-    table = Table(*columns, title=caption, title_justify="left")
-    for row in rows:
-        table.add_row(*(Text(text[2:-2], "bold") if text.startswith("**") else Text(text) for text in row))
-    return table
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

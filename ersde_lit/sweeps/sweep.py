@@ -24,6 +24,7 @@ from ersde_lit.sampling.formats import read_meta
 from ersde_lit.sampling.run import Job, complete
 from ersde_lit.sampling.work import Work
 from ersde_lit.sweeps.cells import REAL, Cell, Cells, Measured, Record, record
+from ersde_lit.sweeps.pictures import Pictures
 
 # (rank, ranks) to uint8 [n, C, H, W]: every ranks-th batch, from number rank on
 Batches = Callable[[int, int], Iterable[Tensor]]
@@ -56,6 +57,7 @@ class Sweep:
 
     Attributes:
         store: stored results.
+        pictures: of the first images of each cell.
         scores: metrics.
         protocol: description of the measurement.
         ranks: the processes.
@@ -64,6 +66,7 @@ class Sweep:
     """
 
     store: Cells
+    pictures: Pictures
     scores: Scores
     protocol: Protocol
     ranks: Fabric
@@ -95,6 +98,7 @@ class Sweep:
             if (count := measured.images) != len(cell.seeds):
                 raise UserError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
             if self._first:
+                self.pictures.keep(cell, path)
                 self._keep(record(cell.sampler, measured, self.protocol, description=read_meta(path), **of_cell))
                 if not self.keep_images:
                     self.store.delete(path)

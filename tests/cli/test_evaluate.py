@@ -4,6 +4,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from ersde_lit.denoisers import VE
 from ersde_lit.metrics import Features, Scores, reference_of, write_reference
 from ersde_lit.metrics.classifier import classifier
 from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import DDIM, ERSDE, Heun, Sampler, TableSampler, grids
 from ersde_lit.training import DiffusionModule, load
@@ -84,6 +86,11 @@ def scored(sampler, seeds, nfe: int, denoiser=None, metrics=("fid",), features=N
     for block in generate(denoiser or load(LAST).ema_denoiser, sampler, seeds, nfe, batch_size=len(seeds)):
         scores.update(quantise(block.images))
     return scores.compute()
+
+
+def reference() -> str:
+    write_reference(reference_of(Digits(), Means(), keep_features=0), "digits_means.npz")
+    return "digits_means.npz"
 
 
 class TestNumbers:
@@ -174,7 +181,10 @@ class TestNumbers:
             assert rows[path]["images"] == "30"
         table = Path("disk_table/results.md").read_text()
         assert f"| as_folder | 30 | {cell['fid']:.6g} | {cell['kid']:.6g} |" in table
-        assert f"{cell['fid']:.6g}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{cell['fid']:.6g}" in said
+        assert "page    disk_table/results.html" in said
+        assert f"<td>{cell['fid']:.6g}</td>" in Path("disk_table/results.html").read_text()
 
     def test_sizes_of_both_sides_are_said_and_copies_and_a_warning_where_they_differ(self, inside, capsys) -> None:
         generator = np.random.default_rng(0)
@@ -227,10 +237,9 @@ class TestNumbers:
             assert f"sampled in {precision}" in Path(f"in_{precision}/results.md").read_text()
 
     def test_a_reference_file_gives_the_numbers_of_its_images(self, inside) -> None:
-        write_reference(reference_of(Digits(), Means(), keep_features=0), "digits_means.npz")
         flags = ("--nfe=3", "--seeds=0-19")
         assert evaluate(*flags, "--out=of_data") == 0
-        assert evaluate(*flags, "--out=of_file", data="--reference=digits_means.npz") == 0
+        assert evaluate(*flags, "--out=of_file", data=f"--reference={reference()}") == 0
         of_data, of_file = records("of_data"), records("of_file")
         assert set(of_data) - set(of_file) == {("real, held out", None, None)}
         key = ("default", 3, "0-19")
@@ -315,6 +324,39 @@ class TestTables:
         width, height = Image.open("shown/fid.png").size
         assert width > 500
         assert height > 400
+        assert "FID of 20 samples to 1,617 training images of Digits, Means" in text
+
+    def test_all_files_are_named_and_nothing_else_is_left(self, inside, capsys) -> None:
+        assert evaluate("--nfe=2,3", "--seeds=0-19", "--solvers=ddim,heun", "--metrics=fid,kid", "--out=files") == 0
+        assert capsys.readouterr().out.splitlines()[-3:] == [
+            "tables  files/results.csv, files/results.md", "plots   files/fid.png, files/kid.png",
+            "page    files/results.html",
+        ]  # fmt: skip
+        assert sorted(os.listdir("files")) == [
+            "cells.jsonl", "fid.png", "kid.png", "pictures", "results.csv", "results.html", "results.md"
+        ]  # fmt: skip
+        html = Path("files/results.html").read_text()
+        assert html.count('src="data:image/png;base64,') == 2 + 4
+        assert "no picture" not in html
+        for words in (LAST, "training images of Digits, Means", 'alt="heun, NFE 1, seeds 0-15"', "NFE 3"):
+            assert words in html
+
+    def test_pictures_are_of_the_images_that_were_measured(self, inside) -> None:
+        assert evaluate("--nfe=3", "--seeds=30-49", "--out=seen", "--keep_images") == 0
+        (npz,) = Path("seen/images").glob("*.npz")
+        (png,) = Path("seen/pictures").glob("*.png")
+        first = torch.from_numpy(np.load(npz)["arr_0"][:16]).movedim(-1, 1)
+        assert np.array_equal(np.asarray(Image.open(png)), image_grid(first, 4)[0])
+
+    def test_a_picture_is_there_before_the_images_are_deleted(self, inside, monkeypatch) -> None:
+        flags = ("--nfe=3", "--seeds=0-19", "--out=cut_short")
+        with monkeypatch.context() as patch:
+            patch.setattr("ersde_lit.sweeps.cells.Cells.add", lambda *given: (_ for _ in ()).throw(KeyError("killed")))
+            with pytest.raises(KeyError):
+                evaluate(*flags, data=f"--reference={reference()}")
+        assert len(os.listdir("cut_short/pictures")) == len(os.listdir("cut_short/images")) == 1
+        assert evaluate(*flags, data=f"--reference={reference()}") == 0
+        assert "no picture" not in Path("cut_short/results.html").read_text()
 
     def test_what_weakens_a_number_is_said_beside_it(self, inside, capsys) -> None:
         flags = ("--nfe=2", "--seeds=0-3", "--solvers=ddim,heun")  # of both at once
@@ -387,7 +429,7 @@ class TestGoingOn:
         assert {key: record["scores"] for key, record in killed.items()} == {
             key: record["scores"] for key, record in whole.items()
         }
-        assert os.listdir("killed/images") == []
+        assert not Path("killed/images").exists()
         assert sorted(os.listdir("killed")) == sorted(os.listdir("whole"))
 
     @pytest.mark.slow
@@ -411,7 +453,7 @@ class TestGoingOn:
         flags = ("--nfe=3,4", "--seeds=0-29", "--batch_size=10", "--metrics=fid,kid", "--config=bad.yaml")
         assert evaluate(*flags, "--out=spoilt", "--solvers=ddim") == 0
         kept, said = records("spoilt"), capsys.readouterr().out
-        assert os.listdir("spoilt/images") == []
+        assert not Path("spoilt/images").exists()
         for nfe in (3, 4):
             assert all(np.isnan([*kept["bad", nfe, "0-29"]["scores"].values()]))
             assert kept["bad", nfe, "0-29"]["scores"].keys() == {"fid", "kid"}
@@ -433,10 +475,12 @@ class TestGoingOn:
             del record["image_size"]
             for name in ("precision", "arithmetic", "reference_size"):
                 del record["protocol"][name]
+        shutil.rmtree("of_before/pictures")
         Path("of_before/cells.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in old))
         assert evaluate(*flags, "--solvers=ddim,heun") == 0
         assert records("of_before")["ddim", 3, "0-19"] == old[-1]
         assert "Images: 8x8, 1 channel." in Path("of_before/results.md").read_text()
+        assert Path("of_before/results.html").read_text().count("no picture") == 1
 
     def test_images_that_sample_made_are_used_and_stay(self, inside, monkeypatch) -> None:
         flags = ("--nfe=3", "--seeds=0-29", "--batch_size=10")
@@ -487,7 +531,7 @@ def test_two_ranks_give_the_rows_of_one(inside, cache, one_bad) -> None:
         path.unlink()  # measured again, by two
     done = run_on_ranks(ranks.__file__, "command", [*command, "--out=two", "--devices=2"])
     assert done.codes == [0, 0], done.said
-    assert "".join(done.said).count("Inception Score\n") == 1
+    assert "".join(done.said).count("Inception Score of 61 samples") == 1
     one, both = records("one"), records("two")
     assert one.keys() == both.keys()
     for key in one:

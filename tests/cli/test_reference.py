@@ -66,7 +66,7 @@ def test_of_a_data_module_in_features_of_its_labels(home, cache, capsys, monkeyp
     options = ["--data=ersde_lit.data.Digits", "--features=classifier", "--keep_features=100"]
     assert main(["reference", "--out=stats.npz", *options]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("stats.npz: mean and covariance of 1617 training images of Digits, classifier features, 98")
+    assert said.startswith("stats.npz: mean and covariance of 1,617 training images of Digits, classifier features, 98")
     features = classifier(Digits())
     found, expected = read_reference("stats.npz", features), reference_of(Digits(), features)
     torch.testing.assert_close(found.statistics.cov, expected.statistics.cov, rtol=1e-5, atol=1e-8)

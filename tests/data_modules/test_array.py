@@ -39,6 +39,10 @@ def test_shape_and_classes_are_known_before_loading(array):
     assert data._splits == {}
 
 
+def test_its_description_names_the_folder(array):
+    assert ImageArray(array).description == f"training images of ImageArray {array}"
+
+
 def test_batches_are_the_images(array):
     data = ImageArray(array, batch_size=8)
     images, labels = next(iter(data.train_dataloader()))

@@ -184,7 +184,7 @@ def test_reads_what_edm_publishes(tmp_path):
     found = read_reference(tmp_path / "edm.npz", Colours())
     assert found.num_images is None
     assert found.features is None
-    assert found.description == str(tmp_path / "edm.npz")
+    assert found.description == f"{tmp_path / 'edm.npz'} (images of unknown number)"
     assert torch.equal(found.statistics.mean, torch.from_numpy(MU))
     scores = Scores(Colours(), found)
     scores.update(torch.from_numpy(IMAGES))

@@ -5,24 +5,13 @@ import re
 import statistics
 
 import pytest
+from measured_cells import HOW, RECORDS, SCORES, cell, real
 from rich.console import Console
 
 from ersde_lit.metrics.protocol import Protocol
 from ersde_lit.sweeps.cells import REAL, Cells, Measured, record
 from ersde_lit.sweeps.report import ImagesReport, Report, Summary, sizes, to_csv
-
-SCORES = {"features": "Edges (3)", "preprocessing": "as they are", "fingerprint": "abc", "reference": "9 images"}
-HOW = Protocol({**SCORES, "fid": "of all images"}, "9 images, |mu| 1, tr sigma 2", "averaged weights", "f" * 64)
-
-
-def cell(sampler: str, nfe: int, seeds: str, *, asked: int | None = None, images: int = 20, **scores: float):
-    description = {"seeds": seeds, "options": {"nfe": nfe, "solver": sampler}, "checkpoints": {"ckpt_path": "f" * 64}}
-    of_cell = {"nfe": nfe, "asked": asked or nfe, "seeds": seeds, "description": description, "seconds": 1.5}
-    return record(sampler, Measured(scores, images, ()), HOW, **of_cell)
-
-
-def real(**scores: float):
-    return record(REAL, Measured(scores, 20, ()), HOW)
+from ersde_lit.sweeps.sheet import Sheet
 
 
 def test_a_summary_is_mean_spread_and_best():
@@ -48,126 +37,120 @@ def test_the_spread_has_two_digits_and_sets_those_of_the_mean(values, text):
     assert Summary(values).text("fid", best=False) == text
 
 
-RECORDS = [
-    real(fid=0.5, precision=0.9),
-    cell("a", 10, "0-19", fid=3.0, precision=0.5),
-    cell("a", 10, "20-39", fid=3.2, precision=0.7),
-    cell("heun", 9, "0-19", asked=10, fid=2.0, precision=0.1),
-    cell("a", 20, "0-19", fid=1.0, precision=0.8),
-    cell("a", 20, "20-39", fid=1.5, precision=0.8),
-]
-
-
 def test_rows_have_the_best_of_a_column_in_bold_and_say_what_was_run():
-    report = Report(RECORDS, ["fid", "precision"])
+    report = Report(RECORDS, ["fid", "precision"], HOW)
     assert report.header == ["sampler", "NFE 10", "NFE 20"]
     assert report.rows("fid") == [
         ["a", "3.10 ± 0.14", "1.25 ± 0.35"],
         ["heun", "**2 (9 calls) (1 of 2 sets)**", ""],
-        [REAL, "0.5", "0.5"],
+        [f"{REAL} (one set)", "0.5", "0.5"],
     ]
     assert report.rows("precision")[0][1] == "**0.60 ± 0.14**"  # the larger the better
-    assert Report(RECORDS, ["fid"], best=True).rows("fid")[0] == ["a", "3", "1"]
+    assert Report(RECORDS, ["fid"], HOW, best=True).rows("fid")[0] == ["a", "3", "1"]
 
 
 def test_a_sampler_of_somebody_may_make_any_number_of_calls():
-    report = Report([cell("three", 6, "0-19", asked=10, fid=2.0), cell("a", 10, "0-19", fid=3.0)], ["fid"])
+    report = Report([cell("three", 6, "0-19", asked=10, fid=2.0), cell("a", 10, "0-19", fid=3.0)], ["fid"], HOW)
     assert report.rows("fid") == [["three", "**2 (6 calls)**"], ["a", "3"]]
 
 
 def test_markdown_and_terminal_show_the_same():
-    report = Report(RECORDS, ["fid", "precision"])
-    markdown = report.markdown(str(HOW))
-    assert "| a | 3.10 ± 0.14 | 1.25 ± 0.35 |" in markdown
-    assert markdown.index("FID\n") < markdown.index("precision\n") < markdown.index(str(HOW))
-    console = Console(file=io.StringIO(), width=100)
-    for table in report.tables():
-        console.print(table)
-    shown = console.file.getvalue()
-    for row in report.rows("fid") + report.rows("precision"):
-        assert re.search(" *│ *".join(re.escape(text.strip("*")) for text in row), shown), row
+    for metric, sheet in Report(RECORDS, ["fid", "precision"], HOW).sheets().items():
+        shown, markdown = printed(sheet), sheet.markdown()
+        assert sheet.heading in shown
+        assert markdown.startswith(sheet.heading)
+        for row in sheet.rows:
+            assert re.search(" *│ *".join(re.escape(text.strip("*")) for text in row), shown), row
+            assert f"| {' | '.join(row)} |" in markdown
+        assert metric.upper() in sheet.heading.upper()
 
 
-def test_labels_that_look_like_markup_are_shown_as_they_are():
-    report = Report([cell("[red]|x", 5, "0-19", fid=1.0)], ["fid"])
-    console = Console(file=io.StringIO(), width=100)
-    for table in report.tables():
-        console.print(table)
-    assert "[red]|x" in console.file.getvalue()
-    assert "| [red]\\|x | 1 |" in report.markdown("")
+def printed(sheet: Sheet) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(sheet.table())
+    return console.file.getvalue()
+
+
+def test_headings_say_number_and_kind_of_the_images_on_both_sides():
+    report = Report(RECORDS, ["fid", "kid", "is"], HOW)
+    assert report.heading("fid") == "FID of 20 samples to 9 images of a, Edges (3)"
+    assert report.heading("kid") == "KID of 20 samples to 9 images of a, Edges (3) (subsets of 5)"
+    assert report.heading("is") == "Inception Score of 20 samples, Edges (3)"  # needs no reference
+    spoilt = [cell("a", 5, "0-1999", images=0, fid=float("nan"))]
+    assert Report(spoilt, ["fid"], HOW).heading("fid").startswith("FID of 2,000 samples")
+
+
+@pytest.mark.parametrize(
+    ("images", "sets", "metric", "name"),
+    [
+        (20, 1, "fid", REAL),
+        (8, 1, "fid", f"{REAL} (8 images: FID biased upwards)"),
+        (8, 1, "kid", f"{REAL} (8 images)"),
+        (8, 2, "fid", f"{REAL} (8 images: FID biased upwards; one set)"),
+        (20, 2, "kid", f"{REAL} (one set)"),
+    ],
+)
+def test_rows_of_real_images_say_what_keeps_them_from_being_compared(images, sets, metric, name):
+    records = [real(images=images, **{metric: 0.5}), *(cell("a", 5, f"{20 * k}-{20 * k + 19}", **{metric: 1.0})
+               for k in range(sets))]  # fmt: skip
+    assert Report(records, [metric], HOW).rows(metric)[-1] == [name, "0.5"]
+
+
+def test_leaders_are_the_best_of_all_cells():
+    assert Report(RECORDS, ["fid", "precision"], HOW).leaders() == [
+        "Lowest FID: 1.25 ± 0.35, a at NFE 20", "Highest precision: 0.8, a at NFE 20"
+    ]  # fmt: skip
+    assert Report([cell("a", 5, "0-19", fid=1.0)], ["fid"], HOW).leaders() == []  # of one
+
+
+@pytest.mark.parametrize("name", ["[red]|x", "**x**"])
+def test_labels_that_look_like_markup_are_shown_as_they_are(name):
+    (sheet,) = Report([cell(name, 5, "0-19", fid=1.0)], ["fid"], HOW).sheets().values()
+    assert name in printed(sheet)
+    assert f"| {name} | 1 |".replace("]|", "]\\|") in sheet.markdown()
 
 
 def test_csv_has_a_row_a_cell_with_all_that_changes_its_number():
-    rows = list(csv.DictReader(io.StringIO(Report(RECORDS, ["fid"]).csv())))
+    rows = list(csv.DictReader(io.StringIO(Report(RECORDS, ["fid"], HOW).csv())))
     assert len(rows) == len(RECORDS)
     row = rows[3]
     assert (row["sampler"], row["nfe"], row["seeds"], row["images"]) == ("heun", "9", "0-19", "20")
     assert (float(row["fid"]), float(row["precision"])) == (2.0, 0.1)  # also what is not in the table
     for name, value in (
-        ("features", "Edges (3)"), ("fingerprint", "abc"), ("preprocessing", "as they are"), ("reference", "9 images"),
+        ("features", "Edges (3)"), ("fingerprint", "abc"), ("preprocessing", "as they are"),
+        ("reference", "9 images of a"),
         ("statistics", HOW.statistics), ("weights", "averaged weights"), ("quantisation", HOW.quantisation),
         ("option solver", "heun"), ("sha256 ckpt_path", "f" * 64), ("version torch", HOW.versions["torch"]),
     ):  # fmt: skip
         assert row[name] == value
 
 
-def test_the_plot_has_a_line_a_sampler_with_bars_over_the_sets(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    drawn = {}
-    errorbar = Axes.errorbar
-
-    def spy(axes, x, y, bars, **given):
-        drawn[given["label"]] = (x, y, bars)
-        return errorbar(axes, x, y, bars, **given)
-
-    monkeypatch.setattr(Axes, "errorbar", spy)
-    Report(RECORDS, ["fid"]).plot(tmp_path / "fid.png", "fid")
-    x, y, (low, high) = drawn["a"]
-    assert x == [10, 20]
-    assert y == pytest.approx([3.1, 1.25])
-    assert low == pytest.approx([0.1, 0.25])
-    assert high == pytest.approx([0.1, 0.25])
-    assert drawn["heun"][0] == [9]
-    assert [path.name for path in tmp_path.iterdir()] == ["fid.png"]
-
-
-def test_a_metric_below_zero_is_plotted_too(tmp_path):
-    Report([cell("a", 5, "0-19", kid=-0.01), cell("a", 10, "0-19", kid=0.02)], ["kid"]).plot(tmp_path / "k.png", "kid")
-    assert (tmp_path / "k.png").stat().st_size > 1000
-
-
 def test_sets_of_images_are_rows():
-    report = ImagesReport([record("a.zip", Measured({"fid": 1.25, "kid": 0.5}, 1234, ()), HOW)])
-    assert report.header == ["images", "number", "FID", "KID"]
-    assert report.rows() == [["a.zip", "1,234", "1.25", "0.5"]]
+    a = record("a.zip", Measured({"fid": 1.25, "kid": 0.5}, 1234, ()), HOW)
+    report = ImagesReport([a, real(images=20, fid=0.5, kid=0.25)], HOW)
+    (sheet,) = report.sheets().values()
+    assert sheet.heading == "Images compared with 9 images of a, Edges (3)"
+    assert sheet.header == ["images", "number", "FID", "KID"]
+    assert sheet.rows == [
+        ["a.zip", "1,234", "1.25", "0.5"], [f"{REAL} (fewer images: FID biased upwards)", "20", "0.5", "0.25"]
+    ]  # fmt: skip
+    assert ImagesReport([real(images=20, kid=0.5), {**a, "scores": {"kid": 1.0}}], HOW).rows()[0][0] == REAL
 
 
 def test_a_name_with_asterisks_is_shown_as_it_is():
-    (table,) = ImagesReport([record("*.zip*", Measured({"fid": 1.25}, 1234, ()), HOW)]).tables()
-    assert [text.plain for text in table.columns[0].cells] == ["*.zip*"]
+    (sheet,) = ImagesReport([record("*.zip*", Measured({"fid": 1.25}, 1234, ()), HOW)], HOW).sheets().values()
+    assert [text.plain for text in sheet.table().columns[0].cells] == ["*.zip*"]
 
 
 def test_a_cell_that_is_nan_is_seen_and_is_never_the_best():
     nan = float("nan")
     records = [cell("a", 5, "0-19", fid=nan), cell("b", 5, "0-19", fid=3.0), cell("c", 5, "0-19", fid=4.0)]
-    assert Report(records, ["fid"]).rows("fid") == [["a", "nan"], ["b", "**3**"], ["c", "4"]]
-    assert next(iter(csv.DictReader(io.StringIO(Report(records, ["fid"]).csv()))))["fid"] == "nan"
+    assert Report(records, ["fid"], HOW).rows("fid") == [["a", "nan"], ["b", "**3**"], ["c", "4"]]
+    assert next(iter(csv.DictReader(io.StringIO(Report(records, ["fid"], HOW).csv()))))["fid"] == "nan"
     sets = [cell("a", 5, "0-19", fid=1.0), cell("a", 5, "20-39", fid=nan)]
     for best in (False, True):
         for order in (sets, sets[::-1]):
-            assert Report(order, ["fid"], best).rows("fid") == [["a", "nan"]]
-
-
-def test_a_nan_is_drawn_as_a_gap(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    scales = []
-    setter = Axes.set
-    monkeypatch.setattr(Axes, "set", lambda axes, **given: scales.append(given["yscale"]) or setter(axes, **given))
-    records = [cell("a", 5, "0-19", fid=float("nan")), cell("a", 10, "0-19", fid=2.0)]
-    Report(records, ["fid"]).plot(tmp_path / "fid.png", "fid")
-    assert scales == ["log"]
+            assert Report(order, ["fid"], HOW, best).rows("fid") == [["a", "nan"]]
 
 
 def test_sizes_are_said_once_where_they_are_the_same():
@@ -236,7 +219,7 @@ class TestProtocol:
         assert other.differences(HOW.plain) == ""
 
     def test_other_metrics_may_join(self):
-        other = Protocol({**SCORES, "kid": "subsets"}, HOW.statistics, HOW.weights, HOW.checkpoint)
+        other = Protocol({**SCORES, "recall": "subsets"}, HOW.statistics, HOW.weights, HOW.checkpoint)
         assert other.differences(HOW.plain) == ""
 
     @pytest.mark.parametrize("name", ["statistics", "weights", "checkpoint", "quantisation"])
@@ -249,9 +232,9 @@ class TestProtocol:
                        precision="fp32")  # fmt: skip
         old = {name: value for name, value in HOW.plain.items() if name not in {"precision", "arithmetic"}}
         assert new.differences(old) == ""
-        assert "9 images (8x8, 1 channel)" in str(new)
+        assert "9 images of a (8x8, 1 channel)" in str(new)
         assert "sampled in fp32" in str(new)
-        assert Protocol(HOW.scores, HOW.statistics, precision="tf32").differences(new.plain).startswith("weights")
+        assert Protocol(HOW.scores, HOW.statistics, precision="tf32").differences(new.plain).count("weights")
         tf32 = Protocol(HOW.scores, HOW.statistics, HOW.weights, HOW.checkpoint, precision="tf32")
         assert tf32.differences(new.plain) == "precision (fp32 there, tf32 here)"
 
