@@ -50,7 +50,7 @@ def convert_data(
         exif: apply turns images as their EXIF orientation says; ignore does not, as EDM's data tool and torchvision.
     """
     if not Path(source).expanduser().exists():
-        raise UserError(f"there is nothing at {source}")
+        raise UserError(f"there is no file or folder {source}")
     if config_out is not None:
         with disk_errors(config_out, "config_out"):
             Path(config_out).expanduser().parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
 """Sizes of the network that a configuration leaves out are those of its data."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from inspect import signature
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ersde_lit.cli.parser import merged_options
 from ersde_lit.cli.typos import find_class
 from ersde_lit.data import ImageDataModule
 
@@ -22,7 +24,9 @@ def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any
         of_class: whether `model` is given by class_path.
     """
     prefix = "model.init_args.network" if of_class else "model.network"
-    network = _merged(files.values(), prefix.split("."))
+    network: Any = reduce(merged_options, files.values(), dict[str, Any]())
+    for key in prefix.split("."):
+        network = network.get(key) or {}
     path = _given(arguments, f"--{prefix}.class_path") or _given(arguments, f"--{prefix}") or network.get("class_path")
     kind = find_class(str(path))
     if kind is None:
@@ -55,18 +59,6 @@ def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> I
         return made
     except (ArgumentError, ValueError, TypeError, OSError):
         return None
-
-
-def _merged(contents: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-    """What the files say at a key, the last of them first."""
-    found: dict[str, Any] = {}
-    for content in contents:
-        value: Any = content
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, Mapping):
-            found = {**found, **value, "init_args": {**found.get("init_args", {}), **(value.get("init_args") or {})}}
-    return found
 
 
 def _given(arguments: Sequence[str], option: str) -> str | None:

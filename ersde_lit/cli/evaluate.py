@@ -13,7 +13,7 @@ from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError, needs_extra
-from ersde_lit.files import disk_errors, write_text
+from ersde_lit.files import check_present, disk_errors, write_text
 
 if TYPE_CHECKING:
     from ersde_lit.sweeps.cells import Record
@@ -81,7 +81,7 @@ def evaluate(
     if what.ckpt_path is None or what.out is None:
         raise UserError("give --ckpt_path and --out, or --images")
     sets = seed_sets(seeds)
-    _check_files(ckpt_path=what.ckpt_path, **reference.files, **guidance.checkpoints)
+    check_present({"ckpt_path": what.ckpt_path, **reference.files, **guidance.checkpoints})
 
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
     from ersde_lit.ranks import Ranks
@@ -150,7 +150,7 @@ def evaluate_images(
 
     if out is not None and (Cells(out).path.exists() or (Path(out) / "results.csv").exists()):
         raise UserError(f"--out {out} holds results of another evaluation; choose another name")
-    _check_files(**reference.files)
+    check_present(reference.files)
     sets = [image_files(path, exif=reference.exif) for path in images]
     data, features = reference.open_data(), reference.open_features()
     ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
@@ -166,12 +166,6 @@ def evaluate_images(
     report = ImagesReport(records, protocol)
     _publish(None if out is None else Path(out), report, str(protocol))
     return report
-
-
-def _check_files(**files: str) -> None:
-    """Raises UserError that names all missing files."""
-    if absent := [f"--{option} {path}" for option, path in files.items() if not Path(path).expanduser().exists()]:
-        raise UserError(f"there is nothing at {', '.join(absent)}")
 
 
 def _tell(record: "Record") -> None:

@@ -114,3 +114,12 @@ def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: Sequenc
         return group(**parser.parse_object(dict(choice)).as_dict())
     except ArgumentError as error:
         raise UserError(f"--{option}: {one_line(str(error))}") from None
+
+
+def merged_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested options of both, those of `other` where both have one."""
+    merged = dict(one)
+    for name, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merged_options(merged[name], value) if both else value
+    return merged

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from ersde_lit.cli.parser import merged_options
 from ersde_lit.errors import UserError
 from ersde_lit.files import locked, write_text
 from ersde_lit.renamed import current
@@ -70,8 +71,12 @@ class RunFolder:
             self.path / ".lock", f"another process is training in {self.path}: wait for it to end, or pass --run NAME"
         )
 
-    def enter(self, configuration: str) -> Entry:
-        """Finds out how the run begins with this configuration, in YAML.
+    def enter(self, configuration: str, defaults: str) -> Entry:
+        """Finds out how the run begins with this configuration.
+
+        Args:
+            configuration: in YAML.
+            defaults: of options, in YAML; a run may have begun before there was an option.
 
         Raises:
             UserError: the run trains something else, or all its checkpoints are damaged.
@@ -79,8 +84,10 @@ class RunFolder:
         checkpoints = [path for path in (self.last, self.previous) if path.exists()]
         if not checkpoints:
             return Entry(None, [])
-        kept, asked = (current(yaml.safe_load(text)) for text in (self.config.read_text(), configuration))
-        changed = _differences(kept, asked)
+        usual, kept, asked = (
+            current(yaml.safe_load(text)) for text in (defaults, self.config.read_text(), configuration)
+        )
+        changed = _differences(merged_options(usual, kept), asked)
         if other := sorted(changed.keys() - LENGTH - WATCH):
             raise UserError(
                 f"{self.path} holds a run with another configuration ({', '.join(other[:3])}): start a new one with "

@@ -4,10 +4,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,7 +18,8 @@ from rich.console import Console
 from ersde_lit.callbacks import FIDCallback
 from ersde_lit.callbacks.progress_bar import TrainingBar
 from ersde_lit.cli.data_sizes import sizes_of_data
-from ersde_lit.cli.parser import one_line, split
+from ersde_lit.cli.fit_parser import Parser, add_run_options, arranged
+from ersde_lit.cli.parser import split
 from ersde_lit.cli.prediction_writer import PredictionWriter
 from ersde_lit.cli.quiet import quiet
 from ersde_lit.cli.run_folder import KeepConfiguration, RunFolder
@@ -27,28 +27,11 @@ from ersde_lit.cli.typos import misspelt
 from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.sources import read_weights
-from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, RollingCheckpoint
+from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
 from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.initialise import initialise
 
 CTRL_C, TERMINATED = 130, 143
-DESCRIPTIONS = {
-    "fit": "Trains a denoiser, or resumes its run: fit --config configs/digits.yaml",
-    "validate": "Losses and FID of a run on its validation data.",
-    "test": "The loss of a run on its test data.",
-    "predict": "One generated image for each image of the test data.",
-}
-HELP = {  # in the place of Lightning's
-    "ckpt_path": "checkpoint that is taken; fit finds its run's own, and goes on from this one with its optimiser",
-    "weights_only": "has no effect: checkpoints are always read as plain data",
-    "seed_everything": "seed of the run; image order, noise and initial weights follow from it",
-}
-GROUPS = {  # in this order, before the trainer's
-    "model": "Model, its learning rate and averages",
-    "data": "Data",
-    "checkpoint": "Checkpoints of the run",
-    "trainer": "Lightning's trainer",
-}
 
 
 def run_lightning(
@@ -88,13 +71,6 @@ def run_lightning(
             raise
 
 
-class Parser(LightningArgumentParser):
-    """LightningArgumentParser that reports errors in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(one_line(message))
-
-
 class CLI(LightningCLI):
     """LightningCLI with a folder for each run.
 
@@ -106,39 +82,11 @@ class CLI(LightningCLI):
         self.held = held
         super().__init__(*args, **kwargs)
 
-    # --- options
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        name = "name of the folder in runs/; that of the config file if not given"
-        parser.add_argument("--run", type=str | None, help=name)
-        start = (
-            "weights that a new training starts from, and nothing else: a checkpoint's averaged ones, or of anything "
-        )
-        parser.add_argument("--init_from", type=str | None, help=f"{start}that `import` reads, as .safetensors")
-        skip = "names of layers that start anew, as embed_label for other classes; parts of names will do"
-        parser.add_argument("--init_skip", type=str | None, help=skip)
-        batch = "images a device can take at a time; a step accumulates as many such batches as its batch_size needs"
-        parser.add_argument("--device_batch_size", type=PositiveInt | None, help=batch)
-        parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network that is trained")
-        parser.add_argument("--channels_last", type=bool, default=False, help="memory format of weights; for GPUs")
-        parser.add_lightning_class_args(RollingCheckpoint, "checkpoint")
+        add_run_options(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Makes the parser of a command, our own options first."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.description = DESCRIPTIONS[subcommand]
-        parser.usage = f"python -m ersde_lit {subcommand} --config FILE [options]"
-        groups = {name: (parser.groups or {})[name] for name in GROUPS}
-        for name, group in groups.items():
-            group.title = GROUPS[name]
-        ours = [group for group in parser._action_groups if group not in groups.values()]
-        parser._action_groups = [*ours, *groups.values()]
-        for action in parser._actions:
-            if action.dest in HELP:
-                action.help = HELP[action.dest]
-        return parser
-
-    # --- the run
+        return arranged(super()._prepare_subcommand_parser(klass, subcommand, **kwargs), subcommand)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -159,8 +107,9 @@ class CLI(LightningCLI):
     def _enter(self, config: Any) -> None:
         """Starts, resumes or extends a run."""
         self.held.enter_context(self.folder.locked())
-        self.configuration = self._parser("fit").dump(config, skip_validation=True)
-        entry = self.folder.enter(self.configuration)
+        parser = self._parser("fit")
+        self.configuration = parser.dump(config, skip_validation=True)
+        entry = self.folder.enter(self.configuration, parser.dump(parser.get_defaults(), skip_validation=True))
         for line in entry.lines:
             _say(line)
         if entry.finished:

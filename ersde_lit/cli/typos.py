@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from lightning.pytorch import Trainer
 
+from ersde_lit.cli.parser import merged_options
 from ersde_lit.training import DiffusionModule, RollingCheckpoint
 
 ROOTS: dict[str, Any] = {"model": DiffusionModule, "trainer": Trainer, "checkpoint": RollingCheckpoint}
@@ -29,14 +30,14 @@ def misspelt(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -
     for file, content in files.items():
         if found := next(_of_command(content), None):
             return f"{file}, {found}"
-        merged = _merge(merged, content)
+        merged = merged_options(merged, content)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument.startswith("--"):
             key, given, text = argument[2:].partition("=")
             value: Any = text if given else following
             for name in reversed(key.split(".")):
                 value = {name.removesuffix("+"): value}
-            merged = _merge(merged, value)
+            merged = merged_options(merged, value)
     return next((f"command line, {found}" for found in _of_command(merged)), None)
 
 
@@ -110,11 +111,3 @@ def find_class(path: str) -> Any:
 def _line(place: str, name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known, 1)
     return f"{place}: there is no {name}" + (f"; did you mean {near[0]}?" if near else f", only {', '.join(known)}")
-
-
-def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(one)
-    for name, value in other.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged

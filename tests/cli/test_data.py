@@ -7,6 +7,7 @@ import pytest
 import yaml
 from image_sets import edm_files, edm_name, encoded, pixels, png, write_batches, write_folder, write_zip
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from ersde_lit.cli import main
 from ersde_lit.data import ImageArray
@@ -385,8 +386,8 @@ def quick_timing(monkeypatch) -> None:
 @pytest.mark.parametrize("form", ["folders", "zip", "npz", "npz without classes"])
 def test_own_images_are_trained_in_two_commands(tmp_path, capsys, monkeypatch, form: str) -> None:
     monkeypatch.chdir(tmp_path)
-    images = np.concatenate([pixels(60, seed) // 2 + 100 * seed for seed in (0, 1)]).astype(np.uint8)
-    labels = [0] * 60 + [1] * 60
+    labels = [0, 1] * 60
+    images = (pixels(120) // 2 + 100 * np.array(labels)[:, None, None, None]).astype(np.uint8)
     if form == "folders":
         source = Path("photos")
         write_folder(
@@ -437,3 +438,21 @@ def test_a_configuration_is_written_for_a_folder_that_was_converted_before(tmp_p
         written = yaml.safe_load(Path(f"new/{place}.yaml").read_text())
         assert written["data"]["init_args"]["root"] == "data/a/mine"
         assert written["data"]["init_args"]["batch_size"] == 1  # of five training images
+
+
+@pytest.mark.slow
+def test_crops_of_photographs_are_trained_in_a_minute(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        Path("photos", name).mkdir(parents=True)
+        for n, (top, left) in enumerate((t, x) for t in range(0, 364, 13) for x in range(0, 576, 36)):
+            Image.fromarray(photograph[top : top + 64, left : left + 64]).save(f"photos/{name}/{n}.png")
+    assert (
+        main(["data", "photos", "--out=data/mine", "--size=32", "--config_out=configs/mine.yaml", "--minutes=1"]) == 0
+    )
+    assert main(["fit", "--config=configs/mine.yaml", "--trainer.accelerator=cpu"]) == 0
+    out = capsys.readouterr().out
+    fids = [float(row.split("│")[-2].split()[0]) for row in out.splitlines() if row.startswith("│ default")]
+    assert len(fids) >= 2
+    assert fids[-1] < fids[0]
+    assert "best FID    runs/mine/checkpoints/best.ckpt" in out

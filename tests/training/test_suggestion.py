@@ -1,5 +1,7 @@
 """A suggested training fits the images, the machine's speed and the time."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,7 +90,7 @@ def test_sigma_data_is_the_standard_deviation_of_the_training_images() -> None:
     assert sigma_data(data) == pytest.approx(pixels.std(correction=0).item(), rel=1e-12)
     model = suggested(data, 1, 10)["model"]
     assert model["sigma_data"] == round(sigma_data(data), 2)
-    assert model["density"]["init_args"]["mean"] == pytest.approx(-1.79, abs=0.02)
+    assert model["density"]["init_args"]["mean"] == pytest.approx(math.log(sigma_data(data)) - 0.5, abs=0.03)
 
 
 def test_sigma_data_of_many_images_is_that_of_some() -> None:
