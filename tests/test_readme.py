@@ -87,6 +87,13 @@ def test_the_k_diffusion_example() -> None:
     assert (names["x0"].mean().item(), names["x0"].std().item()) == pytest.approx((0.30, 0.50), abs=0.1)
 
 
+def test_the_example_of_a_saved_model(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block(ersde_lit.interop.__doc__, "python", "from_pretrained"), names)
+    assert names["images"].shape == (4, 1, 8, 8)
+
+
 def test_the_rivals_of_the_yaml_example() -> None:
     for name in ("diffusers", "k_diffusion", "torchsde", "torchdiffeq"):
         if importlib.util.find_spec(name) is None:

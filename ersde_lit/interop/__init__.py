@@ -42,6 +42,18 @@ sigmas = torch.tensor([14.6, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0])
 x0 = sample_er_sde(model, 14.6 * torch.randn(4, 3, 64, 64), sigmas, order=2, noise_scale="er_sde_3")
 ```
 
+Models in folders or on the Hugging Face hub (`pip install "ersde-lit[hub]"`), as safetensors that run no code:
+
+```python
+from ersde_lit.interop.pretrained import from_pretrained, save_pretrained
+from ersde_lit.networks import UNet
+from ersde_lit.training import DiffusionModule
+
+save_pretrained(DiffusionModule(UNet((1, 8, 8))), "my_model")  # or training.load("runs/digits/checkpoints/best.ckpt")
+model = from_pretrained("my_model")  # or "user/repository"
+images = model.sample(seeds=range(4), nfe=10)  # [4, 1, 8, 8]
+```
+
 Samplers of diffusers and k-diffusion run on our grids and noise, in `evaluate` and `FIDCallback`:
 
 ```yaml

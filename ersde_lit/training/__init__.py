@@ -7,9 +7,17 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
   `fashion_mnist.yaml`, `emoji64.yaml` (an hour on a CPU core each), `cifar10_*.yaml` and `imagenet64_edm_adm.yaml`:
   EDM's published recipes (Karras et al. 2022), ImageNet-64 in bf16. They were tried with small networks on small data,
   not trained to the end. `--model.network.init_args.label_dim 10` makes CIFAR-10 class-conditional.
-- Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`)
-  and on SIGTERM, and the same command resumes it, bit for bit on a CPU. A run that diverges ends with exit code 2 and
-  names its last good checkpoint; weights that are not finite are never saved.
+- Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`).
+- Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`),
+  before and after each validation, on Ctrl-C and on SIGTERM, and the same command resumes it, bit for bit on a CPU.
+  More epochs or steps, another cadence of validation and other callbacks go on in the same run, unless the learning
+  rate has begun to fall. A run that diverges ends with exit code 2 and names its last good checkpoint; weights that are
+  not finite are never saved. With an FIDCallback, best.ckpt is the checkpoint of the lowest FID.
+- Fine-tuning: `fit --config mine.yaml --init_from model.ckpt` starts a new run from averaged weights (a checkpoint's, or
+  of anything that `import` reads); other classes by `--init_skip embed_label` (`map_label` in EDM's networks).
+- Curves: TensorBoard, or `--trainer.logger WandbLogger --trainer.logger.project NAME` (Weights & Biases), `CSVLogger`.
+- Learning rate: `--model.optimizer.warmup`, `decay` (linear, or `decay_shape cosine`), `constant` (EDM2's inverse
+  square root).
 - Devices: noise, augmentation and order depend on the seed and an image's number in the run, so a step of `batch_size`
   images is the same on one device or sixty-four: `--trainer.devices 4 --trainer.strategy ddp`, or `fsdp2`, which shards
   trained weights, gradients and optimiser state. `--device_batch_size N` accumulates. On several machines: `torchrun
