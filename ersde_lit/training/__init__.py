@@ -13,8 +13,8 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
   More epochs or steps, another cadence of validation and other callbacks go on in the same run, unless the learning
   rate has begun to fall. A run that diverges ends with exit code 2 and names its last good checkpoint; weights that are
   not finite are never saved. With an FIDCallback, best.ckpt is the checkpoint of the lowest FID.
-- Fine-tuning: `fit --config mine.yaml --init_from model.ckpt` starts a new run from averaged weights (a checkpoint's, or
-  of anything that `import` reads); other classes by `--init_skip embed_label` (`map_label` in EDM's networks).
+- Fine-tuning: `fit --config mine.yaml --init_from model.ckpt` starts a new run from averaged weights (a checkpoint's,
+  or of anything that `import` reads); other classes by `--init_skip embed_label` (`map_label` in EDM's networks).
 - Curves: TensorBoard, or `--trainer.logger WandbLogger --trainer.logger.project NAME` (Weights & Biases), `CSVLogger`.
 - Learning rate: `--model.optimizer.warmup`, `decay` (linear, or `decay_shape cosine`), `constant` (EDM2's inverse
   square root).
