@@ -52,8 +52,11 @@ def convert_data(
     if not Path(source).expanduser().exists():
         raise UserError(f"there is no file or folder {source}")
     if config_out is not None:
+        if val_size == 0:
+            raise UserError("--config_out is for a training that is validated: leave --val_size 0 out")
+        config_out = str(Path(config_out).expanduser())
         with disk_errors(config_out, "config_out"):
-            Path(config_out).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            Path(config_out).parent.mkdir(parents=True, exist_ok=True)
         check_new(config_out, "config_out")
     if out is None:
         if not (Path(source).expanduser() / INFO).is_file():
@@ -107,15 +110,16 @@ def _configure(folder: str, config_out: str, minutes: float) -> None:
     configuration, rate = suggest(
         data, {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": folder}}, minutes
     )
-    train, epochs = len(data.split("train").labels), configuration["trainer"]["max_epochs"]
-    wall = f"{epochs} epochs of {train:,} images in about {minutes:g} minutes, at {rate:.3g} images/s"
+    train, trainer = len(data.split("train").labels), configuration["trainer"]
+    length = f"{trainer['max_epochs']} epochs" if "max_epochs" in trainer else f"{trainer['max_steps']} steps"
+    wall = f"{length} on {train:,} images in about {minutes:g} minutes, at {rate:.3g} images/s"
     comments = [
         f"Training on {folder}: {wall} here.",
         f"Written by python -m ersde_lit data {shlex.quote(folder)} --config_out {shlex.quote(config_out)} "
         f"--minutes {minutes:g}; sigma_data was measured.",
         "horizontal_flip: true (of data) mirrors half of the training images: for pictures without writing or sides.",
     ]
-    if "callbacks" not in configuration["trainer"]:
+    if "callbacks" not in trainer:
         none = "No FID: its features are learned from classes, or Inception's (FIDCallback, features: inception)"
         comments.append(f"{none}.")
         print(f"note: {none[0].lower()}{none[1:]}")

@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.accelerators import CUDAAccelerator
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.networks import UNet
+from ersde_lit.ranks import fabric
 from ersde_lit.training.module import DiffusionModule
 
 SIDES = 8, 16, 32, 64, 128, 256
 GOAL = 300_000  # images that a training should see, before a larger network pays
 MEASURED = 10_000  # images, for sigma_data
 NFES = (5, 10, 20)
-VALIDATIONS = 10
-SHARE = 0.2  # of the time, for FID
+VALIDATIONS = 10  # at most
+SHARE = 0.2  # of the time, for them
 FEWEST = 50  # images for FID
+PICTURES = 10  # a class, of the first ten: the callback's
+STEPS = 1000  # of a training, before larger batches pay
 OVERHEAD = 1.15  # of a training over its steps: data, averages, logs, checkpoints
 
 
@@ -57,13 +59,16 @@ def sizes(image_shape: tuple[int, int, int], train_images: int) -> list[Size]:
 
 
 def measure_speed(module: DiffusionModule, batch_size: int, seconds: float = 2.0) -> float:
-    """Images a second of training steps on this machine, on a GPU if it has one.
+    """Images a second of training steps on this machine, on the device that `fit` takes.
 
     Args:
         batch_size: images of a step.
         seconds: for how long steps are timed, after one that is not.
+
+    Raises:
+        OutOfMemoryError: the device is too small for such a step.
     """
-    device = torch.device("cuda" if CUDAAccelerator.is_available() else "cpu")
+    device = fabric().device
     module = module.to(device).train()
     optimizer = module.recipe.optimizer(module.denoiser.parameters())
     x0 = torch.rand(batch_size, *module.image_shape, device=device) * 2 - 1
@@ -103,36 +108,47 @@ def suggest(
 ) -> tuple[dict[str, Any], float]:
     """A configuration for `fit` as plain data, and the images a second that it was made for.
 
-    The largest network that can see 300,000 images in the time, or the smallest one; a tenth of the epochs between two
-    validations; FID of as many samples as there are held-out images, where that takes less than a fifth of the time.
+    The largest network that fits into the device and can see 300,000 images in the time, or the smallest one; smaller
+    batches where there would be few steps; ten validations at most, the last one at the end; FID of as many samples as
+    there are held-out images, where validations take a fifth of the time.
 
     Args:
         data: the data set, with held-out images.
         of_data: its class_path and init_args.
-        minutes: how long the training may take.
+        minutes: how long the training may take. It may end within its first epoch.
         speed: measures the training of a module with steps of a number of images.
     """
     train, held_out = len(data.split("train").labels), len(data.split("test").labels)
-    sigma = round(sigma_data(data), 2) or 0.01
-    chosen: tuple[Size, float] | None = None
+    sigma, seconds = round(sigma_data(data), 2) or 0.01, 60 * minutes
+    chosen: tuple[Size, DiffusionModule, float] | None = None
     for size in sizes(data.image_shape, train):
-        network = UNet(data.image_shape, data.num_classes, **size.network)
-        measured = speed(DiffusionModule(network, sigma_data=sigma), size.batch_size)
-        if chosen is None or measured * minutes * 60 >= GOAL:
-            chosen = size, measured
-        if measured * minutes * 60 < GOAL:
+        module = DiffusionModule(UNet(data.image_shape, data.num_classes, **size.network), sigma_data=sigma)
+        try:
+            measured = speed(module, size.batch_size)
+        except torch.OutOfMemoryError:
+            if chosen is None:
+                raise
+            break
+        if chosen is None or measured * seconds >= GOAL:
+            chosen = size, module, measured
+        if measured * seconds < GOAL:
             break
     assert chosen is not None
-    size, rate = chosen
-    seconds_of_fid = SHARE * minutes * 60 / VALIDATIONS
-    fid = _fid(data.num_classes, held_out, 3 * rate * seconds_of_fid)  # a call takes a third of a training step
-    epochs = max(int(rate * minutes * 60 * (1 - SHARE * bool(fid)) / train), 1)
-    images = epochs * train
+    size, module, rate = chosen
+    batch = size.batch_size
+    while batch > 16 and rate * seconds // batch < STEPS:
+        batch //= 2
+    if batch < size.batch_size:
+        rate = speed(module, batch)
+    calls = 3 * rate * seconds * SHARE  # of the network, each of which takes a third of a training step
+    validations = min(max(int(calls / 2 / held_out), 1), VALIDATIONS)  # losses of held-out images take half at most
+    fid = _fid(data.num_classes, held_out, calls / validations - held_out)
+    length, images = _length(int(rate * seconds * (1 - SHARE * bool(fid))), train, batch, validations)
     trainer: dict[str, Any] = {
-        "max_epochs": epochs,
-        "check_val_every_n_epoch": max(epochs // VALIDATIONS, 1),
+        "devices": 1,
+        **length,
         "gradient_clip_val": 1.0,
-        "log_every_n_steps": max(min(50, train // size.batch_size), 1),
+        "log_every_n_steps": max(min(50, train // batch, images // batch), 1),
     }
     model = {
         "network": {
@@ -148,18 +164,31 @@ def suggest(
         },
         "label_dropout": 0.1 if data.num_classes else 0.0,
         "optimizer": {"lr": 1e-3, "warmup": min(10_000, images // 10), "decay": 0.3},
-        "ema": {"half_life": max(images // 30, size.batch_size)},
+        "ema": {"half_life": max(images // 30, batch)},
     }  # fmt: skip
-    of_data = {**of_data, "init_args": {**of_data["init_args"], "batch_size": size.batch_size}}
+    of_data = {**of_data, "init_args": {**of_data["init_args"], "batch_size": batch}}
     return {"model": model, "data": of_data, "trainer": trainer | ({"callbacks": [fid]} if fid else {})}, rate
+
+
+def _length(images: int, train: int, batch: int, validations: int) -> tuple[dict[str, int], int]:
+    """The trainer's options for a training on about so many images, validated at its end, and its images."""
+    if epochs := images // train:
+        every = -(-epochs // validations)
+        epochs -= epochs % every
+        return {"max_epochs": epochs, "check_val_every_n_epoch": every}, epochs * train
+    steps = max(images // batch, 1)
+    every = -(-steps // validations)
+    steps -= steps % every
+    return {"max_steps": steps, "val_check_interval": every}, steps * batch
 
 
 def _fid(num_classes: int, held_out: int, calls: float) -> dict[str, Any] | None:
     """The FID callback that takes a number of network calls; None without classes or held-out images."""
     if num_classes < 2 or held_out < 2:
         return None
-    nfes = NFES if calls >= FEWEST * sum(NFES) else (10,)
-    samples = min(held_out, max(int(calls / sum(nfes)), FEWEST))
+    pictures = PICTURES * min(num_classes, 10)
+    nfes = NFES if calls >= (FEWEST + pictures) * sum(NFES) else (10,)
+    samples = min(held_out, max(int(calls / sum(nfes)) - pictures, FEWEST))
     return {
         "class_path": "ersde_lit.callbacks.FIDCallback",
         "init_args": {

@@ -204,6 +204,7 @@ def test_bad_data_gets_one_line_that_names_the_file(tmp_path, capsys, case: str)
         (["--val_size=6"], "hold out 0 to 5 of the 6 images"),
         (["--out=there"], "there exists"),
         (["--config_out=there/a.txt"], "there/a.txt exists"),
+        (["--config_out=new.yaml", "--val_size=0"], "--val_size 0"),
         (["--out=taken"], "taken.partial is in the way"),
         (["--step=3"], "unrecognized arguments"),
     ],
