@@ -6,6 +6,7 @@ from importlib import import_module
 
 from ersde_lit.errors import UserError
 
+CTRL_C = 130  # exit code
 # command: (module with a `run`, what --help says)
 COMMANDS = {
     "fit": ("fit", "train a denoiser: fit --config configs/digits.yaml"),
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_module(f"ersde_lit.cli.{COMMANDS[command][0]}").run(command, arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else fail(stop.code)
+    except KeyboardInterrupt:
+        fail("stopped")
+        return CTRL_C
     except UnicodeDecodeError as error:
         return fail(f"{command}: a YAML file is no text: {error}")
     except Exception as error:

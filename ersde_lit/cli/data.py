@@ -106,11 +106,12 @@ def _configure(folder: str, config_out: str, minutes: float) -> None:
     from ersde_lit.training.suggestion import suggest, to_yaml
 
     data = ImageArray(folder)
+    train = len(data.split("train").labels)
     print("timing training steps on this machine")
     configuration, rate = suggest(
         data, {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": folder}}, minutes
     )
-    train, trainer = len(data.split("train").labels), configuration["trainer"]
+    trainer = configuration["trainer"]
     length = f"{trainer['max_epochs']} epochs" if "max_epochs" in trainer else f"{trainer['max_steps']} steps"
     wall = f"{length} on {train:,} images in about {minutes:g} minutes, at {rate:.3g} images/s"
     comments = [
@@ -119,10 +120,12 @@ def _configure(folder: str, config_out: str, minutes: float) -> None:
         f"--minutes {minutes:g}; sigma_data was measured.",
         "horizontal_flip: true (of data) mirrors half of the training images: for pictures without writing or sides.",
     ]
-    if "callbacks" not in trainer:
-        none = "No FID: its features are learned from classes, or Inception's (FIDCallback, features: inception)"
-        comments.append(f"{none}.")
-        print(f"note: {none[0].lower()}{none[1:]}")
+    if "callbacks" in trainer:
+        comments.append("FID's classifier is trained once for these images, before the minutes begin, and then cached.")
+    else:
+        none = "no FID: it needs two classes, or Inception's features, and two held-out images (FIDCallback)"
+        comments.append(f"N{none[1:]}.")
+        print(f"note: {none}")
     with disk_errors(config_out, "config_out"):
         write_text(config_out, to_yaml(configuration, comments))
     print(f"{config_out}: {wall}\n\nNext:\npython -m ersde_lit fit --config {config_out}")

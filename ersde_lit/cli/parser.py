@@ -32,7 +32,8 @@ class Parser(ArgumentParser):
     """Parser of a command that reports errors in one line."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"python -m ersde_lit {command}", description=description)
+        name = f"python -m ersde_lit {command}"
+        super().__init__(prog=name, usage=f"{name} [options]", description=description)
         self.command = command
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -41,17 +42,21 @@ class Parser(ArgumentParser):
     def add_options(self, of: Callable[..., Any], skip: Sequence[str] = ()) -> None:
         """Adds the fields of a dataclass, or the parameters of a function with its positional ones as such."""
         flags = [name for name, kind in of.__annotations__.items() if kind is bool and name not in skip]
-        texts = {one.arg_name: one.description for one in docstring_parser.parse(of.__doc__ or "").params}
+        docstring = docstring_parser.parse(of.__doc__ or "")
+        texts = {one.arg_name: one.description for one in docstring.params}
+        group: Any = self
         if isinstance(of, type):
-            self.add_class_arguments(of, skip={*flags, *skip})
+            group = self.add_argument_group(str(docstring.short_description).rstrip("."))
+            group.add_class_arguments(of, skip={*flags, *skip}, as_group=False)
         else:
-            given = signature(of).parameters.values()
-            maybe = [p for p in given if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
+            given = [p for p in signature(of).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            maybe = [p for p in given if p.default is not p.empty]
             for parameter in maybe:
                 self.add_argument(parameter.name, nargs="?", type=parameter.annotation, help=texts[parameter.name])
             self.add_function_arguments(of, skip={*flags, *skip, *(p.name for p in maybe)}, as_positional=True)
+            self.usage = " ".join([self.prog, *(p.name.upper() for p in given), "[options]"])
         for flag in flags:
-            self.add_argument(f"--{flag}", action="store_true", help=texts[flag])
+            group.add_argument(f"--{flag}", action="store_true", help=texts[flag])
 
     def read(self, arguments: Sequence[str], *groups: Any) -> tuple[dict[str, Any], list[Any]]:
         """Parses all options by name, and makes each group, a dataclass, from its fields."""

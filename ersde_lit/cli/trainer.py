@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ersde_lit.callbacks import FIDCallback
 from ersde_lit.callbacks.progress_bar import TrainingBar
+from ersde_lit.cli import CTRL_C
 from ersde_lit.cli.data_sizes import sizes_of_data
 from ersde_lit.cli.fit_parser import Parser, add_run_options, arranged
 from ersde_lit.cli.parser import split
@@ -31,7 +32,7 @@ from ersde_lit.training import AtomicCheckpointIO, DiffusionModule
 from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.initialise import initialise
 
-CTRL_C, TERMINATED = 130, 143
+TERMINATED = 143  # exit code of a process that SIGTERM ended
 
 
 def run_lightning(
