@@ -8,7 +8,7 @@ it is; one that extends the run or watches it otherwise, with a line; one that c
 from contextlib import AbstractContextManager, nullcontext
 from os import environ
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,7 @@ from ersde_lit.cli.parser import merged_options
 from ersde_lit.errors import UserError
 from ersde_lit.files import locked, write_text
 from ersde_lit.renamed import current
+from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.checkpoint import is_whole
 
 HOW = {  # the work is done; the steps stay the same
@@ -109,10 +110,20 @@ class RunFolder:
 
 
 class KeepConfiguration(Callback):
-    """Writes the configuration of a run once its training has begun, and not where it was refused."""
+    """Writes the configuration of a run once its training has begun, and not where it was refused.
 
-    def __init__(self, folder: RunFolder, configuration: str) -> None:
-        self.folder, self.configuration = folder, configuration
+    Args:
+        folder: of the run.
+        configuration: in YAML.
+        resumed: whether the run began earlier, perhaps with another length.
+    """
+
+    def __init__(self, folder: RunFolder, configuration: str, resumed: bool) -> None:
+        self.folder, self.configuration, self.resumed = folder, configuration, resumed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumed:
+            cast(AveragedModule, pl_module).check_length()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

@@ -116,7 +116,8 @@ class CLI(LightningCLI):
         if entry.finished:
             self._tell_what_next([f"tensorboard --logdir {self.folder.path}"] if config.trainer.logger is None else [])
             raise SystemExit(0)
-        if entry.ckpt_path is not None:
+        self.resumed = entry.ckpt_path is not None
+        if self.resumed:
             config.ckpt_path = str(entry.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -129,7 +130,7 @@ class CLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.folder.path / "predictions"))
         if self.subcommand == "fit" and not self.trial:
-            callbacks.append(KeepConfiguration(self.folder, self.configuration))
+            callbacks.append(KeepConfiguration(self.folder, self.configuration, self.resumed))
             callbacks += self._best_by_fid(callbacks)
         if self.subcommand != "fit":
             config.logger = False  # the curves are the training's

@@ -142,19 +142,28 @@ class AveragedModule(GuardedModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.recipe.optimizer(self.trained.parameters())
         total = max(self.trainer.estimated_stepping_batches, 1)
-        if self._lr_at is not None:
-            step, lr = self._lr_at
-            now = self.recipe.lr * self.recipe.factor(self.images_seen, step / total)
-            if not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
-                raise UserError(
-                    f"the learning rate at step {step} was {lr:.4g}, and in a training of this length and recipe it is "
-                    f"{now:.4g}: a training whose rate has begun to fall keeps its length; start a new one from its "
-                    "weights (fit --run NAME --init_from CHECKPOINT)"
-                )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.recipe.factor(self.images_seen, step / total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def check_length(self) -> None:
+        """Checks, at `on_fit_start`, that the checkpoint's learning rate is that of a training of this length.
+
+        Raises:
+            UserError: it is not: the rate has begun to fall over another length.
+        """
+        if self._lr_at is None:
+            return
+        step, lr = self._lr_at
+        progress = step / max(self.trainer.estimated_stepping_batches, 1)
+        now = self.recipe.lr * self.recipe.factor(self.images_seen, progress)
+        if not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
+            raise UserError(
+                f"the learning rate at step {step} was {lr:.4g}, and in a training of this length it is {now:.4g}: a "
+                "training whose rate has begun to fall keeps its length; start a new one from its weights (fit --run "
+                "NAME --init_from CHECKPOINT)"
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for weight in self.trained.parameters():

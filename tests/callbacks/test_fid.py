@@ -165,7 +165,7 @@ def test_prints_a_table(tmp_path, remembers, capsys):
     out = capsys.readouterr().out
     for key in ("real", "er_sde/nfe2", "er_sde/nfe3"):
         assert f"{values[f'fid/{key}']:.4g} ({values[f'nearest/{key}']:.1f})" in out
-    assert "FID to 1617 training images of Digits of 8x8, 1 channel; classifier features" in out
+    assert "FID to 1,617 training images of Digits of 8x8, 1 channel; classifier features" in out
     assert "60 held-out images: " in out
 
 

@@ -106,7 +106,7 @@ def test_what_has_diverged_is_never_saved(what: str, writer: str, tmp_path) -> N
 
 @pytest.mark.parametrize("writer", [lambda folder: RollingCheckpoint(), WRITERS["best"]], ids=["rolling", "best"])
 def test_averages_that_are_absurd_are_not_saved(writer: Callable, tmp_path) -> None:
-    with pytest.raises(FloatingPointError, match="averaged weights, validation loss"):
+    with pytest.raises(FloatingPointError, match="averaged weights"):
         fit(tmp_path, Spoiler(times(1e12, "ema_denoiser")), writer(tmp_path))
     assert {*kept(tmp_path).values()} == {5}
 

@@ -142,14 +142,20 @@ def test_a_run_is_extended_to_what_it_would_have_been(longer: dict[str, int], tm
         assert_same(extended[key], whole[key])
 
 
+class ChecksLength(Callback):
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module.check_length()
+
+
 @pytest.mark.parametrize(("trained", "refused"), [(2, False), (4, True)])
 def test_a_run_whose_rate_has_begun_to_fall_keeps_its_length(trained: int, refused: bool, tmp_path) -> None:
-    start(tmp_path, dies_after=5 * trained - 1, steps=1, max_epochs=5)  # it falls from step 13 of 25 on
+    start(tmp_path, ChecksLength(), dies_after=5 * trained - 1, steps=1, max_epochs=5)  # it falls from step 13 of 25 on
+    start(tmp_path, ChecksLength(), dies_after=1, steps=1, max_epochs=5)
     if refused:
         with pytest.raises(ValueError, match=r"keeps its length.*--init_from"):
-            start(tmp_path, max_epochs=8)
+            start(tmp_path, ChecksLength(), max_epochs=8)
     else:
-        assert start(tmp_path, max_epochs=8).global_step == 40
+        assert start(tmp_path, ChecksLength(), max_epochs=8).global_step == 40
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if "limit_val_batches" not in MODES[mode]])
