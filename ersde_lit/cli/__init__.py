@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else fail(stop.code)
     except KeyboardInterrupt:
-        fail("stopped")
+        fail("stopped; the same command goes on")
         return CTRL_C
     except UnicodeDecodeError as error:
         return fail(f"{command}: a YAML file is no text: {error}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -35,9 +36,25 @@ class Parser(ArgumentParser):
         name = f"python -m ersde_lit {command}"
         super().__init__(prog=name, usage=f"{name} [options]", description=description)
         self.command = command
+        self.arguments: Sequence[str] = ()  # that are read
+
+    def parse_args(self, args: Any = None, *others: Any, **how: Any) -> Any:
+        self.arguments = args
+        return super().parse_args(args, *others, **how)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SystemExit(fail(f"{self.command}: {one_line(message)}"))
+        raise SystemExit(fail(f"{self.command}: {self._misspelt() or one_line(message)}"))
+
+    def _misspelt(self) -> str | None:
+        """Line about the first option that there is not, or that is short for several; None without one."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for argument in self.arguments:
+            name = argument.partition("=")[0]
+            if not name.startswith("--") or name in known or sum(option.startswith(name) for option in known) == 1:
+                continue
+            if near := get_close_matches(name, known, 1, 0.75):
+                return f"there is no {name}; did you mean {near[0]}?"
+        return None
 
     def add_options(self, of: Callable[..., Any], skip: Sequence[str] = ()) -> None:
         """Adds the fields of a dataclass, or the parameters of a function with its positional ones as such."""

@@ -122,8 +122,7 @@ class KeepConfiguration(Callback):
         self.folder, self.configuration, self.resumed = folder, configuration, resumed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.resumed:
-            cast(AveragedModule, pl_module).check_length()
+        cast(AveragedModule, pl_module).check_length(begun=self.resumed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

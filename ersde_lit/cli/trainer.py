@@ -164,6 +164,8 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         options = self.config_init[self.subcommand]
+        if options.init_skip is not None and options.init_from is None:
+            raise UserError("--init_skip names layers that --init_from leaves out: pass that, too")
         number = sum(weight.numel() for weight in self.model.network.parameters())
         shape = "x".join(map(str, self.model.image_shape))
         what = f"{number / 1e6:.3g} M parameters for {shape} images of {self.model.num_classes} classes"

@@ -35,13 +35,15 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> DiffusionM
     """Loads a model, in eval mode on the CPU, from a folder or from a repository of the hub, as in "user/model".
 
     Args:
-        name: the folder; or a repository, where there is no such folder.
+        name: the folder, or the file; or a repository, where there is neither.
         revision: branch, tag or commit of the repository.
 
     Raises:
         UserError: there is no such file, it is damaged, or of something else than a denoiser.
     """
-    path = Path(name) / PRETRAINED if Path(name).is_dir() else _download(str(name), revision)
+    path = Path(name) / PRETRAINED if Path(name).is_dir() else Path(name)
+    if not Path(name).exists():
+        path = _download(str(name), revision)
     if not path.is_file():
         raise UserError(f"{name} holds no {PRETRAINED}: `save_pretrained` writes one")
     found = read_safetensors(path)

@@ -5,9 +5,11 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
 
 - Configurations: `configs/digits*.yaml` (EDM, VP with noise prediction, VE with score prediction, a classifier),
   `fashion_mnist.yaml`, `emoji64.yaml` (an hour on a CPU core each), `cifar10_*.yaml` and `imagenet64_edm_adm.yaml`:
-  EDM's published recipes (Karras et al. 2022), ImageNet-64 in bf16. They were tried with small networks on small data,
+  EDM's published recipes (Karras et al. 2022), ImageNet-64 in bf16
+  (`--trainer.precision bf16-mixed` for any). They were tried with small networks on small data,
   not trained to the end. `--model.network.init_args.label_dim 10` makes CIFAR-10 class-conditional.
-- Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`).
+- Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`). Image
+  size and classes that a configuration leaves out are the data's (`num_classes: 0` trains without classes).
 - Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`),
   before and after each validation, on Ctrl-C and on SIGTERM, and the same command resumes it, bit for bit on a CPU.
   More epochs or steps, another cadence of validation and other callbacks go on in the same run, unless the learning
@@ -15,7 +17,7 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
   not finite are never saved. With an FIDCallback, best.ckpt is the checkpoint of the lowest FID.
 - Fine-tuning: `fit --config mine.yaml --init_from model.ckpt` starts a new run from averaged weights (a checkpoint's,
   or of anything that `import` reads); other classes by `--init_skip embed_label` (`map_label` in EDM's networks).
-- Curves: TensorBoard, or `--trainer.logger WandbLogger --trainer.logger.project NAME` (Weights & Biases), `CSVLogger`.
+- Curves: TensorBoard, or `--trainer.logger WandbLogger --trainer.logger.project NAME` (Weights & Biases).
 - Learning rate: `--model.optimizer.warmup`, `decay` (linear, or `decay_shape cosine`), `constant` (EDM2's inverse
   square root).
 - Devices: noise, augmentation and order depend on the seed and an image's number in the run, so a step of `batch_size`

@@ -52,7 +52,7 @@ class AveragedModule(GuardedModule):
         self.images_seen = self._images_at_step = 0
         self._loss_of_step = torch.zeros(())  # summed over this device's images
         self._evaluation_batch = 0
-        self._lr_at: tuple[int, float] | None = None  # step and rate of the checkpoint that training goes on from
+        self._place: tuple[int, int, float] | None = None  # epoch, step and learning rate of a checkpoint
 
     # --- of subclasses
 
@@ -147,22 +147,33 @@ class AveragedModule(GuardedModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def check_length(self) -> None:
-        """Checks, at `on_fit_start`, that the checkpoint's learning rate is that of a training of this length.
+    def check_length(self, begun: bool) -> None:
+        """Checks, at `on_fit_start`, that training can go on from its checkpoint to the trainer's length.
+
+        Args:
+            begun: whether it is the same training, whose learning rate must have been that of this length so far.
 
         Raises:
-            UserError: it is not: the rate has begun to fall over another length.
+            UserError: it cannot: there are fewer epochs than trained, or the rate has begun to fall over another length.
         """
-        if self._lr_at is None:
+        if self._place is None:
             return
-        step, lr = self._lr_at
+        epoch, step, lr = self._place
+        weights = "start a new one from its weights (fit --run NAME --init_from CHECKPOINT)"
+        if (
+            self.trainer.max_steps == -1
+            and self.trainer.max_epochs is not None
+            and -1 < self.trainer.max_epochs < epoch
+        ):
+            raise UserError(
+                f"{epoch} epochs have been trained, more than max_epochs {self.trainer.max_epochs}: {weights}"
+            )
         progress = step / max(self.trainer.estimated_stepping_batches, 1)
         now = self.recipe.lr * self.recipe.factor(self.images_seen, progress)
-        if not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
+        if begun and not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
             raise UserError(
                 f"the learning rate at step {step} was {lr:.4g}, and in a training of this length it is {now:.4g}: a "
-                "training whose rate has begun to fall keeps its length; start a new one from its weights (fit --run "
-                "NAME --init_from CHECKPOINT)"
+                f"training whose rate has begun to fall keeps its length; {weights}"
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -196,7 +207,7 @@ class AveragedModule(GuardedModule):
             self.double()  # before the weights come: Lightning does it afterwards
         self.images_seen = self._images_at_step = checkpoint.get(IMAGES_KEY, 0)
         if schedules := checkpoint.get("lr_schedulers"):
-            self._lr_at = checkpoint["global_step"], schedules[0]["_last_lr"][0]
+            self._place = checkpoint["epoch"], checkpoint["global_step"], schedules[0]["_last_lr"][0]
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings of the model that differ, by key: the checkpoint's and this module's.

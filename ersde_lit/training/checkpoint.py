@@ -88,6 +88,8 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = read_before_zip(path) if is_before_zip(path) else _load(path)
     except Exception:
+        if Path(path).suffix == ".safetensors":
+            raise UserError(f"{path} is no checkpoint: `import {path} --out model.ckpt` makes one of it") from None
         raise UserError(f"checkpoint {path} is damaged, truncated or not a checkpoint of ersde_lit") from None
     if not _is_ours(checkpoint):
         raise UserError(f"{path} is a checkpoint, but not one that ersde_lit's fit wrote")

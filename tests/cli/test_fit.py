@@ -111,6 +111,17 @@ def test_an_extension_that_would_change_what_was_trained_is_refused_and_not_kept
     assert (inside / "runs/falling/finished").exists()
 
 
+def test_fewer_epochs_than_trained_are_refused_with_the_way_out(inside, capsys) -> None:
+    options = ["--trainer.max_epochs=1", "--model.optimizer.decay=0"]
+    assert main(fit("--trainer.callbacks=null", "--run=longer", *options)) == 2
+    assert "2 epochs have been trained, more than max_epochs 1" in capsys.readouterr().err.replace(
+        "3 epochs", "2 epochs"
+    )
+    ckpt = "--ckpt_path=runs/digits/checkpoints/last.ckpt"
+    assert main(fit("--trainer.callbacks=null", "--run=shorter", ckpt, *options)) == 2
+    assert "--init_from" in capsys.readouterr().err
+
+
 def test_fine_tuning_starts_from_averaged_weights_of_a_checkpoint_or_an_export(inside, capsys) -> None:
     source = load("runs/digits/checkpoints/last.ckpt")
     assert main(["export", "runs/digits/checkpoints/last.ckpt", "--out=digits.safetensors"]) == 0
@@ -413,6 +424,7 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
         (["--device_batch_size=64", "--trainer.accumulate_grad_batches=2"], "not both"),
         (["--trainer.accumulate_grad_batches=3"], "128 cannot be shared by 1 device(s) x 3 accumulated batch(es)"),
         (["--checkpoint.minutes=0"], "must be positive"),
+        (["--init_skip=embed_label"], "--init_from"),
         (["--trainer.strategy=fsdp"], "requires a GPU"),
     ],
 )

@@ -16,6 +16,8 @@ REFUSED = [  # the command, and a word of the line that it prints
     ([*SAMPLE, "--seeds=0", "--out=absent/x.npz"], "no folder"),
     ([*SAMPLE, "--seeds=0", "--preset=fast", "--order=2"], "--preset"),
     ([*SAMPLE, "--seeds=0", "--guide=y"], "--guide"),
+    ([*SAMPLE, "--seeds=0", "--cfgscale=2"], "there is no --cfgscale; did you mean --cfg_scale?"),
+    ([*EVALUATE, "--solver=default"], "there is no --solver; did you mean --solvers?"),
     ([*SAMPLE, "--seeds=0"], "nothing at --ckpt_path x"),
     (["fit", "--config=absent.yaml"], "nothing at absent.yaml"),
     (["fit", "--ckpt_path=a.ckpt", "--init_from=b.ckpt"], "--init_from"),

@@ -23,6 +23,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path) -> None:
     assert not after.training
     assert after.spec["sigma_data"] == 0.4
     assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in after.state_dict().items())
+    assert from_pretrained(tmp_path / "a/b/model.safetensors").spec == after.spec
     assert read_source(tmp_path / "a/b").settings["prediction"] == "x0"
     assert read_weights(tmp_path / "a/b")["state_dict"].keys() == before.state_dict().keys()
 

@@ -144,7 +144,7 @@ def test_a_run_is_extended_to_what_it_would_have_been(longer: dict[str, int], tm
 
 class ChecksLength(Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        module.check_length()
+        module.check_length(begun=True)
 
 
 @pytest.mark.parametrize(("trained", "refused"), [(2, False), (4, True)])
