@@ -154,20 +154,15 @@ class AveragedModule(GuardedModule):
             begun: whether it is the same training, whose learning rate must have been that of this length so far.
 
         Raises:
-            UserError: it cannot: there are fewer epochs than trained, or the rate has begun to fall over another length.
+            UserError: it cannot: fewer epochs than were trained, or a rate that has begun to fall over another length.
         """
         if self._place is None:
             return
         epoch, step, lr = self._place
         weights = "start a new one from its weights (fit --run NAME --init_from CHECKPOINT)"
-        if (
-            self.trainer.max_steps == -1
-            and self.trainer.max_epochs is not None
-            and -1 < self.trainer.max_epochs < epoch
-        ):
-            raise UserError(
-                f"{epoch} epochs have been trained, more than max_epochs {self.trainer.max_epochs}: {weights}"
-            )
+        most = self.trainer.max_epochs
+        if self.trainer.max_steps == -1 and most is not None and -1 < most < epoch:
+            raise UserError(f"{epoch} epochs have been trained, more than max_epochs {most}: raise it, or {weights}")
         progress = step / max(self.trainer.estimated_stepping_batches, 1)
         now = self.recipe.lr * self.recipe.factor(self.images_seen, progress)
         if begun and not math.isclose(lr, now, rel_tol=1e-6, abs_tol=1e-12):
