@@ -108,10 +108,19 @@ def await_checkpoints(run: Path, process: subprocess.Popen[bytes], count: int) -
 
 def compare(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs, to the last bit; a curve may give a value twice, but not two values."""
-    first, second = (checkpoint.read(run / "checkpoints" / "last.ckpt") for run in (one, other))
+    first, second = (_placeless(checkpoint.read(run / "checkpoints" / "last.ckpt"), str(run)) for run in (one, other))
     differences = [name for name in sorted({*first, *second}) if not _same(first.get(name), second.get(name))]
     curves, others = _curves(one), _curves(other)
     return differences + [name for name in sorted({*curves, *others}) if curves.get(name) != others.get(name)]
+
+
+def _placeless(value: Any, folder: str) -> Any:
+    """The content of a checkpoint without the run's folder, which is in the paths of the best checkpoint."""
+    if isinstance(value, dict):
+        return {_placeless(key, folder): _placeless(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item, folder) for item in value]
+    return value.replace(folder, "RUN") if isinstance(value, str) else value
 
 
 def _same(one: Any, other: Any) -> bool:
