@@ -77,10 +77,12 @@ def _of_value(value: Any, kind: Any, place: str) -> Iterator[str]:
         yield from _of_path(value, place)
     elif isinstance(value, Mapping) and "class_path" in value:
         path = str(value["class_path"])
-        wrong = [name for name in value if name not in ("class_path", "init_args", "dict_kwargs")]
-        yield from (_line(place, name, ["class_path", "init_args"]) for name in wrong)
+        found = find_class(path)
+        known = {"class_path", "init_args", "dict_kwargs"}  # and, for short, --data.root for --data.init_args.root
+        known |= {*signature(found).parameters} if found is not None else set()
+        yield from (_line(place, name, ["class_path", "init_args"]) for name in value if name not in known)
         yield from _of_path(path, place)
-        if (found := find_class(path)) is not None:
+        if found is not None:
             yield from _of_class(value.get("init_args"), found, place)
     elif isinstance(value, Mapping) and is_dataclass(kind):
         yield from _of_class(value, kind, place)

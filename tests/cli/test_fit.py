@@ -397,6 +397,7 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
         (["--model.network.init_args.widht=8"], "command line, model.network: there is no widht; did you mean width?"),
         (["--model.optimzer.lr=1e-3"], "command line, model: there is no optimzer; did you mean optimizer?"),
         (["--model.optimizer.ler=1e-3"], "command line, model.optimizer: there is no ler; did you mean lr?"),
+        (["--data.batch_size=64", "--trainer.max_epochz=3"], "trainer: there is no max_epochz"),
         (["--trainer.max_epochz=3"], "command line, trainer: there is no max_epochz; did you mean max_epochs?"),
         (["--model.prediction=noise"], "prediction"),
         (["--model.preconditioning=vp"], "preconditioning 'vp' needs the process VP, got VE"),
