@@ -133,8 +133,8 @@ class FIDCallback(Callback):
             blocks = ((held_out[i : i + self.batch_size].to(device), near) for i, near in self._blocks(len(held_out)))
             train_images = data.split("train").images if self.nearest_images else None
             values, _ = measure(blocks, scores, train_images, ranks)
-            values_by_key = {f"{name}/real": value for name, value in values.items()}
-            real = RealImages(features, reference, values_by_key, len(held_out))
+            by_key = {f"{name}/real": value for name, value in values.items()}
+            real = real._replace(values=by_key, held_out=len(held_out))
             near = f", {values['nearest']:.1f} grey levels from the nearest" if "nearest" in values else ""
             told = f"{len(held_out):,} held-out images: {values[self.metrics[0]]:.4g}{near}; "
         how = f"{told}sampled in {precision_of(trainer)}, without TF32"

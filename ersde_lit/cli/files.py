@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ersde_lit.cli.data import INFO
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, disk_errors, write_text
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
-
-INFO = "info.json"  # of a folder that `data` made
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
