@@ -9,7 +9,8 @@ To test a sampler without training or Monte Carlo:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,6 +75,80 @@ class Mixture:
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         normal = torch.randn(n, self.mean.shape[1], dtype=torch.float64, generator=generator)
         return self.mean[k] + self.std[k] * normal
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankMixture:
+    """Data sum_k weights_k N(mean_k, C_k) that can look like images, and its denoiser ``(y [B, *d], lam) -> x0``.
+
+    C_k has the variances variance_k along the columns of basis_k and rest_k along all else, as a mixture of
+    probabilistic principal components (Tipping & Bishop 1999) has. Fitted to images (`ersde_lit.analysis.fit_mixture`)
+    it is a perfect network for data much like them: what a sampler gets wrong there is its own error.
+
+    A call costs two products of [B, D] with [D, K R], in the dtype of y; only the distances to the means, K a sample,
+    are float64, since responsibilities are exponentials of their differences.
+
+    Attributes:
+        weights: (K,), sum 1.
+        mean: (K, D).
+        basis: (K, D, R), orthonormal columns.
+        variance: (K, R), positive.
+        rest: (K,), positive.
+    """
+
+    weights: Tensor
+    mean: Tensor
+    basis: Tensor
+    variance: Tensor
+    rest: Tensor
+
+    def to(self, dtype: torch.dtype) -> LowRankMixture:
+        """The same in `dtype`: one of y's dtype is not converted at each call."""
+        return LowRankMixture(*(getattr(self, field.name).to(dtype) for field in fields(self)))
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        shape, y = y.shape, y.flatten(1)
+        mean, basis, variance, rest = (x.to(y) for x in (self.mean, self._columns, self.variance, self.rest))
+        along = (y @ basis).view(len(y), *variance.shape) - self._mean_along.to(y)
+        far, shrink, shrink_rest = variance + lam**2, variance / (variance + lam**2), rest / (rest + lam**2)
+
+        distance = self._squared_distances(y)
+        inside = along.double().square()
+        across = (distance - inside.sum(-1)).clamp(min=0) / (rest.double() + lam**2)
+        spread = far.double().log().sum(-1) + (y.shape[1] - variance.shape[1]) * (rest.double() + lam**2).log()
+        log_density = -0.5 * ((inside / far.double()).sum(-1) + across + spread)
+        share = (self.weights.to(y.device, torch.float64).log() + log_density).softmax(-1).to(y.dtype)
+
+        # mean + shrink_rest (y - mean) + basis (shrink - shrink_rest) along, averaged by share
+        moved = share.unsqueeze(-1) * (shrink - shrink_rest.unsqueeze(-1)) * along
+        x0 = (share @ shrink_rest).unsqueeze(-1) * y + (share * (1 - shrink_rest)) @ mean + moved.flatten(1) @ basis.T
+        return x0.view(shape)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n samples (n, D) of the data, float64."""
+        k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
+        x = torch.randn(n, self.mean.shape[1], dtype=torch.float64, generator=generator)
+        for component in range(len(self.weights)):
+            rows = k == component
+            mean, basis, variance, rest = (
+                part[component].double() for part in (self.mean, self.basis, self.variance, self.rest)
+            )
+            scale = variance.sqrt() - rest.sqrt()
+            x[rows] = mean + rest.sqrt() * x[rows] + ((x[rows] @ basis) * scale) @ basis.T
+        return x
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """All bases side by side, (D, K R)."""
+        return self.basis.transpose(0, 1).flatten(1).contiguous()
+
+    @cached_property
+    def _mean_along(self) -> Tensor:
+        return torch.einsum("kd,kdr->kr", self.mean, self.basis)
+
+    def _squared_distances(self, y: Tensor) -> Tensor:
+        y, mean = y.double(), self.mean.to(y.device, torch.float64)
+        return y.square().sum(1, keepdim=True) - 2 * y @ mean.T + mean.square().sum(1)
 
 
 class BasisNoise:
