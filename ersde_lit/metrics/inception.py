@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.metrics.cache import cache_folder
 from ersde_lit.metrics.features import Features
+from ersde_lit.metrics.weights_file import mismatch, read_weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -86,28 +84,6 @@ def find_weights(cache: str | Path | None = None) -> Path:
     return folder / FILE
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """State dict in this file, and the file's SHA-256.
-
-    Raises:
-        ValueError: no such file, or it holds anything but tensors by name; none of its code is run.
-    """
-    try:
-        data = path.read_bytes()
-        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"Inception's weights {path} cannot be read: {error.strerror}") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is not used: it is damaged, or would run code of its own when read") from None
-    except Exception as error:  # whatever torch says of a damaged file
-        raise UserError(f"{path} holds no weights: {(str(error) or 'it ends too soon').splitlines()[0]}") from None
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise UserError(f"{path} holds no weights by name")
-    if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise UserError(f"{path}: the weights {bad[0]} are not finite")
-    return state, hashlib.sha256(data).hexdigest()
-
-
 def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
     """torch-fidelity's network, which unpickles its file unsafely: so it is given what was checked, written anew."""
     with needs_extra("fid", "Inception"):
@@ -120,6 +96,5 @@ def _network(state: dict[str, Tensor], path: Path) -> nn.Module:
         with torch.random.fork_rng():  # layers are drawn before they are loaded
             net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], file)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(f"{path} does not hold Inception's weights: {lines[min(1, len(lines) - 1)][:120]}") from None
+        raise mismatch(path, "Inception", error) from None
     return net.to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU

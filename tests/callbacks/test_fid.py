@@ -450,6 +450,7 @@ def test_refuses_what_measures_nothing(given, message):
         ({"reference": "absent.npz"}, "absent.npz"),
         ({"weights": "absent.pth"}, "weights are Inception's"),
         ({"features": "inception", "weights": "absent.pth"}, "absent.pth cannot be read"),
+        ({"features": "efficientnet", "weights": "absent.pth"}, "absent.pth cannot be read"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path, remembers, given, message):

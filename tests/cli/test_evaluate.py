@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import ranks
 import torch
 import yaml
+from efficientnet_weights import hashed_lite0
+from image_sets import pixels
 from PIL import Image
 from ranks import run_on_ranks
 from tiny import network
@@ -365,6 +368,18 @@ class TestTables:
         assert capsys.readouterr().out.count(said) == Path("few/results.md").read_text().count(said) == 1
         assert all(said in note for record in records("few").values() for note in record["notes"])
 
+    def test_efficientnet_is_named_and_said_not_to_be_inception(self, inside) -> None:
+        hashed_lite0(Path("lite0.pth"))
+        for name, seed in (("a.npz", 0), ("b.npz", 1)):
+            np.savez(name, arr_0=pixels(4, seed=seed).transpose(0, 2, 3, 1))
+        options = ["--features=efficientnet", "--weights=lite0.pth", "--metrics=fid,is", "--out=lite0"]
+        assert main(["evaluate", "--images", "a.npz", "--reference=b.npz", *options]) == 0
+        for file in ("results.md", "results.html"):
+            said = unescape(Path("lite0", file).read_text())
+            assert "EfficientNet-Lite0 ImageNet features (not Inception's" in said
+            assert "4 images for 1280 features: their covariance is singular" in said
+            assert "4 images of the reference for 1280 features" in said
+
     def test_best_of_three(self, inside, capsys) -> None:
         assert evaluate(*self.FLAGS, "--out=best") == 0
         assert evaluate(*self.FLAGS, "--out=best", "--best") == 0
@@ -564,6 +579,7 @@ BAD = [
     (["--metrics=fidd"], "no metric named 'fidd'"),
     (["--metrics=is"], "Inception Score needs class probabilities"),
     (["--features=inception", "--weights=text.txt"], "text.txt"),
+    (["--features=efficientnet", "--weights=text.txt"], "text.txt"),
     (["--features=of_a_user.Absent"], "of_a_user.Absent"),
     (["--weights=text.txt"], "weights are Inception's"),
     (["--data=ersde_lit.data.Nothing"], "ersde_lit.data.Nothing"),
