@@ -32,6 +32,13 @@ from ersde_lit.training import load
 RESULTS = Path(__file__).parent / "results"
 SAMPLERS: dict[str, dict[str, Any]] = {  # as options of `sample`
     "default(nfe)": {},
+    "ER-SDE 2, much noise": {
+        "solver": "er_sde",
+        "order": 2,
+        "noise_scale": "er_sde_3",
+        "nodes": 2.0,
+        "relative": True,
+    },
     "ER-SDE 3, published": {"solver": "er_sde", "order": 3, "paper": True},
     "ER-SDE 3": {"solver": "er_sde", "order": 3},
     "ER-SDE 3 + corrector": {"solver": "er_sde", "order": 3, "corrector": 3},
@@ -46,8 +53,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {  # as options of `sample`
     "iPNDM-4": {"solver": "ipndm"},
 }
 LEADING = [
-    "default(nfe)", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)",
-    "UniPC-2", "EDM Heun",
+    "default(nfe)", "ER-SDE 2, much noise", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)",
+    "UniPC-2", "DEIS-3", "iPNDM-4",
 ]  # fmt: skip
 
 

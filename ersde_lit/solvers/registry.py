@@ -59,10 +59,14 @@ def grid(name: str, **options: Any) -> Grid:
     return _with_options("grid", GRIDS, name, options)
 
 
-def sampler(name: str, grid: Grid = grids.edm, **options: Any) -> Sampler:
-    """The solver of that name on a grid, or "default", or "heun", whose two-call loop is no table."""
+def sampler(name: str, grid: Grid | None = None, **options: Any) -> Sampler:
+    """The solver of that name on a grid, or "default", or "heun", whose two-call loop is no table.
+
+    Without a grid it is `grids.edm`, or the default's own.
+    """
     found = _with_options("sampler", {**SOLVERS, **SAMPLERS}, name, options)
-    return found(grid) if name in SAMPLERS else TableSampler(found(), grid)
+    given = {} if grid is None else {"grid": grid}
+    return found(**given) if name in SAMPLERS else TableSampler(found(), **given)
 
 
 def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:

@@ -111,9 +111,9 @@ class SamplerOptions:
         else:
             name = "er_sde" if self.solver == "default" else self.solver
             choice = {"solver": name, **of_solver, "grid": "edm"}
-        if self.grid or of_grid:
-            choice = {key: value for key, value in choice.items() if key not in OF_GRID}
-            choice |= {"grid": self.grid or "edm", **of_grid}
+        if self.grid:
+            choice = {key: value for key, value in choice.items() if key not in OF_GRID} | {"grid": self.grid}
+        choice |= of_grid
         given = {IN_PYTHON.get(name, name): choice[name] for name in OF_GRID if name in choice}
         if choice["grid"] != "uniform_t":
             noise_levels: grids.Grid = registry.grid(choice["grid"], **given)
@@ -148,7 +148,8 @@ def named_default(nfe: int) -> dict[str, Any]:
     """`solvers.default(nfe)` as options."""
     from ersde_lit.solvers import default, registry
 
-    solver: Any = default(nfe).solver
-    name = next(name for name, made in registry.SOLVERS.items() if type(solver) is made)
-    changed = {f.name: value for f in fields(solver) if (value := getattr(solver, f.name)) != f.default}
-    return {"solver": name, **changed, "grid": "edm"}
+    sampler: Any = default(nfe)
+    name = next(name for name, made in registry.SOLVERS.items() if type(sampler.solver) is made)
+    changed = {f.name: value for f in fields(sampler.solver) if (value := getattr(sampler.solver, f.name)) != f.default}
+    of_grid = {option: sampler.grid.keywords[IN_PYTHON.get(option, option)] for option in ("rho", "sigma_max")}
+    return {"solver": name, **changed, "grid": "edm", **of_grid}
