@@ -53,8 +53,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {  # as options of `sample`
     "iPNDM-4": {"solver": "ipndm"},
 }
 LEADING = [
-    "default(nfe)", "ER-SDE 2, much noise", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)",
-    "UniPC-2", "DEIS-3", "iPNDM-4",
+    "default(nfe)", "ER-SDE 2, much noise", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)",
+    "SDE-DPM-Solver++(2M)", "UniPC-2", "DEIS-3", "iPNDM-4",
 ]  # fmt: skip
 
 

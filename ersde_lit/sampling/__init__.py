@@ -3,9 +3,10 @@
     python -m ersde_lit sample --ckpt_path X.ckpt --seeds 0-49999 --nfe 20 --out samples.npz
 
 - Output: a folder (PNGs), `.npz` (`arr_0` uint8 NHWC, `arr_1` labels), `.zip` (EDM's data sets) or `.png` (a grid).
-- Sampler: `--preset fast`, `balanced` or `best` (8, 20, 50 calls), or `--nfe` with `--solver`, `--grid` and their
-  options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid edm:rho=5:sigma_max=40`. With none
-  of them `ersde_lit.solvers.default(nfe)` samples. `--config FILE` reads options from YAML.
+- Sampler: `--preset fast`, `balanced`, `best` (8, 20, 50 calls) or `noisy` (for weak networks), or `--nfe` with
+  `--solver`, `--grid` and their options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid
+  edm:rho=5:sigma_max=40`. With none of them `ersde_lit.solvers.default(nfe)` samples. `--config FILE` reads options
+  from YAML.
 - Guidance: `--cfg_scale 2` (models trained with `--model.label_dropout 0.1`), `--guide early.ckpt --guide_scale 2`
   (autoguidance; a guide is a worse version of the model: `fit ... --run early --trainer.max_epochs 15`), `--classifier
   noisy.ckpt --classifier_scale 1` (`configs/digits_classifier.yaml` trains one), each within `--guidance_interval

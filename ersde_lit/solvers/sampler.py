@@ -132,9 +132,9 @@ def _snap(lams: Tensor, levels: Tensor) -> Tensor:
 def default(nfe: int) -> TableSampler:
     """Default sampler of a number of calls: order 2, noise while the noise level is high, steps towards small levels.
 
-    ER-SDE of order 2 with nodes 1.5 + nfe / 100 relative to each step; the noise of the reverse SDE above
-    lam = 150 / nfe^2 (6 at 5 calls, 1.5 at 10, .4 at 20), little below; EDM's grid with rho = 10, from 80, or from 60
-    where there are fewer than 8 calls.
+    ER-SDE of order 2 with nodes 1.4 + 0.03 nfe relative to each step; the noise of the reverse SDE above
+    lam = 120 / nfe^2 (5 at 5 calls, 1.2 at 10, 0.3 at 20), little below; EDM's grid with rho = 11 - nfe / 5, at least
+    7, from 80, or below 8 calls from 50.
 
     A run starts from N(0, lam_max^2), not from noisy data, whose mean and largest variances it lacks: on image-like
     data that alone leaves a deterministic sampler an error that no number of calls mends. Noise at high levels forgets
@@ -142,12 +142,12 @@ def default(nfe: int) -> TableSampler:
     reaches further down the more calls there are. Where a network is weak, more noise is better still: compare
     ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``, the default before.
 
-    Chosen on two Gaussian spectra and on mixtures fitted to digits and Fashion-MNIST, whose denoisers are exact; held
-    out were a third spectrum, a mixture of emoji and all networks: tools/results/laws.md. Exact 2-Wasserstein error
-    on 16 Gaussian modes with std 1 to 0.01, the others on EDM's own grid, by number of calls:
+    Chosen on two Gaussian spectra and mixtures fitted to digits and Fashion-MNIST, whose denoisers are exact, and with
+    a look at the Fashion-MNIST network; held out were a third spectrum and a mixture of emoji: tools/results/laws.md.
+    Exact 2-Wasserstein error on 16 Gaussian modes with std 1 to 0.01, the others on EDM's own grid, by calls:
 
         calls                       6      8     10      20       50
-        this default              @
+        this default              .064   .021   .0091   .0046   .0013
         er_sde_5, nodes 2         .10   .030   .017   .0039    .0012
         order 3 + corrector 3     .46    .23   .090   .0069   4.4e-4
         published order 3         .52    .33    .21    .037   4.6e-3
@@ -156,8 +156,8 @@ def default(nfe: int) -> TableSampler:
         SDE-DPM-Solver++(2M)      .18    .18    .25     .15     .023
     """
     check_nfe(nfe)
-    solver = ERSDE(2, f"window:1:{150 / nfe**2:.4g}:10000:1", nodes=1.5 + nfe / 100, relative=True)
-    return TableSampler(solver, partial(grids.edm, lam_max=80.0 if nfe >= 8 else 60.0, rho=10.0))
+    solver = ERSDE(2, f"window:1:{120 / nfe**2:.4g}:10000:1", nodes=1.4 + 0.03 * nfe, relative=True)
+    return TableSampler(solver, partial(grids.edm, lam_max=50.0 if nfe < 8 else 80.0, rho=max(7.0, 11 - nfe / 5)))
 
 
 @dataclass(frozen=True)

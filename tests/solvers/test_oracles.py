@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from ersde_lit.solvers import DDIM, ERSDE, Heun, SeededNoise, TableSampler, grids, sample
-from ersde_lit.solvers.oracles import Gaussian, Mixture, output_law, w2, w2_error
+from ersde_lit.solvers.oracles import Gaussian, LowRankMixture, Mixture, output_law, w2, w2_error
 
 DATA = Gaussian.spectrum()
 
@@ -106,3 +108,51 @@ def test_known_errors(solver: ERSDE, expected: list[float]) -> None:
     """Found by another implementation of the formulas."""
     measured = [w2_error(DATA, solver.tableau(grids.edm(n))) for n in (6, 8, 10, 20, 50)]
     assert measured == pytest.approx(expected, rel=0.05)
+
+
+def low_rank_mixture() -> LowRankMixture:
+    generator = torch.Generator().manual_seed(0)
+    normal, uniform = (partial(f, dtype=torch.float64, generator=generator) for f in (torch.randn, torch.rand))
+    return LowRankMixture(
+        torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
+        normal(3, 6),
+        torch.linalg.qr(normal(3, 6, 2))[0],
+        uniform(3, 2) + 0.5,
+        torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64),
+    )
+
+
+def covariances(data: LowRankMixture) -> Tensor:
+    identity = torch.eye(6, dtype=torch.float64)
+    along = data.basis @ (data.variance - data.rest.unsqueeze(1)).diag_embed() @ data.basis.mT
+    return along + data.rest.view(-1, 1, 1) * identity
+
+
+@pytest.mark.parametrize("lam", [1e-3, 0.05, 0.7, 80.0])
+def test_low_rank_mixture_is_the_posterior_mean_by_brute_force(lam: float) -> None:
+    data, identity = low_rank_mixture(), torch.eye(6, dtype=torch.float64)
+    noise = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = data.draw(40, torch.Generator().manual_seed(2)) + lam * noise
+    clean = covariances(data)
+    noisy = clean + lam**2 * identity
+    log_density = torch.distributions.MultivariateNormal(data.mean, noisy).log_prob(y.unsqueeze(1))
+    share = (log_density + data.weights.log()).softmax(1)
+    gain = clean @ torch.linalg.inv(noisy)
+    means = data.mean + torch.einsum("kij,bkj->bki", gain, y.unsqueeze(1) - data.mean)
+    expected = (share.unsqueeze(-1) * means).sum(1)
+
+    level = torch.tensor(lam, dtype=torch.float64)
+    torch.testing.assert_close(data(y.view(40, 1, 2, 3), level).view(40, 6), expected, rtol=1e-9, atol=1e-9)
+    single = data.to(torch.float32)(y.float(), level.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-4)
+
+
+def test_low_rank_mixture_draws_its_data() -> None:
+    data = low_rank_mixture()
+    x = data.draw(200_000, torch.Generator().manual_seed(0))
+    mean = data.weights @ data.mean
+    offset = data.mean - mean
+    expected = torch.einsum("k,kij->ij", data.weights, covariances(data) + torch.einsum("ki,kj->kij", offset, offset))
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(x.T.cov(), expected, rtol=0, atol=0.02)

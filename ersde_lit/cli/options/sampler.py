@@ -14,7 +14,10 @@ from ersde_lit.renamed import hint
 if TYPE_CHECKING:
     from ersde_lit.solvers import Sampler
 
-PRESETS = {"fast": 8, "balanced": 20, "best": 50}  # NFE, with the default sampler
+PRESETS = {"fast": 8, "balanced": 20, "best": 50, "noisy": 20}  # NFE; all but noisy with the default sampler
+NOISY: dict[str, Any] = {
+    "solver": "er_sde", "order": 2, "noise_scale": "er_sde_3", "nodes": 2.6, "relative": True, "grid": "edm",
+}  # fmt: skip
 OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn")
 OF_GRID = ("rho", "sigma_min", "sigma_max")
 IN_PYTHON = {"sigma_min": "lam_min", "sigma_max": "lam_max"}  # what `solvers.grids` calls them
@@ -27,7 +30,8 @@ class SamplerOptions:
     """How to sample.
 
     Args:
-        preset: fast, balanced or best: 8, 20 or 50 network calls an image by the default sampler.
+        preset: fast, balanced or best: 8, 20 or 50 network calls an image by the default sampler; noisy: 20 with much
+            noise, which mends what a weak network gets wrong.
         nfe: network calls an image, 20 if not given (heun makes an odd number: one less where this is even).
         solver: default (chosen by NFE; er_sde if one of its options is given), er_sde, ddim, ddpm, dpm++2m,
             dpm++2m_heun, dpm++3m, sde_dpm++2m, unipc2, unipc3, sa, ipndm, deis or heun; also with options, as in
@@ -48,7 +52,7 @@ class SamplerOptions:
         sigma_max: of the grid: its first noise level.
     """
 
-    preset: Literal["fast", "balanced", "best"] | None = None
+    preset: Literal["fast", "balanced", "best", "noisy"] | None = None
     nfe: PositiveInt | None = None
     solver: str = "default"
     order: PositiveInt | None = None
@@ -106,14 +110,16 @@ class SamplerOptions:
 
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
-        if self.solver == "default" and not of_solver:
+        if self.preset == "noisy":
+            choice = NOISY
+        elif self.solver == "default" and not of_solver:
             choice = named_default(nfe)
         else:
             name = "er_sde" if self.solver == "default" else self.solver
             choice = {"solver": name, **of_solver, "grid": "edm"}
         if self.grid:
             choice = {key: value for key, value in choice.items() if key not in OF_GRID} | {"grid": self.grid}
-        choice |= of_grid
+        choice = choice | of_grid
         given = {IN_PYTHON.get(name, name): choice[name] for name in OF_GRID if name in choice}
         if choice["grid"] != "uniform_t":
             noise_levels: grids.Grid = registry.grid(choice["grid"], **given)
