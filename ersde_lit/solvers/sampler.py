@@ -156,7 +156,7 @@ def default(nfe: int) -> TableSampler:
         SDE-DPM-Solver++(2M)      .18    .18    .25     .15     .023
     """
     check_nfe(nfe)
-    solver = ERSDE(2, f"window:1:{120 / nfe**2:.4g}:10000:1", nodes=1.4 + 0.03 * nfe, relative=True)
+    solver = ERSDE(2, f"window:1:{120 / nfe**2:.4g}:10000:1", nodes=round(1.4 + 0.03 * nfe, 2), relative=True)
     return TableSampler(solver, partial(grids.edm, lam_max=50.0 if nfe < 8 else 80.0, rho=max(7.0, 11 - nfe / 5)))
 
 
