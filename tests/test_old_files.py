@@ -19,7 +19,7 @@ OLD = Path(__file__).parent / "data" / "version_0_1"
 CHECKPOINT = "runs/half/checkpoints/last.ckpt"
 SAMPLE = ("sample", f"--ckpt_path={CHECKPOINT}", "--seeds=0-3", "--nfe=3", "--solver=er_sde", "--noise_scale=power:1.5",
           "--order=2", "--grid=edm", "--batch_size=2", "--accelerator=cpu")  # fmt: skip
-EVALUATE = ("evaluate", f"--ckpt_path={CHECKPOINT}", "--solvers=default,er_sde:order=2", "--grids=edm:sigma_max=20",
+EVALUATE = ("evaluate", f"--ckpt_path={CHECKPOINT}", "--solvers=er_sde:order=2", "--grids=edm:sigma_max=20",
             "--seeds", "0-19", "--data=ersde_lit.data.Digits", "--features=classifier", "--out=results",
             "--accelerator=cpu")  # fmt: skip
 
@@ -97,7 +97,14 @@ def test_cells_are_gone_on_with(place, capsys) -> None:
     assert Path("results/cells.jsonl").read_text() == before
     assert main([*EVALUATE, "--nfe=2,3"]) == 0
     records = [json.loads(line) for line in Path("results/cells.jsonl").read_text().splitlines()]
-    assert [record["nfe"] for record in records] == [None, 2, 2, 3, 3]
+    assert [record["nfe"] for record in records] == [None, 2, 2, 3]
+
+
+def test_cells_of_the_default_of_then_are_not_taken_for_todays(place, capsys) -> None:
+    before = Path("results/cells.jsonl").read_text()
+    assert main([*EVALUATE[:2], "--solvers=default", *EVALUATE[3:], "--nfe=2"]) == 2
+    assert "default, NFE 2, seeds 0-19 was measured on other images, they differ in nodes" in capsys.readouterr().err
+    assert Path("results/cells.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(

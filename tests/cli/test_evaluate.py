@@ -370,10 +370,10 @@ class TestTables:
 
     def test_efficientnet_is_named_and_said_not_to_be_inception(self, inside) -> None:
         hashed_lite0(Path("lite0.pth"))
-        for name, seed in (("a.npz", 0), ("b.npz", 1)):
+        for name, seed in (("made.npz", 0), ("real.npz", 1)):
             np.savez(name, arr_0=pixels(4, seed=seed).transpose(0, 2, 3, 1))
         options = ["--features=efficientnet", "--weights=lite0.pth", "--metrics=fid,is", "--out=lite0"]
-        assert main(["evaluate", "--images", "a.npz", "--reference=b.npz", *options]) == 0
+        assert main(["evaluate", "--images", "made.npz", "--reference=real.npz", *options]) == 0
         for file in ("results.md", "results.html"):
             said = unescape(Path("lite0", file).read_text())
             assert "EfficientNet-Lite0 ImageNet features (not Inception's" in said
