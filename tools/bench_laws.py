@@ -53,6 +53,7 @@ RIVALS: dict[str, Solver] = {
     "iPNDM-4": solver("ipndm"),
     "DEIS-3": solver("deis"),
 }
+SOLVERS = OURS | RIVALS
 GRIDS: dict[str, Grid] = {
     "EDM": grids.edm,
     "EDM, rho 12": partial(grids.edm, rho=12.0),
@@ -161,12 +162,12 @@ def main(nfes: list[int] = [5, 6, 8, 10, 20], draws: int = 1000, root: str = "da
         with file.open() as old:
             cells = {(r["law"], r["sampler"], r["grid"], int(r["nfe"])): float(r["error"]) for r in csv.DictReader(old)}
     made = {name: cache(make) for name, make in laws(root, draws).items()}
-    samplers = [(DEFAULT, "its own"), *((name, grid) for grid in GRIDS for name in {**OURS, **RIVALS})]
+    samplers = [(DEFAULT, "its own"), *((name, grid) for grid in GRIDS for name in SOLVERS)]
     for law, make in made.items():
         for name, grid in samplers:
             for nfe in nfes:
                 if (law, name, grid, nfe) not in cells:
-                    sampler = default(nfe) if name == DEFAULT else TableSampler({**OURS, **RIVALS}[name], GRIDS[grid])
+                    sampler = default(nfe) if name == DEFAULT else TableSampler(SOLVERS[name], GRIDS[grid])
                     cells[law, name, grid, nfe] = make().error(sampler, nfe)
             write(file, cells)
             print(f"{law:26}{name:28}{grid:12}", *(f"{cells[law, name, grid, n]:9.4f}" for n in nfes), flush=True)
@@ -186,7 +187,7 @@ def report(cells: dict[Key, float], made: dict[str, Law], nfes: list[int]) -> st
     def error(law: str, name: str, grid: str, nfe: int) -> float:
         return max(cells[law, name, grid, nfe], made[law].floor)
 
-    of = {DEFAULT: ["its own"], **{name: [*GRIDS] for name in {**OURS, **RIVALS}}}
+    of = {DEFAULT: ["its own"], **{name: [*GRIDS] for name in SOLVERS}}
     best = {
         (law, nfe): min(error(law, name, grid, nfe) for name in RIVALS for grid in GRIDS)
         for law in made

@@ -82,8 +82,9 @@ class LowRankMixture:
     """Data sum_k weights_k N(mean_k, C_k) that can look like images, and its denoiser ``(y [B, *d], lam) -> x0``.
 
     C_k has the variances variance_k along the columns of basis_k and rest_k along all else, as a mixture of
-    probabilistic principal components (Tipping & Bishop 1999) has. Fitted to images (`ersde_lit.analysis.fit_mixture`)
-    it is a perfect network for data much like them: what a sampler gets wrong there is its own error.
+    probabilistic principal components (Tipping & Bishop 1999) has. Fitted to images, by
+    `ersde_lit.analysis.mixture.fit_mixture`, it is a perfect network for data much like them: what a sampler gets wrong
+    there is its own error.
 
     A call costs two products of [B, D] with [D, K R], in the dtype of y; only the distances to the means, K a sample,
     are float64, since responsibilities are exponentials of their differences.

@@ -140,7 +140,7 @@ def default(nfe: int) -> TableSampler:
     data that alone leaves a deterministic sampler an error that no number of calls mends. Noise at high levels forgets
     it, where it costs little accuracy. At low levels noise costs many calls, but mends a network's own errors, so it
     reaches further down the more calls there are. Where a network is weak, more noise is better still: compare
-    ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``, the default before.
+    ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``.
 
     Chosen on two Gaussian spectra and mixtures fitted to digits and Fashion-MNIST, whose denoisers are exact, and with
     a look at the Fashion-MNIST network; held out were a third spectrum and a mixture of emoji: tools/results/laws.md.
