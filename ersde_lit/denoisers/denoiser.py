@@ -12,6 +12,7 @@ from ersde_lit.denoisers.preconditioning import (
     check,
 )
 from ersde_lit.denoisers.processes import VE, Process
+from ersde_lit.denoisers.uncertainty import Uncertainty
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
 
@@ -26,6 +27,7 @@ class Denoiser(nn.Module):
         prediction: what the network predicts: "edm" (the skip combination of Karras et al. 2022), "eps", "x0", "v"
             (v of VP, velocity of flow) or "score" (sigma times it).
         sigma_data: standard deviation of the data, for "edm".
+        uncertainty: whether to learn the uncertainty of the loss at each noise level (`Uncertainty`).
 
     Attributes:
         lam_min, lam_max: the range in which it may be called; samplers fit their grids into it.
@@ -44,6 +46,7 @@ class Denoiser(nn.Module):
         preconditioning: PreconditioningName = "edm",
         prediction: PredictionName = "edm",
         sigma_data: float = 0.5,
+        uncertainty: bool = False,
     ) -> None:
         super().__init__()
         process = VE() if process is None else process
@@ -55,6 +58,7 @@ class Denoiser(nn.Module):
         self.preconditioning = preconditioning
         self.prediction = prediction
         self.sigma_data = sigma_data
+        self.uncertainty = Uncertainty() if uncertainty else None
         self.lam_min, self.lam_max = PRECONDITIONINGS[preconditioning].lam_range(process)
         self.trained_classes: tuple[int, ...] | None = None
         self.class_names: tuple[str, ...] = ()
@@ -82,6 +86,16 @@ class Denoiser(nn.Module):
         return _column(c_skip) * y + _column(c_out) * raw.to(y.dtype)
 
     def loss(
+        self, x0: Tensor, lam: Tensor, eps: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Training loss [B]: `error`, or error / exp(u) + u with learned uncertainty u(lam); arguments as there."""
+        error = self.error(x0, lam, eps, labels, augment)
+        if self.uncertainty is None:
+            return error
+        u = self.uncertainty(lam)
+        return error / u.exp() + u
+
+    def error(
         self, x0: Tensor, lam: Tensor, eps: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
         """Weighted squared error of the denoised x0 + lam eps, mean over each image [B]; x0, eps [B, C, H, W], lam [B].

@@ -3,6 +3,7 @@
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.dhariwal import DhariwalUNet
 from ersde_lit.networks.dhariwal_encoder import DhariwalClassifierEncoder, DhariwalEncoder
+from ersde_lit.networks.edm2 import EDM2UNet
 from ersde_lit.networks.encoder import ClassifierEncoder, Encoder
 from ersde_lit.networks.song import SongUNet
 from ersde_lit.networks.unet import UNet
@@ -12,6 +13,7 @@ __all__ = [
     "DhariwalClassifierEncoder",
     "DhariwalEncoder",
     "DhariwalUNet",
+    "EDM2UNet",
     "Encoder",
     "Network",
     "SongUNet",

@@ -1,12 +1,15 @@
 """Lightning strategy for sharded training, `--trainer.strategy fsdp2`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+from ersde_lit.networks.magnitude import MPConv
 
 
 class FSDP2(ModelParallelStrategy):
@@ -39,6 +42,14 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for block in [block for part in reversed(lists) for block in part.children()]:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+    module.register_forward_pre_hook(_normalise_shards, prepend=True)
+
+
+def _normalise_shards(module: nn.Module, _: tuple[Any, ...]) -> None:
+    """Forced weight normalisation before the weights are gathered: what a layer writes to gathered ones is lost."""
+    for layer in module.modules():
+        if isinstance(layer, MPConv) and layer.training:
+            layer.normalise_weight()
 
 
 def whole_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:

@@ -40,6 +40,8 @@ class DiffusionModule(AveragedModule):
         optimizer: learning rate and its schedule.
         ema: half-life of the averaged weights.
         augment: how training images are changed, of which the network is told; None leaves them as they are.
+        uncertainty: whether to learn the uncertainty of the loss at each noise level beside the network (Karras et al.
+            2024, EDM2); `train/loss` includes it, `val/loss` does not.
 
     Raises:
         ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
@@ -63,10 +65,11 @@ class DiffusionModule(AveragedModule):
         optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008 (frozen)
         ema: EMA = EMA(),  # noqa: B008 (frozen)
         augment: Augment | None = None,
+        uncertainty: bool = False,
     ) -> None:
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is a probability, got {label_dropout}")
-        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data)
+        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty)
         density = density or PRECONDITIONINGS[preconditioning].density
         super().__init__(denoiser, denoiser.process, density, optimizer, ema)
         self.label_dropout, self.augment = label_dropout, augment
@@ -87,6 +90,7 @@ class DiffusionModule(AveragedModule):
             "sigma_data": describe(self.denoiser.sigma_data),
             "label_dropout": describe(self.label_dropout),
             "augment": describe(self.augment),
+            "uncertainty": self.denoiser.uncertainty is not None,
         }
 
     def on_train_start(self) -> None:
@@ -106,7 +110,7 @@ class DiffusionModule(AveragedModule):
         return self.denoiser.loss(x0, lam, eps, self._conditional(labels), conditions)
 
     def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.ema_denoiser.loss(x0, lam, eps, self._conditional(labels)).mean()}
+        return {"loss": self.ema_denoiser.error(x0, lam, eps, self._conditional(labels)).mean()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
