@@ -11,14 +11,14 @@ def hashed(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     """Matrices of variance 1 / fan_in and vectors around 1 or 0, by the splitmix64 hash of position and order."""
     state = {}
     for i, (name, shape) in enumerate(shapes.items()):
-        u = _uniform(tuple(shape), i)
+        u = uniform(tuple(shape), i)
         norm = len(shape) == 1 and name.endswith("weight")
         state[name] = u * math.sqrt(3 / math.prod(shape[1:])) if len(shape) > 1 else 0.2 * u + norm
     return state
 
 
-def _uniform(shape: tuple[int, ...], stream: int) -> Tensor:
-    """In (-1, 1)."""
+def uniform(shape: tuple[int, ...], stream: int) -> Tensor:
+    """Uniform in (-1, 1), the same on every machine: the splitmix64 hash of position and stream."""
     with np.errstate(over="ignore"):
         z = (np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(stream << 32)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,5 +1,6 @@
 """Every configuration runs, on small data of the right format and with a small network; recipes are as published."""
 
+import math
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny import trainer
 from ersde_lit.cli import main
 from ersde_lit.data import Augment, fashion_mnist
 from ersde_lit.networks import Network
+from ersde_lit.training.power_ema import sigma_rel_of
 from ersde_lit.training.spec import build
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -22,6 +24,7 @@ SMALL = {
     "UNet": {"width": 8, "multipliers": [1, 1], "attention": [1], "head_width": 8, "blocks": 1},
     "SongUNet": {"model_channels": 16, "num_blocks": 1},
     "DhariwalUNet": {"model_channels": 16, "num_blocks": 1},
+    "EDM2UNet": {"model_channels": 8, "num_blocks": 1, "channels_per_head": 8},
 }
 
 
@@ -98,6 +101,11 @@ def try_out(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *options:
         ("cifar10_vp", 0, 55_733_891),
         ("cifar10_ve", 0, 56_397_827),
         ("imagenet64_edm_adm", 1000, 295_899_267),
+        ("imagenet64_edm2_xs", 1000, 124_710_949 - 128),  # without the weights of the uncertainty
+        ("imagenet64_edm2_s", 1000, 280_209_381 - 128),
+        ("imagenet64_edm2_m", 1000, 497_803_173 - 128),
+        ("imagenet64_edm2_l", 1000, 777_492_325 - 128),
+        ("imagenet64_edm2_xl", 1000, 1_119_276_837 - 128),
     ],
 )
 def test_networks_have_their_published_size(name: str, classes: int, parameters: int) -> None:
@@ -114,7 +122,9 @@ def published_network(name: str, classes: int) -> Network:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if path.stem.startswith(("cifar10", "imagenet64"))], ids=lambda path: path.stem
+    "path",
+    [path for path in CONFIGS if path.stem.startswith(("cifar10", "imagenet64_edm_"))],
+    ids=lambda path: path.stem,
 )
 def test_recipes_are_the_published_ones(path: Path) -> None:
     config = read(path)
@@ -133,3 +143,21 @@ def test_recipes_are_the_published_ones(path: Path) -> None:
     assert (fid["init_args"]["features"], fid["init_args"]["nearest_images"]) == ("inception_or_classifier", 0)
     # a network that is not told of the augmentation would learn to draw it
     assert network.get("augment_dim", 0) == (Augment().num_conditions if "augment" in model else 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "lr", "dropout", "images"),  # presets edm2-img64-* of EDM2's train_edm2.py; images over 2^20
+    [("xs", 0.012, 0, 1024), ("s", 0.01, 0, 1024), ("m", 0.009, 0.1, 2048), ("l", 0.008, 0.1, 1024),
+     ("xl", 0.007, 0.1, 640)],
+)  # fmt: skip
+def test_recipes_of_edm2_are_the_published_ones(size: str, lr: float, dropout: float, images: int) -> None:
+    config = read(FOLDER / f"imagenet64_edm2_{size}.yaml")
+    model, batch = config["model"], config["data"]["init_args"]["batch_size"]
+    assert (batch, config["trainer"]["max_steps"] * batch, model["sigma_data"]) == (2048, images * 2**20, 0.5)
+    assert model["optimizer"] == {"lr": lr, "betas": [0.9, 0.99], "warmup": 10_000_000, "constant": 35_000 * batch}
+    assert model["network"]["init_args"].get("dropout", 0) == dropout
+    assert model["density"]["init_args"] == {"mean": -0.8, "std": 1.6}
+    assert model["uncertainty"] is True
+    assert config["trainer"]["callbacks"][0]["init_args"]["lengths"] == [0.05, 0.1]
+    # an EMA whose half-life is always this share of the images seen is a power-function average
+    assert sigma_rel_of(math.log(2) / model["ema"]["ramp_up"] - 1) == pytest.approx(0.1, rel=1e-3)

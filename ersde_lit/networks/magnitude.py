@@ -14,10 +14,9 @@ from torch import Tensor, nn
 def normalise(x: Tensor, dim: int | None = None, eps: float = 1e-4) -> Tensor:
     """x over its root mean square along `dim`, over all dimensions but the first if None (appendix B.1, eq. 46)."""
     axes = list(range(1, x.ndim)) if dim is None else [dim]
-    count = math.prod(x.shape[axis] for axis in axes)
     wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide) / math.sqrt(count)
-    return x / (norm + eps).to(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide)
+    return x / (norm * math.sqrt(norm.numel() / x.numel()) + eps).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ersde_lit.denoisers import NoiseDensity, Process
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.ema import EMA, not_in_half
-from ersde_lit.training.fsdp import FSDP2, is_sharded, shard
+from ersde_lit.training.fsdp import FSDP2, average_whole_gradients, is_sharded, shard
 from ersde_lit.training.guard import GuardedModule
 from ersde_lit.training.optimizer import AdamWConfig
 from ersde_lit.training.randomness import image_seeds
@@ -172,6 +172,8 @@ class AveragedModule(GuardedModule):
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if is_sharded(self.trained):
+            average_whole_gradients(self.trained)
         for weight in self.trained.parameters():
             if weight.grad is not None:
                 torch.nan_to_num(weight.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=weight.grad)

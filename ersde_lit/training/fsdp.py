@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -37,12 +38,25 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards the weights of `module` in place: each block of a list of blocks by itself, the rest together."""
+    """Shards the weights of `module` in place: each block of a list of blocks by itself, the rest together.
+
+    Scalars stay whole, as fully_shard takes none: see `average_whole_gradients`.
+    """
+    scalars = {weight for weight in module.parameters() if not weight.ndim}
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList | nn.ModuleDict)]
     for block in [block for part in reversed(lists) for block in part.children()]:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
+    fully_shard(module, mesh=mesh, ignored_params=scalars)
     module.register_forward_pre_hook(_normalise_shards, prepend=True)
+
+
+def average_whole_gradients(module: nn.Module) -> None:
+    """Averages the gradients of what `shard` left whole over all ranks; to be called by all ranks."""
+    gradients = [w.grad for w in module.parameters() if w.grad is not None and not isinstance(w, DTensor)]
+    if gradients:
+        total = torch.stack(gradients)
+        distributed.all_reduce(total)
+        torch._foreach_copy_(gradients, [*(total / distributed.get_world_size())])
 
 
 def _normalise_shards(module: nn.Module, _: tuple[Any, ...]) -> None:

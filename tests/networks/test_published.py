@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hashed_weights import uniform
 from torch import Tensor
 
 from ersde_lit import networks
@@ -26,15 +27,6 @@ NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult
 CIFAR = {"img_resolution": 32, "in_channels": 3, "out_channels": 3, "augment_dim": 9, "channel_mult": [2, 2, 2]}
 FFHQ = {**CIFAR, "img_resolution": 64, "channel_mult": [1, 2, 2, 2]}
 IMAGENET = {"img_resolution": 64, "in_channels": 3, "out_channels": 3, "label_dim": 1000}
-
-
-def uniform(shape: tuple[int, ...], stream: int) -> Tensor:
-    """Uniform in (-1, 1), the same on every machine: the splitmix64 hash of position and stream."""
-    with np.errstate(over="ignore"):
-        z = (np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(stream << 32)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return torch.from_numpy((z >> np.uint64(40)).astype(np.float32)).reshape(shape) / 2**23 - 1
 
 
 def weights(parameters: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Training for two epochs, the second resumed, on several gloo ranks. Run by test_fsdp.py."""
+"""Training for two epochs on several gloo ranks. Run by test_fsdp.py and test_edm2.py."""
 
 import os
 import weakref
@@ -8,6 +8,7 @@ import torch
 from tiny import Pictures, network, trainer
 from torch.distributed.tensor import DTensor
 
+from ersde_lit.networks import EDM2UNet
 from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, PowerEMA, RollingCheckpoint, fsdp
 
 
@@ -46,3 +47,18 @@ def train(folder: str, strategy: str, ranks: int) -> dict | None:
         share = sum(w.numel() for w in held) / whole
         return {"held": share, "whole": max(counts, default=0), "images": images.tolist()}
     return None
+
+
+def train_edm2(folder: str, strategy: str, ranks: int) -> None:
+    """Two epochs of EDM2's network and loss, whose weights are normalised in each step."""
+    pl.seed_everything(0, verbose=False)
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
+    net = EDM2UNet(
+        4, 1, 3, model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[2], channels_per_head=8
+    )
+    runner = trainer(
+        folder, strategy=strategy, devices=ranks, num_sanity_val_steps=0, enable_checkpointing=True,
+        callbacks=[RollingCheckpoint()], plugins=[AtomicCheckpointIO()], precision="64-true",
+        gradient_clip_val=1.0,
+    )  # fmt: skip
+    runner.fit(DiffusionModule(net, uncertainty=True, optimizer=AdamWConfig(lr=1e-2)), datamodule=Pictures(8))

@@ -31,7 +31,7 @@ class SweepOptions:
         nfe: network calls an image, as in 5,10,20 (heun makes an odd number: one less where this is even).
         solvers: those of `sample`, with options of theirs, as in default,er_sde:order=3:corrector=3,unipc2,heun.
         grids: noise levels, as in edm,log_uniform:sigma_max=20; each solver's own if not given.
-        samplers: in YAML, label to options of `sample`, or to class_path and init_args of any sampler.
+        samplers: in YAML, label to options of `sample`, nfe included, or to class_path and init_args of any sampler.
     """
 
     nfe: str | int | list[int] = 20
@@ -41,17 +41,14 @@ class SweepOptions:
 
     @property
     def nfes(self) -> list[int]:
-        """The NFEs that were asked for."""
-        numbers = split(self.nfe)
-        if not numbers or not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
-            raise UserError(f"--nfe {self.nfe}: write numbers of network calls as in 5,10,20")
-        return sorted({int(number) for number in numbers})
+        """The NFEs that were asked for, of samplers without their own."""
+        return _nfes(self.nfe)
 
     def choices(self, denoiser: Any) -> list[Choice]:
         """Makes every sampler at every NFE; raises UserError, naming the sampler, for options that conflict."""
         found: dict[tuple[str, int], Choice] = {}
-        for label, given in self._samplers():
-            for nfe in self.nfes:
+        for label, given, nfes in self._samplers():
+            for nfe in nfes:
                 try:
                     if isinstance(given, SamplerOptions):
                         sampler, named = replace(given, nfe=nfe).sampler(denoiser)
@@ -62,22 +59,31 @@ class SweepOptions:
                 found.setdefault((label, named["nfe"]), Choice(label, nfe, named["nfe"], sampler, named))
         return [*found.values()]
 
-    def _samplers(self) -> Iterator[tuple[str, "SamplerOptions | tuple[Sampler, dict[str, Any]]"]]:
-        """Yields each sampler's label, and its options, or the sampler and its description."""
+    def _samplers(self) -> Iterator[tuple[str, "SamplerOptions | tuple[Sampler, dict[str, Any]]", list[int]]]:
+        """Yields each sampler's label; its options, or the sampler and its description; its NFEs."""
         from ersde_lit.solvers import Sampler
 
         chosen = {text: {"solver": text} for text in split(self.solvers or [])} | (self.samplers or {})
         for label, given in (chosen or {"default": {}}).items():
             if "class_path" in given:
-                yield label, make("samplers", Sampler, given)
+                yield label, make("samplers", Sampler, given), self.nfes
                 continue
+            given, nfes = {**given}, _nfes(given.get("nfe", self.nfe))
+            given.pop("nfe", None)
             if self.grids and (own := {"grid", *OF_GRID} & given.keys()):
                 raise UserError(f"sampler {label} has a {min(own)} of its own: leave it or --grids out")
             grids = split(self.grids or [])
             for grid in grids or [""]:
                 choice = {**given, "grid": grid} if grid else given
                 options = options_of(f"solvers {label}", SamplerOptions, choice, ["preset", "nfe"])
-                yield f"{label} on {grid}" if len(grids) > 1 else label, options
+                yield f"{label} on {grid}" if len(grids) > 1 else label, options, nfes
+
+
+def _nfes(given: str | int | list[int]) -> list[int]:
+    numbers = split(given)
+    if not numbers or not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
+        raise UserError(f"--nfe {given}: write numbers of network calls as in 5,10,20")
+    return sorted({int(number) for number in numbers})
 
 
 def seed_sets(texts: Sequence[str]) -> list[Sequence[int]]:
