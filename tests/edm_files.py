@@ -147,6 +147,14 @@ def edm2_snapshot(network: nn.Module, uncertainty: nn.Module, encoder: Any = Non
     return EasyDict(encoder=encoder, dataset_kwargs=EasyDict(path="data.zip"), loss_fn=loss, ema=ema)
 
 
+def vae_encoder(**changes) -> Persistent:
+    """What EDM2 pickles beside a model of latents: the published statistics, as scale and bias."""
+    scale = np.float32(0.5) / np.float32([4.17, 4.62, 3.71, 3.28])
+    bias = -np.float32([5.81, 3.25, 0.12, -2.15]) * scale
+    own = {"vae_name": "stabilityai/sd-vae-ft-mse", "scale": scale, "bias": bias, "batch_size": 8, "_vae": None}
+    return Persistent("StabilityVAEEncoder", {"_init_args": (), "_init_kwargs": {}, **own, **changes})
+
+
 def dumps(content: Any, protocol: int = 4) -> bytes:
     with their_names():
         return pickle.dumps(content, protocol)

@@ -31,6 +31,7 @@ class WhatOptions:
         out: folder of the results, results.html first; the same command goes on there after an interruption.
         keep_images: keep each cell's images in it.
         best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
+        decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
         trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
@@ -39,6 +40,7 @@ class WhatOptions:
     out: str | None = None
     keep_images: bool = False
     best: bool = False
+    decoder: str | None = None
     trust: bool = False
 
 
@@ -81,10 +83,12 @@ def evaluate(
     if what.ckpt_path is None or what.out is None:
         raise UserError("give --ckpt_path and --out, or --images")
     sets = seed_sets(seeds)
-    check_present({"ckpt_path": what.ckpt_path, **reference.files, **guidance.checkpoints})
+    decoder = {} if what.decoder is None else {"decoder": what.decoder}
+    check_present({"ckpt_path": what.ckpt_path, **decoder, **reference.files, **guidance.checkpoints})
 
-    from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
+    from ersde_lit.metrics.protocol import QUANTISATION, Protocol, statistics_in_brief
     from ersde_lit.ranks import Ranks
+    from ersde_lit.sampling import decoder as of_decoder
     from ersde_lit.sweeps.cells import MADE_HERE, Cell, Cells
     from ersde_lit.sweeps.pictures import Pictures
     from ersde_lit.sweeps.report import Report
@@ -92,7 +96,7 @@ def evaluate(
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
-    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust)
+    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
     cells = []
     for its_seeds in sets:
         for choice in sweep.choices(model.denoiser):
@@ -100,7 +104,7 @@ def evaluate(
             job = model.job(choice.sampler, choice.nfe, its_seeds)
             cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
     data, features = reference.open_data(), reference.open_features()
-    own = tuple(model.denoiser.image_shape)
+    own = model.image_shape
     if data is not None and tuple(data.image_shape) != own:
         raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
     ranks = model.start()
@@ -111,6 +115,7 @@ def evaluate(
         statistics_in_brief(scores.reference.statistics),
         model.weights,
         model.digests["ckpt_path"],
+        of_decoder.QUANTISATION if model.decoder else QUANTISATION,
         precision=machine.precision,
     )
     with ExitStack() as stack:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.sampling.images import quantise
 
@@ -18,6 +19,10 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__("batch")
         self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "predict" and getattr(pl_module.ema_denoiser, "latents", None) is not None:
+            raise UserError("predict writes images, and the model samples latents: use `sample --decoder`")
 
     def write_on_batch_end(self, trainer: Trainer, *args: Any) -> None:
         _, prediction, _, (_, labels), batch_idx, _ = args

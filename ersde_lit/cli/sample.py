@@ -34,6 +34,7 @@ class ImageOptions:
         subdirs: a thousand PNGs to a folder.
         columns: of a .png; near to a square if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.
+        decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
         trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
@@ -44,6 +45,7 @@ class ImageOptions:
     subdirs: bool = False
     columns: PositiveInt | None = None
     overwrite: bool = False
+    decoder: str | None = None
     trust: bool = False
 
     @property
@@ -56,7 +58,7 @@ GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
 # What --like takes over of samples, and of the files they were made with.
 AGAIN = {field.name for group in (SamplerOptions, GuidanceOptions) for field in fields(group)} - {*FILES}
 AGAIN |= {"labels", "batch_size", "precision", "compile"}
-AGAIN_FILES = {"ckpt_path", *FILES}
+AGAIN_FILES = {"ckpt_path", "decoder", *FILES}
 FLAGS = [field.name for group in GROUPS for field in fields(group) if field.type is bool]
 
 
@@ -107,6 +109,7 @@ def sample(
     check_out(image.out)
     format = format_of(image.out, **image.layout)
     inputs = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
+    inputs |= {"decoder": image.decoder} if image.decoder is not None else {}
     check_apart({"out": image.out, **machine.views}, inputs)
     check_present(inputs)
 
@@ -116,12 +119,12 @@ def sample(
     from ersde_lit.sampling.work import Work
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    model = GuidedModel.open(image.ckpt_path, labels, guidance, machine, image.trust)
+    model = GuidedModel.open(image.ckpt_path, labels, guidance, machine, image.trust, image.decoder)
     sampler, named = sampling.sampler(model.denoiser)
     job = model.job(sampler, named["nfe"], seeds)
-    format.check(len(seeds), model.denoiser.image_shape)
+    format.check(len(seeds), model.image_shape)
     for option, path in machine.views.items():
-        check_view(option, path, model.denoiser.image_shape)
+        check_view(option, path, model.image_shape)
     meta = model.describe(seeds, named, **image.layout)
     made_with = {} if like is None else read_meta(like)["checkpoints"]
     for name, digest in model.digests.items():
@@ -141,7 +144,8 @@ def sample(
     if finished:
         return
     try:
-        report = complete(work, job, ranks, Preview(machine.preview) if machine.preview else None)
+        preview = Preview(machine.preview, to_bytes=job.to_bytes) if machine.preview else None
+        report = complete(work, job, ranks, preview)
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
     if first:

@@ -10,6 +10,7 @@ from ersde_lit.denoisers.guidance import (
     EpsilonScaling,
     Unconditional,
 )
+from ersde_lit.denoisers.latents import Latents
 from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process, ScaledLinear
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Denoiser",
     "EpsilonScaling",
     "Flow",
+    "Latents",
     "LogNormal",
     "LogUniform",
     "NoiseDensity",

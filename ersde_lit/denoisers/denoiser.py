@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from ersde_lit.denoisers.latents import Latents
 from ersde_lit.denoisers.preconditioning import (
     PRECONDITIONINGS,
     PREDICTIONS,
@@ -28,6 +29,7 @@ class Denoiser(nn.Module):
             (v of VP, velocity of flow) or "score" (sigma times it).
         sigma_data: standard deviation of the data, for "edm".
         uncertainty: whether to learn the uncertainty of the loss at each noise level (`Uncertainty`).
+        latents: what its samples are where they are an autoencoder's latents; None: pixels in [-1, 1].
 
     Attributes:
         lam_min, lam_max: the range in which it may be called; samplers fit their grids into it.
@@ -36,7 +38,7 @@ class Denoiser(nn.Module):
         class_names: one a class, or none at all.
 
     Raises:
-        ValueError: process, preconditioning and prediction do not go together.
+        ValueError: process, preconditioning and prediction do not go together; latents of other channels.
     """
 
     def __init__(
@@ -47,18 +49,22 @@ class Denoiser(nn.Module):
         prediction: PredictionName = "edm",
         sigma_data: float = 0.5,
         uncertainty: bool = False,
+        latents: Latents | None = None,
     ) -> None:
         super().__init__()
         process = VE() if process is None else process
         check(preconditioning, prediction, process)
         if not 0 < sigma_data < math.inf:
             raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
+        if latents is not None and len(latents.mean) != network.image_shape[0]:
+            raise UserError(f"the latents have {len(latents.mean)} channels, the network's {network.image_shape[0]}")
         self.network = network
         self.process = process
         self.preconditioning = preconditioning
         self.prediction = prediction
         self.sigma_data = sigma_data
         self.uncertainty = Uncertainty() if uncertainty else None
+        self.latents = latents
         self.lam_min, self.lam_max = PRECONDITIONINGS[preconditioning].lam_range(process)
         self.trained_classes: tuple[int, ...] | None = None
         self.class_names: tuple[str, ...] = ()

@@ -11,6 +11,8 @@
   (autoguidance; a guide is a worse version of the model: `fit ... --run early --trainer.max_epochs 15`), `--classifier
   noisy.ckpt --classifier_scale 1` (`configs/digits_classifier.yaml` trains one), each within `--guidance_interval
   0.2-3`; `--eps_scale 1.005` against exposure bias. In Python each is a wrapper of a denoiser: `ersde_lit.denoisers`.
+- Latents: a model of an autoencoder's latents (EDM2's for ImageNet-512) needs `--decoder FOLDER`, an `AutoencoderKL` of
+  diffusers (EDM2's is stabilityai/sd-vae-ft-mse), whose images are stored; `model.sample` returns the latents.
 - Resuming: finished blocks are kept next to `--out`. The same command resumes after a kill or a full disk, ends with
   the same bytes, and refuses to mix two commands. `--devices 4 --num_nodes 2` shares the blocks.
 - Reproducing: options and checksums are stored with the images; `--like samples.npz --seeds 17 --out one.png` samples

@@ -19,6 +19,11 @@ def quantise(x: Tensor) -> Tensor:
     """
     if not x.is_floating_point():
         raise TypeError(f"quantise takes float images in [-1, 1], not {x.dtype}")
+    check_numbers(x)
+    return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def check_numbers(x: Tensor) -> None:
+    """Raises NotFinite where samples hold NaN."""
     if x.isnan().any():
         raise NotFinite("the samples hold NaN: is the checkpoint a diverged run, or half precision too coarse?")
-    return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)

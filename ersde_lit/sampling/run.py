@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ class Job:
         labels: as for `choose_labels`.
         dtype: of the network's arithmetic, by autocast; the state stays in float32.
         allow_tf32: as for `generate`.
+        to_bytes: makes uint8 images of float samples, such as a `Decoder`, which need not have their shape.
     """
 
     denoiser: Denoiser
@@ -42,6 +43,7 @@ class Job:
     labels: str | None = None
     dtype: torch.dtype = torch.float32
     allow_tf32: bool = False
+    to_bytes: Callable[[Tensor], Tensor] = quantise
 
     def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
         return labels_of(self.denoiser, self.labels, seeds)
@@ -54,7 +56,7 @@ class Job:
             batch_size=batch_size, callback=callback, allow_tf32=self.allow_tf32,
         )  # fmt: skip
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return torch.cat([quantise(block.images).cpu() for block in blocks])
+            return torch.cat([self.to_bytes(block.images).cpu() for block in blocks])
 
 
 class Report(NamedTuple):
@@ -103,7 +105,7 @@ def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = Non
 
 def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
     """Draws the x0 predictions of these seeds: a row an image, a column a step."""
-    steps = Trajectory()
+    steps = Trajectory(job.to_bytes)
     job.images(seeds, len(seeds), steps)
     steps.save(path)
 

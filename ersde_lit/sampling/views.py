@@ -1,7 +1,7 @@
 """Preview of a run and trajectories of its images, as pictures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from einops import rearrange
@@ -23,15 +23,22 @@ class Preview:
         path: a .png file.
         images: shown of a block, at most.
         seconds: between two pictures, at least; drawing one waits for the device.
+        to_bytes: as for `Job`.
     """
 
-    def __init__(self, path: str | Path, images: int = 64, seconds: float = 2.0) -> None:
-        self.path, self.images, self.seconds = Path(path), images, seconds
+    def __init__(
+        self,
+        path: str | Path,
+        images: int = 64,
+        seconds: float = 2.0,
+        to_bytes: Callable[[Tensor], Tensor] = quantise,
+    ) -> None:
+        self.path, self.images, self.seconds, self.to_bytes = Path(path), images, seconds, to_bytes
         self._due = 0.0
 
     def __call__(self, i: int, lam: Tensor, y: Tensor, x0: Tensor) -> None:
         if time.monotonic() >= self._due:
-            self.show(quantise(x0[: self.images]))
+            self.show(self.to_bytes(x0[: self.images]))
 
     def show(self, images: Tensor) -> None:
         """Draws images, uint8 [B, C, H, W]."""
@@ -41,13 +48,14 @@ class Preview:
 
 
 class Trajectory:
-    """Callback of samplers that collects the x0 predictions of each step."""
+    """Callback of samplers that collects the x0 predictions of each step; `to_bytes` as for `Job`."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_bytes: Callable[[Tensor], Tensor] = quantise) -> None:
+        self.to_bytes = to_bytes
         self.steps: list[Tensor] = []
 
     def __call__(self, i: int, lam: Tensor, y: Tensor, x0: Tensor) -> None:
-        self.steps.append(quantise(x0).cpu())
+        self.steps.append(self.to_bytes(x0).cpu())
 
     def save(self, path: str | Path) -> None:
         """Draws a sheet with a row an image and a column a step."""

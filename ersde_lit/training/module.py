@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.data import Augment
-from ersde_lit.denoisers import Denoiser, NoiseDensity, Process
+from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, Process
 from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
@@ -42,6 +42,7 @@ class DiffusionModule(AveragedModule):
         augment: how training images are changed, of which the network is told; None leaves them as they are.
         uncertainty: whether to learn the uncertainty of the loss at each noise level beside the network (Karras et al.
             2024, EDM2); `train/loss` includes it, `val/loss` does not.
+        latents: what the images are where they are latents of an autoencoder; None: pixels.
 
     Raises:
         ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
@@ -49,7 +50,7 @@ class DiffusionModule(AveragedModule):
     """
 
     TRAINED = "denoiser"
-    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data")
+    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents")
     denoiser: Denoiser
     ema_denoiser: Denoiser
 
@@ -66,10 +67,11 @@ class DiffusionModule(AveragedModule):
         ema: EMA = EMA(),  # noqa: B008 (frozen)
         augment: Augment | None = None,
         uncertainty: bool = False,
+        latents: Latents | None = None,
     ) -> None:
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is a probability, got {label_dropout}")
-        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty)
+        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty, latents)
         density = density or PRECONDITIONINGS[preconditioning].density
         super().__init__(denoiser, denoiser.process, density, optimizer, ema)
         self.label_dropout, self.augment = label_dropout, augment
@@ -91,6 +93,7 @@ class DiffusionModule(AveragedModule):
             "label_dropout": describe(self.label_dropout),
             "augment": describe(self.augment),
             "uncertainty": self.denoiser.uncertainty is not None,
+            "latents": describe(self.denoiser.latents),
         }
 
     def on_train_start(self) -> None:
@@ -135,6 +138,8 @@ class DiffusionModule(AveragedModule):
         nfe: int = 20,
     ) -> Tensor:
         """Samples images in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
+
+        A model of latents samples those; `ema_denoiser.latents.raw` makes them what its autoencoder decodes.
 
         Args:
             labels: class indices [B], -1 for unconditional; None draws them from the seeds, as everywhere.

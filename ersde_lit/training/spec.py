@@ -45,7 +45,7 @@ def describe(value: Any) -> Any:
 
 def with_defaults(spec: Any, value: Any) -> Any:
     """Completes the description of an object of the class of `value` with that class's default arguments."""
-    if not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
+    if value is None or not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
         return spec
     arguments = dict(spec["init_args"])
     for parameter in inspect.signature(type(value)).parameters.values():

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ersde_lit.cli.options.guidance import GuidanceOptions
@@ -15,6 +16,7 @@ from ersde_lit.sampling.seeds import format_seeds
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from ersde_lit.sampling.decoder import Decoder
     from ersde_lit.sampling.run import Job
     from ersde_lit.solvers import Sampler
     from ersde_lit.training import DiffusionModule
@@ -36,7 +38,8 @@ class GuidedModel:
 
     Attributes:
         weights: description of the averaged weights.
-        paths: the checkpoints, by the option that names them.
+        paths: the checkpoints, and the decoder's folder, by the option that names them.
+        decoder: of a model of latents.
     """
 
     denoiser: Any
@@ -45,16 +48,27 @@ class GuidedModel:
     guidance: GuidanceOptions
     machine: MachineOptions
     paths: dict[str, str]
+    decoder: "Decoder | None" = None
 
     @classmethod
     def open(
-        cls, ckpt_path: str, labels: str | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool
-    ) -> "GuidedModel":
+        cls, ckpt_path: str, labels: str | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool,
+        decoder: str | None = None,
+    ) -> "GuidedModel":  # fmt: skip
         model = load_model(ckpt_path, labels, trust, unconditional=guidance.cfg_scale is not None)
         half_life, images = model.ema.half_life, model.images_seen
         weights = f"averaged weights (EMA, half-life {half_life:,.0f} images) after {images:,} images"
         denoiser = guidance.wrap(model.ema_denoiser, trust)
-        return cls(denoiser, weights, labels, guidance, machine, {"ckpt_path": ckpt_path, **guidance.checkpoints})
+        paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
+        if decoder is not None:
+            paths["decoder"] = decoder
+        return cls(denoiser, weights, labels, guidance, machine, paths, _decoder(denoiser, decoder))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        shape: tuple[int, int, int] = (self.decoder or self.denoiser).image_shape
+        return shape
 
     def job(self, sampler: "Sampler", nfe: int, seeds: Sequence[int]) -> "Job":
         """The sampling of these seeds; raises UserError where the labels do not go with the model."""
@@ -64,16 +78,19 @@ class GuidedModel:
 
         precision = self.machine.precision
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        job = Job(self.denoiser, sampler, nfe, self.labels, dtype, precision == "tf32")
+        decoder = {} if self.decoder is None else {"to_bytes": self.decoder}
+        job = Job(self.denoiser, sampler, nfe, self.labels, dtype, precision == "tf32", **decoder)
         job.labels_of(seeds[:1])
         return job
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each checkpoint."""
+        """SHA-256 of each checkpoint, and of the decoder's weights."""
+        from ersde_lit.sampling.decoder import WEIGHTS
+
         found = {}
         for name, path in self.paths.items():
-            with open(path, "rb") as file:
+            with open(Path(path) / WEIGHTS if name == "decoder" else path, "rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return found
 
@@ -105,3 +122,19 @@ class GuidedModel:
             if machine.compile is not None and isinstance(module, Network):
                 module.compile(mode=machine.compile, dynamic=False)  # at first use, once more for each batch size
         return ranks
+
+
+def _decoder(denoiser: Any, folder: str | None) -> "Decoder | None":
+    """The decoder of a model of latents, which needs one; UserError where it has none, or needs none."""
+    if denoiser.latents is None:
+        if folder is not None:
+            raise UserError("--decoder is for models of latents, and this one samples pixels: leave it out")
+        return None
+    if folder is None:
+        raise UserError(
+            "the model samples latents: give --decoder, the folder of its autoencoder as diffusers keeps it "
+            "(EDM2's is huggingface.co/stabilityai/sd-vae-ft-mse); in Python, model.sample(...) returns latents"
+        )
+    from ersde_lit.sampling.decoder import Decoder
+
+    return Decoder(folder, denoiser.latents, denoiser.image_shape)

@@ -6,19 +6,20 @@ encoder, pickled beside it, tells whether it was trained on pixels or on latents
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from ersde_lit.denoisers import VE, LogNormal
+from ersde_lit.denoisers import VE, Latents, LogNormal
 from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.model import UNCERTAINTY, ImportedModel
 from ersde_lit.interop.weights.persistence import Persistent, arguments, state_dict
 from ersde_lit.networks import EDM2UNet
+from ersde_lit.untrusted.pickled_arrays import array
 
 PRECOND = "Precond"
 _PARTS = {"unet.": "", "logvar_": UNCERTAINTY}  # their names of weights and ours
 _NOT_OF_UNET = ("use_fp16", "sigma_data", "logvar_channels")
 _MAY_BE_NONE = ("channel_mult_noise", "channel_mult_emb")
-_LATENTS = "StabilityVAEEncoder"
 
 
 def edm2_model(ema: Persistent, snapshot: dict[str, Any]) -> ImportedModel:
@@ -41,8 +42,9 @@ def edm2_model(ema: Persistent, snapshot: dict[str, Any]) -> ImportedModel:
         "sigma_data": given.get("sigma_data", 0.5),
         "density": _density(snapshot.get("loss_fn")),
         "uncertainty": True,
+        "latents": _latents(snapshot.get("encoder")),
     }
-    notes = [f"its samples are latents ({_LATENTS})"] if _encoder(snapshot) == _LATENTS else []
+    notes = [] if settings["latents"] is None else ["its samples are latents: give `sample` their --decoder"]
     network = {"class_path": f"{EDM2UNet.__module__}.{EDM2UNet.__qualname__}", "init_args": init_args}
     origin = f"EDM2 snapshot, {PRECOND} of a UNet"
     return ImportedModel(origin, network, settings, _renamed(state_dict(ema)), notes=notes)
@@ -66,12 +68,19 @@ def _density(loss: Any) -> LogNormal | None:
     return None
 
 
-def _encoder(snapshot: dict[str, Any]) -> str:
-    """The class of the encoder; without one it is of pixels."""
-    encoder = snapshot.get("encoder")
-    if encoder is None:
-        return "StandardRGBEncoder"
-    if not isinstance(encoder, Persistent) or encoder.cls not in ("StandardRGBEncoder", _LATENTS):
-        found = f"{encoder.cls[:40]!r}" if isinstance(encoder, Persistent) else "something else"
-        raise UserError(f"its encoder is {found}: only StandardRGBEncoder and {_LATENTS} can be imported")
-    return encoder.cls
+def _latents(encoder: Any) -> Latents | None:
+    """What the encoder makes of its autoencoder's latents, scale x + bias a channel; None: pixels."""
+    match encoder:
+        case None | Persistent("StandardRGBEncoder"):
+            return None
+        case Persistent("StabilityVAEEncoder", state):
+            scale, bias = (array(state[name]).astype(float) for name in ("scale", "bias"))
+            std = arguments(encoder).get("final_std", 0.5)
+            if scale.shape != bias.shape or scale.ndim != 1:
+                raise UserError(f"its latents are scaled by {scale.shape} numbers and shifted by {bias.shape}")
+            with np.errstate(all="ignore"):  # `Latents` refuses what is not finite
+                return Latents((-bias / scale).tolist(), (std / scale).tolist(), std)
+        case Persistent(cls):
+            known = "StandardRGBEncoder and StabilityVAEEncoder"
+            raise UserError(f"its encoder is {cls[:40]!r}: only {known} can be imported")
+    raise UserError("its encoder is something else than an encoder")

@@ -1,12 +1,13 @@
 import pickletools
 
+import numpy as np
 import pytest
 import torch
-from edm_files import Persistent, dumps, edm2_model, edm2_snapshot
+from edm_files import Persistent, dumps, edm2_model, edm2_snapshot, vae_encoder
 from torch import nn
 
 from ersde_lit.cli import main
-from ersde_lit.denoisers import Denoiser, LogNormal
+from ersde_lit.denoisers import Denoiser, Latents, LogNormal
 from ersde_lit.interop.weights.edm import read_edm
 from ersde_lit.interop.weights.safetensors_file import export
 from ersde_lit.interop.weights.sources import read_source
@@ -43,6 +44,20 @@ def test_weights_arrive_bit_for_bit_and_images_are_the_same(tmp_path, capsys, cl
     torch.testing.assert_close(module.ema_denoiser.uncertainty(lam), reference.uncertainty(lam))
     assert module.spec["density"] == describe(LogNormal(-0.8, 1.6))
     assert module.denoiser.network.spec["init_args"]["dropout"] == 0.1
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_statistics_of_latents_come_from_the_encoder(tmp_path, capsys, protocol: int) -> None:
+    source = write(tmp_path / "net.pkl", edm2_snapshot(*edm2_model(channels=4), vae_encoder()), protocol)
+    assert main(["import", str(source), f"--out={tmp_path / 'net.ckpt'}"]) == 0
+    assert "note             its samples are latents" in capsys.readouterr().out
+    latents = load(tmp_path / "net.ckpt").ema_denoiser.latents
+    assert latents.mean == pytest.approx((5.81, 3.25, 0.12, -2.15))
+    assert latents.std == pytest.approx((4.17, 4.62, 3.71, 3.28))
+    assert latents.final_std == 0.5
+    other = vae_encoder(scale=np.float32([1] * 4), bias=np.float32([0.5] * 4), _init_kwargs={"final_std": 1.0})
+    latents = read_edm(write(source, edm2_snapshot(*edm2_model(channels=4), other), protocol)).settings["latents"]
+    assert latents == Latents((-0.5,) * 4, (1.0,) * 4, 1.0)
 
 
 @pytest.mark.parametrize("protocol", [3, 5])
@@ -92,6 +107,11 @@ def test_the_twin_has_the_structure_of_the_published_files() -> None:
         ({"modules": {"logvar_other": MPConv(1, 1)}}, "has 1 weights that its network has not, among them 'other"),
         ({"encoder": Persistent("VQEncoder", {})}, "its encoder is 'VQEncoder': only StandardRGBEncoder and"),
         ({"encoder": 7}, "its encoder is something else"),
+        ({"encoder": vae_encoder()}, "the latents have 4 channels, the network's 3"),
+        ({"encoder": vae_encoder(bias=np.float32([0]))}, r"scaled by \(4,\) numbers and shifted by \(1,\)"),
+        ({"encoder": vae_encoder(scale=np.zeros(4))}, "the statistics of latents cannot be"),
+        ({"encoder": vae_encoder(scale=[1.0] * 4)}, "an array that cannot be read"),
+        ({"encoder": Persistent("StabilityVAEEncoder", {})}, "the Precond lacks 'scale'"),
     ],
 )
 def test_descriptions_that_do_not_fit_are_refused(tmp_path, arguments: dict, message: str) -> None:
