@@ -9,9 +9,9 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
   to XL (Karras et al. 2024); ImageNet-64 in bf16 (`--trainer.precision bf16-mixed` for any). They were tried with small
   networks on small data, not trained to the end. `--model.network.init_args.label_dim 10` makes CIFAR-10
   class-conditional.
-- EDM2: `networks.EDM2UNet` normalises its weights in each training step, `uncertainty: true` learns the loss at each
-  noise level beside any network and weighs the levels by it (`val/loss` stays without), `ema: {half_life: 1e12, ramp_up:
-  0.0873}` is the power-function average of width 0.10.
+- EDM2: `networks.EDM2UNet` normalises its weights in each training step; `uncertainty: true` learns the loss at each
+  noise level beside any network and weighs the levels by it (`val/loss` stays without); an EMA with half_life 1e12 and
+  ramp_up 0.0873 is the power-function average of width 0.10.
 - Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`). Image
   size and classes that a configuration leaves out are the data's (`num_classes: 0` trains without classes).
 - Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`),
