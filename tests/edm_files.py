@@ -1,4 +1,4 @@
-"""Pickles of the structure that EDM's snapshots have, made of our own networks."""
+"""Pickles of the structure that EDM's and EDM2's snapshots have, made of our own networks."""
 
 import pickle
 import sys
@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ersde_lit.networks import DhariwalUNet, SongUNet
+from ersde_lit.denoisers.uncertainty import Uncertainty
+from ersde_lit.networks import DhariwalUNet, EDM2UNet, SongUNet
 
 SONG = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.1}
 NCSN = {**SONG, "embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2,
         "resample_filter": [1, 3, 3, 1]}  # fmt: skip
 SKIP = {**SONG, "encoder_type": "skip", "decoder_type": "skip", "augment_dim": 9}
 ADM = {"model_channels": 32, "channel_mult": [1, 4], "num_blocks": 1, "attn_resolutions": [4]}
+EDM2 = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8}
 NETWORKS = {
     "ddpmpp": ("SongUNet", SONG),
     "ncsnpp": ("SongUNet", NCSN),
@@ -38,6 +40,13 @@ class Persistent:
         return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,), None
 
 
+class EasyDict(dict):
+    """Their dictionary, with its items as attributes too."""
+
+
+EasyDict.__module__ = "dnnlib.util"
+
+
 @contextmanager
 def their_names():
     """Modules of their names, so that `pickle` can refer to what is in them."""
@@ -49,11 +58,20 @@ def their_names():
     _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
     _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
     module._reconstruct_persistent_obj = _reconstruct_persistent_obj
-    sys.modules |= {"torch_utils": package, "torch_utils.persistence": module}
+    util = ModuleType("dnnlib.util")
+    util.EasyDict = EasyDict
+    made = {
+        "torch_utils": package,
+        "torch_utils.persistence": module,
+        "dnnlib": ModuleType("dnnlib"),
+        util.__name__: util,
+    }
+    sys.modules |= made
     try:
         yield
     finally:
-        del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
+        for name in made:
+            del sys.modules[name]
 
 
 def state(parameters=(), buffers=(), modules=(), kwargs=None, **others) -> dict[str, Any]:
@@ -81,7 +99,8 @@ def tree(module: nn.Module, source: str = SOURCE) -> Any:
         plain.__dict__["_modules"] = children
         return plain
     parameters = {n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()}
-    own = state(parameters, module._buffers, children, {"init": {"init_weight": np.sqrt(1 / 3)}})
+    buffers = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+    own = state(parameters, buffers, children, {"init": {"init_weight": np.sqrt(1 / 3)}})
     return Persistent(type(module).__name__, own, source)
 
 
@@ -103,6 +122,29 @@ def snapshot(model: nn.Module, precond: str, source: str = SOURCE, modules=None,
     ema = Persistent(precond, state(modules=inner, kwargs=keywords, sigma_data=0.5), source)
     loss = Persistent("EDMLoss", {"P_mean": -1.2, "_init_args": (), "_init_kwargs": {}}, source)
     return {"ema": ema, "loss_fn": loss, "augment_pipe": None, "dataset_kwargs": {"path": "data.zip"}}
+
+
+def edm2_model(classes: int = 0, channels: int = 3) -> tuple[EDM2UNet, Uncertainty]:
+    """Network and uncertainty, whose weights and gains are random."""
+    torch.manual_seed(0)
+    made = EDM2UNet(8, channels, classes, **EDM2).eval().requires_grad_(False), Uncertainty().requires_grad_(False)
+    for name, weight in made[0].named_parameters():
+        if name.endswith("gain"):
+            weight.normal_()
+    return made
+
+
+def edm2_snapshot(network: nn.Module, uncertainty: nn.Module, encoder: Any = None, modules=(), **kwargs) -> EasyDict:
+    """What EDM2 pickles: weights of half precision; `kwargs` are more arguments, or others."""
+    fourier, linear = uncertainty.half().children()
+    inner = {"unet": network.half(), "logvar_fourier": fourier, "logvar_linear": linear} | dict(modules)
+    channels, size, _ = network.image_shape
+    interface = {"img_resolution": size, "img_channels": channels, "label_dim": network.num_classes}
+    keywords = {"use_fp16": True, "dropout": 0.1, **interface, **EDM2, **kwargs}
+    ema = Persistent("Precond", state(modules={n: tree(m) for n, m in inner.items()}, kwargs=keywords))
+    loss = Persistent("EDM2Loss", {"P_mean": -0.8, "P_std": 1.6, "_init_args": (), "_init_kwargs": {"P_mean": -0.8}})
+    encoder = Persistent("StandardRGBEncoder", {"_init_args": (), "_init_kwargs": {}}) if encoder is None else encoder
+    return EasyDict(encoder=encoder, dataset_kwargs=EasyDict(path="data.zip"), loss_fn=loss, ema=ema)
 
 
 def dumps(content: Any, protocol: int = 4) -> bytes:

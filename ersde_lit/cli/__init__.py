@@ -21,7 +21,7 @@ COMMANDS = {
     "ema": ("files", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
     "import": (
         "files",
-        "weights of EDM, guided-diffusion, diffusers to a checkpoint: import edm.pkl --out model.ckpt",
+        "weights of EDM, EDM2, guided-diffusion, diffusers to a checkpoint: import edm.pkl --out model.ckpt",
     ),
     "export": ("files", "a checkpoint to safetensors: export model.ckpt --out model.safetensors"),
 }

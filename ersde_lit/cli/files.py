@@ -85,7 +85,7 @@ def import_weights(source: str, *, out: str, config_out: str | None = None, **fl
     """Weights of other toolkits to a checkpoint for sample, evaluate and fit; no code in them is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, or .safetensors of `export`.
+        source: .pkl of EDM or EDM2, .pt of guided-diffusion, folder of diffusers, or .safetensors of `export`.
         out: checkpoint to write.
         config_out: YAML file to write, with the model as `fit --config` takes it, to train it further.
         flags: what guided-diffusion's weights do not contain, see `GuidedFlags`.

@@ -53,15 +53,17 @@ class AllowedNames(NamedTuple):
         functions: replacements by name, called with the arguments in the file.
         classes: those whose objects become a `PickledObject`.
         persistent: makes an object of a persistent id; None where there are none.
+        dicts: subclasses of dict, whose objects become a dict.
     """
 
     functions: Mapping[tuple[str, str], Callable[..., Any]]
     classes: frozenset[tuple[str, str]] = frozenset()
     persistent: Callable[[Any], Any] | None = None
+    dicts: frozenset[tuple[str, str]] = frozenset()
 
     def name(self, module: str, name: str) -> GlobalName:
         found = GlobalName(module, name)
-        if found not in self.functions and found not in self.classes:
+        if found not in self.functions and found not in self.classes | self.dicts:
             raise Refused(f"it names {found}, which files of weights do not need")
         return found
 
@@ -159,6 +161,8 @@ class _Machine:
                 return self.allowed.functions[function](*arguments)
             case "NEWOBJ":
                 arguments, cls = self.pop(tuple), self.pop(GlobalName)
+                if cls in self.allowed.dicts:
+                    return {}
                 if cls not in self.allowed.classes:
                     raise Refused(f"it makes a {cls}")
                 return PickledObject(cls, arguments)

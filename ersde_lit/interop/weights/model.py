@@ -21,6 +21,7 @@ from ersde_lit.training.spec import Spec, at_most, build, with_defaults
 from ersde_lit.training.weights import compare
 
 Weights = Mapping[str, Tensor]
+UNCERTAINTY = "uncertainty."  # begins the names of weights that are not the network's but of `Denoiser.uncertainty`
 _START = {  # of a training, without the state of an optimiser
     "pytorch-lightning_version": lightning.__version__,
     "epoch": 0,
@@ -38,7 +39,7 @@ class ImportedModel:
         origin: source for the report, as in "EDM snapshot, EDMPrecond of a SongUNet".
         network: spec of the network (`ersde_lit.training.spec`).
         settings: the other arguments of `DiffusionModule`, as specs or values.
-        averaged: EMA weights by the names of the network's state dict.
+        averaged: EMA weights by the names of the network's state dict, with a learned uncertainty's (`UNCERTAINTY`).
         raw: weights that are not averaged; None if unknown, then the averaged ones are used.
         images_seen: images of the training so far, from which further training counts on.
         notes: further lines for the report.
@@ -56,18 +57,26 @@ class ImportedModel:
 
     def module(self) -> DiffusionModule:
         """The model on the meta device; UserError if weights and description do not match or weights are not finite."""
-        network = checked_network(self.network, *([self.averaged] if self.raw is None else [self.averaged, self.raw]))
+        given = [self.averaged] if self.raw is None else [self.averaged, self.raw]
+        network = checked_network(self.network, *map(_of_network, given))
         try:
-            return DiffusionModule(network, **{name: build(value) for name, value in self.settings.items()})
+            module = DiffusionModule(network, **{name: build(value) for name, value in self.settings.items()})
         except (TypeError, AttributeError) as error:
             raise UserError(f"its description makes no model: {str(error)[:120]}") from None
+        for weights in given:
+            uncertainty = {n.removeprefix(UNCERTAINTY): w for n, w in weights.items() if n.startswith(UNCERTAINTY)}
+            _check_finite(uncertainty)
+            compare(uncertainty, module.denoiser.uncertainty or nn.Module())
+        return module
 
     def checkpoint(self, module: DiffusionModule) -> dict[str, Any]:
         """Checkpoint for `training.load` and `fit --ckpt_path`: raw and averaged weights, without optimiser state."""
         averaged = _stored(self.averaged)
         copies = {"denoiser": averaged if self.raw is None else _stored(self.raw), "ema_denoiser": averaged}
         state = {
-            f"{part}.network.{name}": tensor for part, weights in copies.items() for name, tensor in weights.items()
+            f"{part}.{name}" if name.startswith(UNCERTAINTY) else f"{part}.network.{name}": tensor
+            for part, weights in copies.items()
+            for name, tensor in weights.items()
         }
         if set(state) != set(module.state_dict()):
             raise UserError("its weights are not those of the model that it describes")
@@ -153,9 +162,7 @@ def _is_small(weight: Tensor) -> bool:
 def checked_network(spec: Spec, *weights: Weights) -> Network:
     """The network on the meta device; UserError if one of the weights does not fit it or is not finite."""
     for each in weights:
-        for name, tensor in each.items():
-            if tensor.is_floating_point() and not (tensor.float() if _is_small(tensor) else tensor).isfinite().all():
-                raise UserError(f"its weight {name[:80]!r} is not finite")
+        _check_finite(each)
     numbers = sum(tensor.numel() for tensor in weights[0].values())
     with torch.device("meta"), at_most(2 * numbers + 1000):  # some are registered twice
         network = build(spec)
@@ -168,6 +175,16 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
     if known is not None and known.parameters != count:
         raise UserError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
     return network
+
+
+def _check_finite(weights: Weights) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not (tensor.float() if _is_small(tensor) else tensor).isfinite().all():
+            raise UserError(f"its weight {name[:80]!r} is not finite")
+
+
+def _of_network(weights: Weights) -> Weights:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(UNCERTAINTY)}
 
 
 def parameters(network: nn.Module) -> int:

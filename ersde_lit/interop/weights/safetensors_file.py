@@ -1,7 +1,7 @@
 """Format for publishing: weights in safetensors, with the spec of their model as JSON in the metadata.
 
-Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict; the
-averages of a noisy classifier `network.NAME`.
+Tensors are named `averaged.NAME` and, where they differ, `raw.NAME`, by the names of the network's state dict, which
+are preceded by `uncertainty.` for a learned uncertainty; the averages of a noisy classifier `network.NAME`.
 """
 
 import json
@@ -17,14 +17,18 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
-from ersde_lit.interop.weights.model import ImportedClassifier, ImportedModel
+from ersde_lit.interop.weights.model import UNCERTAINTY, ImportedClassifier, ImportedModel
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.classes import CLASSES_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.weights import plain_name
 
-_PARTS = {"ema_denoiser.network.": "averaged.", "denoiser.network.": "raw."}
+_PARTS = {
+    f"{prefix}denoiser.{ours}": f"{part}.{name}"
+    for prefix, part in (("ema_", "averaged"), ("", "raw"))
+    for ours, name in (("network.", ""), (UNCERTAINTY, UNCERTAINTY))
+}
 
 
 def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False) -> list[str]:

@@ -23,7 +23,7 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     """The `ImportedModel` or `ImportedClassifier` of a file or folder, none of whose code is run.
 
     Args:
-        source: EDM's .pkl, guided-diffusion's .pt, a folder of a diffusers pipeline, .safetensors of `export` or
+        source: .pkl of EDM or EDM2, .pt of guided-diffusion, a folder of diffusers, .safetensors of `export` or
             the folder of `save_pretrained`.
         flags: guided-diffusion's flags, which its weights do not tell.
 

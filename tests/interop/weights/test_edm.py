@@ -114,7 +114,7 @@ def test_a_published_network_is_checked_against_its_count(tmp_path, monkeypatch)
     ("precond", "arguments", "message"),
     [
         ("EDMPrecond", {"model_type": "ViT"}, "the network 'ViT' is not one of SongUNet, DhariwalUNet"),
-        ("Precond", {}, "holds a 'Precond' as 'ema': only EDMPrecond"),
+        ("OtherPrecond", {}, "holds a 'OtherPrecond' as 'ema': only EDMPrecond"),
         ("EDMPrecond", {"sigma_max": 80}, "limited to noise levels 0 to 80"),
         ("VPPrecond", {"model_type": "DhariwalUNet", "M": 4000}, "a network of 4000 time steps"),
         ("iDDPMPrecond", {"M": 10**12}, "time steps"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edm_files import ADM, Persistent, dumps, network, snapshot, state
+from edm_files import ADM, Persistent, dumps, edm2_model, edm2_snapshot, network, snapshot, state
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -367,10 +367,15 @@ def samples(tmp_path_factory) -> dict[str, bytes]:
         patch.chdir(tmp_path_factory.mktemp("whole"))
         ours()
         torch.save(MODEL.state_dict(), "net.pt")
-        return {"net.pkl": WHOLE, **{name: Path(name).read_bytes() for name in ("net.safetensors", "net.pt")}}
+        edm2 = dumps(edm2_snapshot(*edm2_model()))
+        return {
+            "net.pkl": WHOLE,
+            "edm2.pkl": edm2,
+            **{name: Path(name).read_bytes() for name in ("net.safetensors", "net.pt")},
+        }
 
 
-@pytest.mark.parametrize("name", ["net.pkl", "net.safetensors", "net.pt"])
+@pytest.mark.parametrize("name", ["net.pkl", "edm2.pkl", "net.safetensors", "net.pt"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True))
 @example(where=0.0)
@@ -383,7 +388,7 @@ def test_files_that_are_cut_anywhere(inside, samples, name: str, where: float) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["net.pkl", "net.safetensors", "net.pt"])
+@pytest.mark.parametrize("name", ["net.pkl", "edm2.pkl", "net.safetensors", "net.pt"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bytes_that_are_changed_anywhere(inside, samples, name: str, data) -> None:
