@@ -74,7 +74,7 @@ class DINOv2(Features):
 
 
 class VisionTransformer(nn.Module):
-    """Preprocessed images [n, 3, 224, 224] to the normalised class token [n, width]; named as in the published files."""
+    """Preprocessed images [n, 3, 224, 224] to the normalised class token [n, width]; names are the published ones."""
 
     def __init__(self, width: int, depth: int, trained_side: int = 37) -> None:
         super().__init__()
