@@ -9,6 +9,6 @@ of diffusers' `DDPMPipeline`, `DDIMPipeline`, `PNDMPipeline` or `ScoreSdeVePipel
 model.ckpt --out model.safetensors`. It prints what it found and what it assumed, and refuses what does not fit in a
 line. `--config_out model.yaml` also writes the model's part of a configuration, for further training.
 
-`configs/reproduce` holds published figures of ER-SDE-Solvers as configurations of `evaluate` (`tools/results/README.md`
-lists them), with where to get what they need.
+`configs/reproduce` holds published figures of ER-SDE-Solvers and of EDM2 as configurations of `evaluate`
+(`tools/results/README.md` lists them), with where to get what they need.
 """
