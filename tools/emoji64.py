@@ -1,9 +1,10 @@
-"""Samples, FID over NFE and loss curves of a denoiser of 64x64 colour images, trained on Noto's emoji.
+"""Samples, FID over NFE and loss curves of denoisers of 64x64 colour images, trained on Noto's emoji, side by side.
 
     python -m ersde_lit fit --config configs/emoji64.yaml              # about an hour on one CPU core
-    python tools/emoji64.py --run runs/emoji64
+    python -m ersde_lit fit --config configs/emoji64_edm2.yaml         # as long
+    python tools/emoji64.py
 
-Writes tools/results/emoji64.{csv,md}, emoji64_samples.png (seeds 0 to 63) and emoji64_loss.png. The emoji have no
+Writes tools/results/emoji64.{csv,md}, <run>_samples.png (seeds 0 to 63) and emoji64_loss.png. The emoji have no
 classes, so the features are those of a classifier trained to tell an image's four rotations apart.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 from torch import Tensor
 
 from ersde_lit.data import Emoji, ImageDataModule, Split
@@ -55,19 +56,23 @@ class Rotations(ImageDataModule):
         return Split(turned, torch.arange(4).repeat_interleave(len(images)))
 
 
-def main(run: Path, samples: int = 1000, nfes: list[int] = [5, 10, 20], root: str = "data") -> None:  # noqa: B006
-    """Everything about one run.
+def main(
+    runs: list[Path] = [Path("runs/emoji64"), Path("runs/emoji64_edm2")],  # noqa: B006
+    samples: int = 1000,
+    nfes: list[int] = [5, 10, 20],  # noqa: B006
+    root: str = "data",
+) -> None:
+    """Everything about some runs.
 
     Args:
-        run: its folder.
+        runs: their folders.
         samples: images for each FID, seeds 0 to samples - 1.
         nfes: network calls an image.
         root: where the data set is.
     """
-    data, model = Emoji(root), load(run / "checkpoints" / "last.ckpt")
+    data = Emoji(root)
     features = classifier(Rotations(data), recipe=Recipe(max_images=40_000))
     scores = Scores(features, reference_of(data, features))
-    denoiser = model.ema_denoiser.to(memory_format=torch.channels_last)  # faster on a CPU
     training = data.split("train").images
 
     def measure(images: Tensor) -> tuple[float, float]:
@@ -75,53 +80,67 @@ def main(run: Path, samples: int = 1000, nfes: list[int] = [5, 10, 20], root: st
         scores.update(images)
         return scores.compute()["fid"], nearest_distances(images[:200], training).mean().item()
 
-    rows = [("real, held out", 0, *measure(data.split("test").images))]
-    for name, sampler in SAMPLERS.items():
-        for nfe in nfes:
-            rows.append((name, nfe, *measure(made(denoiser, sampler, samples, nfe))))
-            print("{:24}{:4}  FID {:8.4f}  {:5.1f} grey levels to the nearest".format(*rows[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
+    real = measure(data.split("test").images)
+    rows, lines = [("", "real, held out", 0, *real)], []
+    for run in runs:
+        model = load(run / "checkpoints" / "last.ckpt")
+        denoiser = model.ema_denoiser.to(memory_format=torch.channels_last)  # faster on a CPU
+        for name, sampler in SAMPLERS.items():
+            for nfe in nfes:
+                rows.append((run.name, name, nfe, *measure(made(denoiser, sampler, samples, nfe))))
+                print("{:14}{:24}{:4}  FID {:8.4f}  {:5.1f} grey levels to the nearest".format(*rows[-1]), flush=True)
+        save_png(image_grid(made(denoiser, Default(), 64, 20), 8), RESULTS / f"{run.name}_samples.png")
+        size = sum(p.numel() for p in model.denoiser.network.parameters()) / 1e6
+        network, images = type(model.network).__name__, model.images_seen
+        loss = validation_losses(run)[-1].value
+        lines.append(f"| {run.name} | {network} | {size:.2f} M | {images:,} | {loss:.4f} |")
     with (RESULTS / "emoji64.csv").open("w") as file:
-        csv.writer(file, lineterminator="\n").writerows([("sampler", "nfe", "fid", "nearest"), *rows])
-    size = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
+        csv.writer(file, lineterminator="\n").writerows([("run", "sampler", "nfe", "fid", "nearest"), *rows])
     (RESULTS / "emoji64.md").write_text(
-        report(rows, nfes)
+        "| run | network | parameters | images trained on | val/loss at the end |\n|---|---|---:|---:|---:|\n"
+        + "\n".join(lines)
+        + f"\n\n{report(rows, [run.name for run in runs], nfes)}"
         + f"\nFID of {samples:,} samples (seeds 0 to {samples - 1}) to the {len(training):,} training images, in "
         f"features of a classifier of the four rotations ({features.accuracy:.1%} of held-out images read right), and "
-        f"in brackets the distance in grey levels of the first 200 to the nearest training image. {size:.1f} M "
-        f"parameters, averaged weights after {model.images_seen:,} images. {platform.machine()}, {os.cpu_count()} "
-        f"cores, Python {platform.python_version()}, ersde-lit {metadata.version('ersde-lit')}, torch "
-        f"{metadata.version('torch')}.\n"
+        f"in brackets the distance in grey levels of the first 200 to the nearest training image. val/loss is at the "
+        f"same noise levels and noise for all runs. {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, ersde-lit {metadata.version('ersde-lit')}, torch {metadata.version('torch')}.\n"
     )
-    save_png(image_grid(made(denoiser, Default(), 64, 20), 8), RESULTS / "emoji64_samples.png")
-    plot(run)
+    plot(runs)
 
 
 def made(denoiser: Denoiser, sampler: Sampler, count: int, nfe: int) -> Tensor:
     return torch.cat([quantise(block.images) for block in generate(denoiser, sampler, range(count), nfe)])
 
 
-def report(rows: list[tuple[str, int, float, float]], nfes: list[int]) -> str:
-    cells = {(name, nfe): f"{value:.3f} ({nearest:.1f})" for name, nfe, value, nearest in rows}
-    lines = ["| sampler | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " |", "|---|" + "---:|" * len(nfes)]
-    lines += [f"| {name} | " + " | ".join(cells[name, nfe] for nfe in nfes) + " |" for name in SAMPLERS]
-    name = rows[0][0]
-    return "\n".join([*lines, f"| {name} | " + " | ".join([cells[name, 0]] * len(nfes)) + " |", ""])
+def report(rows: list[tuple[str, str, int, float, float]], runs: list[str], nfes: list[int]) -> str:
+    cells = {(run, name, nfe): f"{value:.3f} ({nearest:.1f})" for run, name, nfe, value, nearest in rows}
+    columns = [(run, nfe) for run in runs for nfe in nfes]
+    lines = ["| sampler | " + " | ".join(f"{run}, NFE {nfe}" for run, nfe in columns) + " |"]
+    lines += ["|---|" + "---:|" * len(columns)]
+    lines += [f"| {name} | " + " | ".join(cells[run, name, nfe] for run, nfe in columns) + " |" for name in SAMPLERS]
+    name = "real, held out"
+    return "\n".join([*lines, f"| {name} | " + " | ".join([cells["", name, 0]] * len(columns)) + " |", ""])
 
 
-def plot(run: Path) -> None:
-    """Training and validation losses over steps."""
+def validation_losses(run: Path) -> list[ScalarEvent]:
+    return EventAccumulator(str(run / "logs"), size_guidance={"scalars": 0}).Reload().Scalars("val/loss")
+
+
+def plot(runs: list[Path]) -> None:
+    """Validation losses over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    events = EventAccumulator(str(run / "logs"), size_guidance={"scalars": 0}).Reload()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, style in (("train/loss", "-"), ("val/loss", "o-")):
-        scalars = events.Scalars(name)
-        axes.plot([s.step for s in scalars], [s.value for s in scalars], style, label=name, linewidth=1, markersize=4)
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title="emoji64")
+    for run in runs:
+        scalars = validation_losses(run)
+        axes.plot(
+            [s.step for s in scalars], [s.value for s in scalars], "o-", label=run.name, linewidth=1, markersize=4
+        )
+    axes.set(xlabel="step", ylabel="val/loss", yscale="log")
     axes.legend()
     figure.savefig(RESULTS / "emoji64_loss.png", dpi=120)
 

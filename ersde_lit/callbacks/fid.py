@@ -52,9 +52,9 @@ class FIDCallback(Callback):
         nfes: numbers of network calls an image.
         num_samples: images for each value, at least 2.
         features: "classifier" (a small network trained on the data set's labels, cached), "inception",
-            "inception_or_classifier" (the second where Inception's weights cannot be had), "efficientnet" (the same
-            for all data, and offline), or a `Features` of your own.
-        weights: the file of Inception's or EfficientNet's weights, if it is not the usual one.
+            "inception_or_classifier" (the second where Inception's weights cannot be had), "dinov2", "efficientnet"
+            (the same for all data, and offline), or a `Features` of your own.
+        weights: the file of the features' weights, if it is not the usual one.
         reference: a file of statistics or images, as for `read_reference`; None: the training images. With a file,
             and features other than "classifier", any data will do; then nothing is known of real images.
         metrics: as for `Scores`.

@@ -129,8 +129,8 @@ def reference(
             the command `data` made (its training images).
         out: the .npz to write.
         data: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
-        features: inception; efficientnet; classifier, trained on the labels of --data or of the folder that `data`
-            made; or a class.
+        features: inception; dinov2; efficientnet; classifier, trained on the labels of --data or of the folder that
+            `data` made; or a class.
         weights: the file of the features' weights; if not given, Inception's are downloaded, EfficientNet's installed.
         keep_features: of so many images features are stored too, for KID, precision and recall.
         accelerator: auto, cpu, gpu, cuda or mps.

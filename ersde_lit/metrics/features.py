@@ -20,6 +20,7 @@ class Features(nn.Module):
     num_features: int
     num_classes: int = 0  # of the logits
     batch_size: int = 500  # images at a time
+    in_edm2_files: str = "fid"  # name of their statistics in EDM2's reference files
     known_as: str = ""  # class path in the fingerprint, where it is not today's: statistics in caches stay valid
 
     @property

@@ -167,8 +167,8 @@ def read_reference(
 
     An `.npz` with `mu` and `sigma` is read as it is, by EDM's and by ADM's conventions: sigma is the unbiased
     covariance. Where it also has images, `arr_0`, features for KID, precision and recall are computed from them.
-    EDM2's `.pkl` is read for what it has of Inception's features. Anything else is images, as for `image_files`, which
-    also says what `exif` is. To be called by all `ranks`, which share the work.
+    EDM2's `.pkl` is read for what it has of these features (`Features.in_edm2_files`). Anything else is images, as for
+    `image_files`, which also says what `exif` is. To be called by all `ranks`, which share the work.
 
     Raises:
         ValueError: nothing is there, it is damaged or contradicts itself, or is in other features.
@@ -190,7 +190,7 @@ def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None,
     images = image_files(path, exif=exif) if "arr_0" in names else None
     if not {"mu", "sigma"} & {*names}:
         return None, images
-    found = _read(path)
+    found = _read(path, features.in_edm2_files)
     found.check(features)
     return replace(found, image_shape=images.image_shape) if images else found, images
 
@@ -215,9 +215,9 @@ def _names(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read(path: Path) -> Reference:
+def _read(path: Path, metric: str = "fid") -> Reference:
     if path.suffix == ".pkl":
-        found = read_statistics(path)
+        found = read_statistics(path, metric)
     else:
         there = _names(path)
         try:

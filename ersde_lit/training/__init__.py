@@ -4,10 +4,14 @@
 the command line, every class replaced by `class_path`; `--print_config` shows all.
 
 - Configurations: `configs/digits*.yaml` (EDM, VP with noise prediction, VE with score prediction, a classifier),
-  `fashion_mnist.yaml`, `emoji64.yaml` (an hour on a CPU core each), `cifar10_*.yaml` and `imagenet64_edm_adm.yaml`:
-  EDM's published recipes (Karras et al. 2022), ImageNet-64 in bf16
-  (`--trainer.precision bf16-mixed` for any). They were tried with small networks on small data,
-  not trained to the end. `--model.network.init_args.label_dim 10` makes CIFAR-10 class-conditional.
+  `fashion_mnist.yaml`, `emoji64.yaml` and `emoji64_edm2.yaml` (an hour on a CPU core each), `cifar10_*.yaml` and
+  `imagenet64_edm_adm.yaml`: EDM's published recipes (Karras et al. 2022), `imagenet64_edm2_*.yaml`: EDM2's, sizes XS
+  to XL (Karras et al. 2024); ImageNet-64 in bf16 (`--trainer.precision bf16-mixed` for any). They were tried with small
+  networks on small data, not trained to the end. `--model.network.init_args.label_dim 10` makes CIFAR-10
+  class-conditional.
+- EDM2: `networks.EDM2UNet` normalises its weights in each training step; `uncertainty: true` learns the loss at each
+  noise level beside any network and weighs the levels by it (`val/loss` stays without); an EMA with half_life 1e12 and
+  ramp_up 0.0873 is the power-function average of width 0.10.
 - Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`). Image
   size and classes that a configuration leaves out are the data's (`num_classes: 0` trains without classes).
 - Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`),

@@ -73,7 +73,7 @@ def test_features_of_ones_own_come_back_in_evaluation_mode():
     ("given", "message"),
     [
         (("classifier",), "trained on the labels of a data set: name one, or choose others"),
-        (("clip",), "no features named 'clip': choose inception, efficientnet, classifier or"),
+        (("clip",), "no features named 'clip': choose inception, dinov2, efficientnet, classifier or"),
         (("classifier", Digits(), "weights.pth"), "weights are Inception's"),
         ((Projection(), None, "weights.pth"), "weights are Inception's"),
         (("inception", None, "/absent/weights.pth"), "/absent/weights.pth cannot be read: No such file"),

@@ -51,6 +51,17 @@ def test_arrays_as_both_numpys_pickle_them(tmp_path, protocol: int, core: str) -
     assert found["num_images"] == 50_000
 
 
+def test_statistics_are_those_of_the_features(tmp_path) -> None:
+    """FD-DINOv2's where the features are DINOv2's."""
+
+    class Six(Features):
+        num_features, in_edm2_files = 6, "fd_dinov2"
+
+    path = written(tmp_path / "ref.pkl", STATISTICS)
+    assert torch.equal(read_reference(path, Six()).statistics.cov, torch.eye(6, dtype=torch.float64))
+    assert read_reference(path, Flat()).statistics.mean.tolist() == MU.tolist()
+
+
 @pytest.mark.parametrize(
     "sigma",
     [np.asfortranarray(SIGMA), SIGMA.astype(np.float32), SIGMA[::-1, ::-1].T],

@@ -23,8 +23,8 @@ class ReferenceOptions:
     Args:
         data: real images: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
         reference: instead of the data's training images: an .npz of EDM's or ADM's, EDM2's .pkl, or images.
-        features: inception, as published FIDs are measured with; efficientnet, the same everywhere and offline;
-            classifier, trained on the data's labels; or a class.
+        features: inception, as published FIDs are measured with; dinov2, as published FD-DINOv2; efficientnet, the
+            same everywhere and offline; classifier, trained on the data's labels; or a class.
         weights: the file of the features' weights; if not given, Inception's are downloaded, EfficientNet's installed.
         metrics: some of fid,kid,is,precision,recall.
         exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
@@ -72,7 +72,7 @@ class ReferenceOptions:
         for name in self.names or [""]:
             if name not in METRICS:
                 raise UserError(f"no metric named {name!r}: choose from {', '.join(METRICS)}")
-        if self.features in ("inception", "efficientnet", "classifier"):
+        if self.features in ("inception", "dinov2", "efficientnet", "classifier"):
             return str(self.features)
         return make("features", Features, self.features)[0]
 

@@ -10,6 +10,6 @@ model.ckpt --out model.safetensors`. It prints what it found and what it assumed
 line. `--config_out model.yaml` also writes the model's part of a configuration, for further training. EDM2's models for
 ImageNet-512 sample latents: `sample` and `evaluate` decode them with `--decoder` (`ersde_lit.sampling`).
 
-`configs/reproduce` holds published figures of ER-SDE-Solvers as configurations of `evaluate` (`tools/results/README.md`
-lists them), with where to get what they need.
+`configs/reproduce` holds published figures of ER-SDE-Solvers and of EDM2 as configurations of `evaluate`
+(`tools/results/README.md` lists them), with where to get what they need.
 """
