@@ -110,7 +110,7 @@ class FIDCallback(Callback):
             return
         if not hasattr(pl_module, "ema_denoiser"):
             raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
-        if cast(Denoiser, pl_module.ema_denoiser).latents is not None:
+        if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
         self._ranks = Ranks.beside(trainer)
         self._real = self._real or self._measure_real(trainer, pl_module)
