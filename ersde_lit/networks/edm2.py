@@ -19,8 +19,8 @@ class EDM2Block(nn.Module):
 
     Args:
         in_channels, out_channels, emb_channels: widths of x, of the result and of the embedding.
-        decoder: the skip's convolution follows the residual branch's start; in the encoder it precedes it, and the
-            channels of each pixel are normalised.
+        decoder: whether it belongs to the decoder, where only the skip has a 1x1 convolution. In the encoder that
+            comes before both branches, followed by a normalisation of each pixel's channels.
         direction: "up" or "down" where the block also changes the resolution.
         attention: whether self-attention over all positions follows.
         others: as for `EDM2UNet`.
@@ -87,7 +87,7 @@ class EDM2UNet(Network):
     """EDM2's U-Net; the defaults are size S for 64x64 images.
 
     Its weights have magnitude 1 and are normalised again in each training step (see `MPConv`): train it without weight
-    decay, with `Adam` at a rate that falls (`AdamWConfig.constant`), as in `configs/imagenet64_edm2_s.yaml`.
+    decay, at a rate that falls (`AdamWConfig.constant`), as `configs/imagenet64_edm2_s.yaml` does.
 
     Args:
         img_resolution, img_channels: of the images.

@@ -10,7 +10,7 @@ from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.spec import in_words
 from ersde_lit.training.weights import plain_name
 
-CLASS_COUNTS = ("num_classes", "label_dim")  # arguments of networks
+SKIPPABLE = ("num_classes", "label_dim", "uncertainty")  # settings that differ only in some of the weights
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def initialise(module: AveragedModule, checkpoint: dict[str, Any], skip: Sequenc
         module: the module to be trained; its optimiser, images seen and classes stay those of a new training.
         checkpoint: the content of a checkpoint file (`training.checkpoint.read`).
         skip: parts of names; weights whose names contain one keep their initial values. With it the number of classes
-            may differ.
+            may differ, and whether there is a learned uncertainty.
 
     Raises:
         UserError: settings, or weights that are not skipped, differ; names them with both values.
@@ -38,14 +38,14 @@ def initialise(module: AveragedModule, checkpoint: dict[str, Any], skip: Sequenc
     skipped = {name for name in {**own, **given} if any(word in name for word in skip)}
     unfit = [n for n in {**own, **given} if n not in skipped and _shape(own, n) != _shape(given, n)]
     differing = {k: pair for k, pair in module.differences(checkpoint).items() if not k.endswith("dropout")}
-    classes = {key: differing.pop(key) for key in [*differing] if key.endswith(CLASS_COUNTS)}
-    if not (differing or classes):
+    partly = {key: differing.pop(key) for key in [*differing] if key.endswith(SKIPPABLE)}
+    if not (differing or partly):
         differing = {f"the shape of {name}": (_shape(given, name), _shape(own, name)) for name in unfit}
     if differing:
-        raise UserError(f"the weights are of another model: {in_words({**differing, **classes})}")
+        raise UserError(f"the weights are of another model: {in_words({**differing, **partly})}")
     if unfit:
         advice = f"--init_skip {','.join(_layers(unfit))} leaves those weights as they are initialised"
-        raise UserError(f"the weights are of another model: {in_words(classes)}; {advice}")
+        raise UserError(f"the weights are of another model: {in_words(partly)}; {advice}")
     for copy in (module.trained, module.averaged):
         copy.load_state_dict({name: own[name] if name in skipped else given[name] for name in own})
 

@@ -50,7 +50,7 @@ class DiffusionModule(AveragedModule):
     """
 
     TRAINED = "denoiser"
-    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents")
+    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents", "uncertainty")
     denoiser: Denoiser
     ema_denoiser: Denoiser
 

@@ -55,6 +55,23 @@ def test_other_classes_are_named_and_may_be_skipped(checkpoint, classes: int) ->
         assert torch.equal(weight, before[name] if "label" in name else averaged(checkpoint)[name])
 
 
+def test_a_learned_uncertainty_may_be_skipped_on_either_side(checkpoint) -> None:
+    module = DiffusionModule(network(), uncertainty=True)
+    first = module.denoiser.uncertainty.linear.weight.clone()
+    with pytest.raises(ValueError, match="False there and True here; --init_skip uncertainty"):
+        initialise(module, checkpoint)
+    initialise(module, checkpoint, ["uncertainty"])
+    assert torch.equal(module.denoiser.network.enter.weight, averaged(checkpoint)["network.enter.weight"])
+    assert torch.equal(module.denoiser.uncertainty.linear.weight, first)
+    with_it = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(with_it)
+    without = DiffusionModule(network())
+    with pytest.raises(ValueError, match="uncertainty is True there and False here"):
+        initialise(without, with_it)
+    initialise(without, with_it, ["uncertainty"])
+    assert torch.equal(without.denoiser.network.enter.weight, module.denoiser.network.enter.weight)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
