@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
+from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from ersde_lit.data import Emoji, ImageDataModule, Split
@@ -92,12 +93,13 @@ def main(
         save_png(image_grid(made(denoiser, Default(), 64, 20), 8), RESULTS / f"{run.name}_samples.png")
         size = sum(p.numel() for p in model.denoiser.network.parameters()) / 1e6
         network, images = type(model.network).__name__, model.images_seen
-        loss = validation_losses(run)[-1].value
+        (logged,) = Trainer(logger=False, enable_progress_bar=False).validate(model, datamodule=data, verbose=False)
+        loss = logged["val/loss"]
         lines.append(f"| {run.name} | {network} | {size:.2f} M | {images:,} | {loss:.4f} |")
     with (RESULTS / "emoji64.csv").open("w") as file:
         csv.writer(file, lineterminator="\n").writerows([("run", "sampler", "nfe", "fid", "nearest"), *rows])
     (RESULTS / "emoji64.md").write_text(
-        "| run | network | parameters | images trained on | val/loss at the end |\n|---|---|---:|---:|---:|\n"
+        "| run | network | parameters | images trained on | val/loss |\n|---|---|---:|---:|---:|\n"
         + "\n".join(lines)
         + f"\n\n{report(rows, [run.name for run in runs], nfes)}"
         + f"\nFID of {samples:,} samples (seeds 0 to {samples - 1}) to the {len(training):,} training images, in "
@@ -123,10 +125,6 @@ def report(rows: list[tuple[str, str, int, float, float]], runs: list[str], nfes
     return "\n".join([*lines, f"| {name} | " + " | ".join([cells["", name, 0]] * len(columns)) + " |", ""])
 
 
-def validation_losses(run: Path) -> list[ScalarEvent]:
-    return EventAccumulator(str(run / "logs"), size_guidance={"scalars": 0}).Reload().Scalars("val/loss")
-
-
 def plot(runs: list[Path]) -> None:
     """Validation losses over steps."""
     import matplotlib
@@ -136,7 +134,7 @@ def plot(runs: list[Path]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for run in runs:
-        scalars = validation_losses(run)
+        scalars = EventAccumulator(str(run / "logs"), size_guidance={"scalars": 0}).Reload().Scalars("val/loss")
         axes.plot(
             [s.step for s in scalars], [s.value for s in scalars], "o-", label=run.name, linewidth=1, markersize=4
         )

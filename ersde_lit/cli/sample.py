@@ -144,7 +144,8 @@ def sample(
     if finished:
         return
     try:
-        preview = Preview(machine.preview, to_bytes=job.to_bytes) if machine.preview else None
+        shown = 64 if model.decoder is None else 4  # decoding takes longer than a step
+        preview = Preview(machine.preview, shown, to_bytes=job.to_bytes) if machine.preview else None
         report = complete(work, job, ranks, preview)
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here" if first else 1) from None

@@ -126,16 +126,16 @@ class Autoguidance(Guidance):
             `denoiser`.
 
     Raises:
-        ValueError: the guide is of other images, classes or noise levels, or was trained on fewer classes, and as
-            `Guidance`.
+        ValueError: the guide is of other images, latents, classes or noise levels, or was trained on fewer classes,
+            and as `Guidance`.
     """
 
     needs_labels = False
 
     def __init__(self, denoiser: nn.Module, guide: nn.Module, scale: float, interval: Interval | None = None) -> None:
         super().__init__(denoiser, scale, interval)
-        for name in ("image_shape", "num_classes", "lam_min", "lam_max"):
-            its, own = getattr(guide, name), getattr(denoiser, name)
+        for name in ("image_shape", "num_classes", "lam_min", "lam_max", "latents"):
+            its, own = getattr(guide, name, None), getattr(denoiser, name, None)
             if its != own and not (name == "num_classes" and its == 0):
                 raise UserError(f"the guide is no version of the guided model: its {name} is {its}, not {own}")
         if guide.num_classes and (missing := {*_trained(denoiser)} - {*_trained(guide)}):

@@ -1,5 +1,6 @@
-"""Learned uncertainty of the loss at each noise level (Karras et al. 2024, arXiv:2312.02696, section 2.2, eq. 21)."""
+"""Learned uncertainty of the loss at each noise level (Karras et al. 2024, arXiv:2312.02696, eq. 21)."""
 
+import torch
 from torch import Tensor, nn
 
 from ersde_lit.networks.magnitude import MPConv, MPFourier
@@ -16,4 +17,5 @@ class Uncertainty(nn.Module):
         self.fourier, self.linear = MPFourier(128), MPConv(128, 1)
 
     def forward(self, lam: Tensor) -> Tensor:
-        return self.linear(self.fourier(lam.log() / 4)).squeeze(1)
+        with torch.autocast(lam.device.type, enabled=False):  # bfloat16 would make errors of a hundredth
+            return self.linear(self.fourier(lam.log() / 4)).squeeze(1)

@@ -97,7 +97,8 @@ class EDM2UNet(Network):
         channel_mult_noise: width of the noise level's Fourier features over model_channels; None: as the finest level.
         channel_mult_emb: width of the embedding over model_channels; None: as the widest level.
         num_blocks: residual blocks a level of the encoder; the decoder has one more.
-        attn_resolutions: where blocks, but those that change the resolution, end with self-attention.
+        attn_resolutions: where blocks, but those that change the resolution, end with self-attention; the decoder's
+            first block always does, its second never.
         label_balance, concat_balance, res_balance, attn_balance: shares t in `mp_sum` and `mp_cat` of the label's
             embedding, the encoder's skips, the residual branches, the attention.
         dropout: probability inside the residual branches.

@@ -11,7 +11,7 @@ from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.sampling.images import check_numbers
 from ersde_lit.tf32 import tf32
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # in the folder
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # in the folder
 QUANTISATION = "decoded to d, uint8, floor(255 d), clipped"
 AT_ONCE = 4  # images, whose activations take much more memory than the latents'
 
@@ -33,7 +33,7 @@ class Decoder:
 
     def __init__(self, folder: str | Path, latents: Latents, shape: Sequence[int]) -> None:
         self.latents = latents
-        if absent := [name for name in ("config.json", WEIGHTS) if not (Path(folder) / name).is_file()]:
+        if absent := [name for name in FILES if not (Path(folder) / name).is_file()]:
             raise UserError(
                 f"--decoder {folder} holds no {absent[0]}: give the folder of an AutoencoderKL of diffusers"
             )

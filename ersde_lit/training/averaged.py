@@ -34,11 +34,12 @@ class AveragedModule(GuardedModule):
 
     Random draws depend on the seed of `seed_everything` and each image's number in the run, not on the number of
     devices, accumulation or resuming; dropout masks alone also depend on how a step is shared. In gradients NaN counts
-    as 0 and an infinity as +-1e5, as published for EDM; "16-mixed" leaves such a step out.
+    as 0 and an infinity as +-1e5, as published for EDM (for EDM2 as 0); "16-mixed" leaves such a step out.
     """
 
     TRAINED: ClassVar[str]
     SETTINGS: ClassVar[tuple[str, ...]]  # what of `spec` a checkpoint must share for training to go on from it
+    BEFORE: ClassVar[dict[str, Any]] = {}  # values of settings that older checkpoints do not name
     KIND: ClassVar[str | None] = None  # the key of `spec` under SPEC_KEY; None: it is not nested
 
     def __init__(
@@ -220,7 +221,7 @@ class AveragedModule(GuardedModule):
         values = {"network": self.network, "process": self.process}
         theirs, ours = (
             {name: with_defaults(spec.get(name, own[name]), values.get(name)) for name in self.SETTINGS}
-            for spec in (kept, own)
+            for spec in (self.BEFORE | kept, own)
         )
         return differences(theirs, ours)
 

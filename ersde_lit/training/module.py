@@ -1,7 +1,7 @@
 """LightningModule that trains a denoiser, for every process, preconditioning, prediction and network."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class DiffusionModule(AveragedModule):
 
     TRAINED = "denoiser"
     SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents", "uncertainty")
+    BEFORE: ClassVar[dict[str, Any]] = {"latents": None, "uncertainty": False}
     denoiser: Denoiser
     ema_denoiser: Denoiser
 

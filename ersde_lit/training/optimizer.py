@@ -26,6 +26,8 @@ class AdamWConfig:
         decay_shape: "linear", or "cosine": (1 + cos(pi p)) / 2 at the share p of that fraction.
         constant: images after which the rate falls as sqrt(constant / images), as EDM2's does (Karras et al.
             2024, arXiv:2312.02696; its t_ref counts batches); 0: it does not.
+        eps: of Adam's denominator. Our losses are means over an image, EDM's and EDM2's sums, with gradients larger by
+            the number of values and eps 1e-8: where gradients are small, divide eps by that number.
     """
 
     lr: float = 1e-3
@@ -35,6 +37,7 @@ class AdamWConfig:
     decay: float = 0.0
     decay_shape: Literal["linear", "cosine"] = "linear"
     constant: int = 0
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or min(self.warmup, self.constant) < 0 or not 0 <= self.decay <= 1:
@@ -46,7 +49,7 @@ class AdamWConfig:
         # Plain floats whatever was given (a list by YAML, numpy's numbers): optimiser states go into checkpoints.
         first, second = map(float, self.betas)
         optimizer = torch.optim.AdamW(
-            parameters, float(self.lr), (first, second), weight_decay=float(self.weight_decay), fused=True
+            parameters, float(self.lr), (first, second), float(self.eps), float(self.weight_decay), fused=True
         )
         # Under fp16, what looks at gradients before a step (clipping, NaN) must see them unscaled: not by the kernel.
         optimizer._step_supports_amp_scaling = False

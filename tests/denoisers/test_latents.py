@@ -3,7 +3,7 @@ import torch
 from autoencoder import LATENTS
 from tiny import network
 
-from ersde_lit.denoisers import ClassifierFree, Denoiser, EpsilonScaling, Latents
+from ersde_lit.denoisers import Autoguidance, ClassifierFree, Denoiser, EpsilonScaling, Latents
 from ersde_lit.training import DiffusionModule
 from ersde_lit.training.spec import build
 
@@ -35,6 +35,14 @@ def test_a_denoiser_and_its_wrappers_know_their_latents() -> None:
     assert Denoiser(network()).latents is None
     with pytest.raises(ValueError, match="the latents have 4 channels, the network's 1"):
         Denoiser(network(), latents=LATENTS)
+
+
+@pytest.mark.parametrize("other", [None, Latents((0.0,) * 4, (2.0,) * 4)])
+def test_a_guide_must_be_of_the_same_latents(other: Latents | None) -> None:
+    denoiser, guide = (Denoiser(network(image_shape=(4, 4, 4)), latents=each) for each in (LATENTS, other))
+    with pytest.raises(ValueError, match="its latents is"):
+        Autoguidance(denoiser, guide, 2.0)
+    Autoguidance(denoiser, Denoiser(network(image_shape=(4, 4, 4)), latents=LATENTS), 2.0)
 
 
 def test_a_module_keeps_them_in_its_description() -> None:

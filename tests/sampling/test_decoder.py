@@ -6,7 +6,7 @@ import torch
 from autoencoder import LATENTS, autoencoder, decoded
 
 from ersde_lit.errors import UserError
-from ersde_lit.sampling.decoder import AT_ONCE, WEIGHTS, Decoder
+from ersde_lit.sampling.decoder import AT_ONCE, FILES, Decoder
 
 
 def test_images_are_those_decoded_by_hand(tmp_path) -> None:
@@ -30,7 +30,7 @@ def test_samples_that_are_not_finite_are_told(tmp_path) -> None:
 
 
 def cut(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
+    (folder / FILES[1]).write_bytes((folder / FILES[1]).read_bytes()[:1000])
 
 
 def change(folder: Path, **values) -> None:
@@ -41,7 +41,7 @@ def change(folder: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / WEIGHTS).unlink(), f"holds no {WEIGHTS}: give the folder of"),
+        (lambda folder: (folder / FILES[1]).unlink(), f"holds no {FILES[1]}: give the folder of"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json: give the folder of"),
         (cut, "cannot be read as an AutoencoderKL of diffusers"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as an AutoencoderKL"),

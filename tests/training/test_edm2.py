@@ -9,9 +9,11 @@ from ranks import run_on_ranks
 from tiny import Pictures, network, trainer
 
 from ersde_lit.data import Digits
+from ersde_lit.denoisers import Latents
 from ersde_lit.networks import EDM2UNet
 from ersde_lit.networks.magnitude import MPConv
 from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, RollingCheckpoint, load
+from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import read
 
 
@@ -142,3 +144,23 @@ def test_the_validation_loss_is_without_it(tmp_path) -> None:
     uncertain.load_state_dict(plain.state_dict(), strict=False)
     losses = [trainer(tmp_path).validate(made, datamodule=Pictures(8), verbose=False)[0] for made in (plain, uncertain)]
     assert losses[0] == losses[1]
+
+
+def test_it_is_computed_in_float32_under_autocast() -> None:
+    uncertainty = module().denoiser.uncertainty.eval()
+    lam = torch.linspace(0.1, 5, 9)
+    expected = uncertainty(lam)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(uncertainty(lam), expected)
+
+
+def test_older_checkpoints_are_of_models_without_uncertainty_and_latents(tmp_path) -> None:
+    plain = module(net=network(), uncertainty=False)
+    checkpoint = {"state_dict": plain.state_dict()}
+    plain.on_save_checkpoint(checkpoint)
+    for name in ("uncertainty", "latents"):
+        del checkpoint[SPEC_KEY][name]
+    assert plain.differences(checkpoint) == {}
+    assert module(net=network()).differences(checkpoint) == {"uncertainty": (False, True)}
+    of_latents = module(net=network(), uncertainty=False, latents=Latents([0.0], [1.0]))
+    assert "latents" in of_latents.differences(checkpoint)

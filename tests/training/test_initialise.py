@@ -5,6 +5,7 @@ import torch
 from tiny import Pictures, network, trainer
 
 from ersde_lit.training import DiffusionModule
+from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.initialise import initialise
 
@@ -63,6 +64,9 @@ def test_a_learned_uncertainty_may_be_skipped_on_either_side(checkpoint) -> None
     initialise(module, checkpoint, ["uncertainty"])
     assert torch.equal(module.denoiser.network.enter.weight, averaged(checkpoint)["network.enter.weight"])
     assert torch.equal(module.denoiser.uncertainty.linear.weight, first)
+    older = {**checkpoint, SPEC_KEY: {k: v for k, v in checkpoint[SPEC_KEY].items() if k != "uncertainty"}}
+    with pytest.raises(ValueError, match="False there and True here; --init_skip uncertainty"):
+        initialise(module, older)
     with_it = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(with_it)
     without = DiffusionModule(network())

@@ -101,3 +101,9 @@ def test_fp16_gradients_are_seen_unscaled_and_an_overflow_is_left_out(tmp_path) 
     assert line.gradients == [2, math.inf, 3]
     assert line.weights == pytest.approx([0.9, 0.9, 0.8], abs=2e-3)
     assert scaler.get_scale() == 512
+
+
+def test_its_numbers_reach_adam() -> None:
+    recipe = AdamWConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.01, eps=1e-12)
+    (group,) = recipe.optimizer([nn.Parameter(torch.ones(1))]).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.1, (0.8, 0.9), 0.01, 1e-12)

@@ -85,13 +85,13 @@ class GuidedModel:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each checkpoint, and of the decoder's weights."""
-        from ersde_lit.sampling.decoder import WEIGHTS
+        """SHA-256 of each checkpoint, and of the digests of the decoder's files."""
+        from ersde_lit.sampling.decoder import FILES
 
-        found = {}
-        for name, path in self.paths.items():
-            with open(Path(path) / WEIGHTS if name == "decoder" else path, "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        found = {name: _sha256(path) for name, path in self.paths.items() if name != "decoder"}
+        if folder := self.paths.get("decoder"):
+            parts = "".join(_sha256(Path(folder) / name) for name in FILES)
+            found["decoder"] = hashlib.sha256(parts.encode()).hexdigest()
         return found
 
     def describe(self, seeds: Sequence[int], sampler: Mapping[str, Any], **layout: Any) -> dict[str, Any]:
@@ -122,6 +122,11 @@ class GuidedModel:
             if machine.compile is not None and isinstance(module, Network):
                 module.compile(mode=machine.compile, dynamic=False)  # at first use, once more for each batch size
         return ranks
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decoder(denoiser: Any, folder: str | None) -> "Decoder | None":

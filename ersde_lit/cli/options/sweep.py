@@ -42,7 +42,7 @@ class SweepOptions:
     @property
     def nfes(self) -> list[int]:
         """The NFEs that were asked for, of samplers without their own."""
-        return _nfes(self.nfe)
+        return _nfes("--nfe", self.nfe)
 
     def choices(self, denoiser: Any) -> list[Choice]:
         """Makes every sampler at every NFE; raises UserError, naming the sampler, for options that conflict."""
@@ -68,7 +68,7 @@ class SweepOptions:
             if "class_path" in given:
                 yield label, make("samplers", Sampler, given), self.nfes
                 continue
-            given, nfes = {**given}, _nfes(given.get("nfe", self.nfe))
+            given, nfes = {**given}, _nfes(f"samplers: nfe of {label}:", given["nfe"]) if "nfe" in given else self.nfes
             given.pop("nfe", None)
             if self.grids and (own := {"grid", *OF_GRID} & given.keys()):
                 raise UserError(f"sampler {label} has a {min(own)} of its own: leave it or --grids out")
@@ -79,10 +79,10 @@ class SweepOptions:
                 yield f"{label} on {grid}" if len(grids) > 1 else label, options, nfes
 
 
-def _nfes(given: str | int | list[int]) -> list[int]:
+def _nfes(option: str, given: str | int | list[int]) -> list[int]:
     numbers = split(given)
     if not numbers or not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
-        raise UserError(f"--nfe {given}: write numbers of network calls as in 5,10,20")
+        raise UserError(f"{option} {given}: write numbers of network calls as in 5,10,20")
     return sorted({int(number) for number in numbers})
 
 
