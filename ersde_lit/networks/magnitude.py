@@ -1,4 +1,4 @@
-"""Magnitude-preserving layers of EDM2 (Karras et al. 2024, arXiv:2312.02696, section 2 and appendix B).
+"""Magnitude-preserving layers of EDM2 (Karras et al. 2024, arXiv:2312.02696, whose equations are named).
 
 Each keeps the expected magnitude (root mean square) of activations, whatever its learned weights are: inputs of
 magnitude 1 give outputs of magnitude 1. Each computes in the dtype of its input over weights of float32 or better.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def normalise(x: Tensor, dim: int | None = None, eps: float = 1e-4) -> Tensor:
-    """x over its root mean square along `dim`, over all dimensions but the first if None (appendix B.1, eq. 46)."""
+    """x over its root mean square along `dim`, over all dimensions but the first if None."""
     axes = list(range(1, x.ndim)) if dim is None else [dim]
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide)
@@ -58,7 +58,7 @@ class MPConv(nn.Module):
     """Convolution, or linear layer where kernel_size is None, whose weights have magnitude 1 per output (eq. 47, 66).
 
     In training mode each forward pass first replaces the stored weights by the normalised ones ("forced weight
-    normalization", section 2.3), so that updates keep their relative size; gradients pass through the normalisation.
+    normalization"), so that updates keep their relative size; gradients pass through the normalisation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | None = None) -> None:
