@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
-from ersde_lit.networks.layers import Direction, resample, separable_filter
+from ersde_lit.networks.layers import Direction, resample, resolutions, separable_filter
 from ersde_lit.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 
 
@@ -131,11 +131,7 @@ class EDM2UNet(Network):
         resample_filter: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
-        if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1):
-            raise UserError(
-                f"each level of channel_mult but the first halves the resolution: img_resolution {img_resolution} "
-                f"does not allow {len(channel_mult)} levels"
-            )
+        sides = resolutions(img_resolution, len(channel_mult))
         self.image_shape, self.num_classes = (img_channels, img_resolution, img_resolution), label_dim
         self.label_balance, self.concat_balance = label_balance, concat_balance
         widths = [int(model_channels * m) for m in channel_mult]
@@ -154,7 +150,6 @@ class EDM2UNet(Network):
         self.emb_fourier = MPFourier(noise)
         self.emb_noise = MPConv(noise, emb)
         self.emb_label = MPConv(label_dim, emb) if label_dim else None
-        sides = [img_resolution >> level for level in range(len(widths))]
 
         self.enc = nn.ModuleDict({f"{sides[0]}x{sides[0]}_conv": MPConv(img_channels + 1, widths[0], 3)})
         skips = [c := widths[0]]

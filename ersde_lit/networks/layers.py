@@ -129,6 +129,16 @@ class FourierAngles(nn.Module):
         return c_noise[:, None] * (2 * math.pi * self.freqs).to(c_noise.dtype)
 
 
+def resolutions(finest: int, levels: int) -> list[int]:
+    """Resolution of each level, each half of the one before; raises ValueError where it cannot be halved so often."""
+    if not levels or finest % 2 ** (levels - 1):
+        raise UserError(
+            f"each level of channel_mult but the first halves the resolution: img_resolution {finest} "
+            f"does not allow {levels} levels"
+        )
+    return [finest >> level for level in range(levels)]
+
+
 def separable_filter(taps: Sequence[int]) -> Tensor:
     """Outer product of the taps with themselves, of sum 1: [1, 1, k, k]; raises ValueError where k is not even."""
     if not taps or len(taps) % 2:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
-from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample
+from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample, resolutions
 
 
 class ResidualBlock(nn.Module):
@@ -125,11 +125,7 @@ class ResidualUNet(Network):
         block: Callable[..., ResidualBlock],
     ) -> None:
         super().__init__()
-        if not widths or img_resolution % 2 ** (len(widths) - 1):
-            raise UserError(
-                f"each level of channel_mult but the first halves the resolution: img_resolution {img_resolution} "
-                f"does not allow {len(widths)} levels"
-            )
+        sides = resolutions(img_resolution, len(widths))
         if num_blocks < 1:
             raise UserError(f"num_blocks is at least 1, got {num_blocks}")
         if not 0 <= label_dropout <= 1:
@@ -138,10 +134,9 @@ class ResidualUNet(Network):
         self.num_classes = label_dim
         self.label_dropout = label_dropout
         self.num_blocks = num_blocks
-        resolutions = [img_resolution >> level for level in range(len(widths))]
-        self.levels = [f"{res}x{res}" for res in resolutions]
+        self.levels = [f"{side}x{side}" for side in sides]
 
-        plan = list(zip(self.levels, widths, [res in attn_resolutions for res in resolutions], strict=True))
+        plan = list(zip(self.levels, widths, [side in attn_resolutions for side in sides], strict=True))
         self.enc = nn.ModuleDict()
         c, skips = stem, []
         for level, width, attention in plan:
