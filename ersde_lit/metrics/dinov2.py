@@ -42,7 +42,7 @@ class DINOv2(Features):
         path = Path(torch.hub.get_dir(), "checkpoints", FILE) if weights is None else Path(weights).expanduser()
         if weights is None and not path.is_file():
             raise UserError(f"DINOv2's weights are not at {path}: download {URL}, and give the file (--weights)")
-        state, _ = read_weights(path)
+        state, self.sha = read_weights(path)
         token = state.get("cls_token", torch.zeros(1, 1, 1024))  # of another file, for the message below
         depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
         self.num_features = token.shape[-1]
@@ -58,7 +58,7 @@ class DINOv2(Features):
     @property
     def description(self) -> str:
         other = "" if self.name == "ViT-L/14" else ": compare with no published FD-DINOv2, which is of ViT-L/14"
-        return f"DINOv2 {self.name} features, so FD-DINOv2 (weights {self.fingerprint[:8]}){other}"
+        return f"DINOv2 {self.name} features, so FD-DINOv2 (weights {self.sha[:8]}){other}"
 
     @property
     def preprocessing(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
-from ersde_lit.networks.layers import Direction, resample, resolutions, separable_filter
+from ersde_lit.networks.layers import Direction, class_vectors, resample, resolutions, separable_filter
 from ersde_lit.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 
 
@@ -201,7 +201,6 @@ class EDM2UNet(Network):
         """[B, emb_channels]; without a label its class vector is zero."""
         embedding = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
-            labels = torch.full_like(c_noise, -1, dtype=torch.int64) if labels is None else labels
-            one_hot = F.one_hot(labels + 1, self.num_classes + 1)[:, 1:].to(c_noise.dtype)
-            embedding = mp_sum(embedding, self.emb_label(one_hot * self.num_classes**0.5), self.label_balance)
+            vectors = class_vectors(labels, self.num_classes, c_noise) * self.num_classes**0.5
+            embedding = mp_sum(embedding, self.emb_label(vectors), self.label_balance)
         return mp_silu(embedding)

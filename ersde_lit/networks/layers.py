@@ -139,6 +139,13 @@ def resolutions(finest: int, levels: int) -> list[int]:
     return [finest >> level for level in range(levels)]
 
 
+def class_vectors(labels: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
+    """One-hot [B, num_classes] in the dtype of `like` [B]; all zero for label -1, or without labels."""
+    if labels is None:
+        return like.new_zeros(len(like), num_classes)
+    return F.one_hot(labels + 1, num_classes + 1)[:, 1:].to(like.dtype)
+
+
 def separable_filter(taps: Sequence[int]) -> Tensor:
     """Outer product of the taps with themselves, of sum 1: [1, 1, k, k]; raises ValueError where k is not even."""
     if not taps or len(taps) % 2:

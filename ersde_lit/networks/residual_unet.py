@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
-from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample, resolutions
+from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample, class_vectors, resolutions
 
 
 class ResidualBlock(nn.Module):
@@ -193,8 +193,6 @@ class ResidualUNet(Network):
 
     def class_vectors(self, labels: Tensor | None, c_noise: Tensor) -> Tensor:
         """One-hot [B, label_dim], all zero without a label; in training mode some labels are dropped."""
-        if labels is None:
-            return c_noise.new_zeros(len(c_noise), self.num_classes)
-        if self.training and self.label_dropout:
+        if labels is not None and self.training and self.label_dropout:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.label_dropout, -1)
-        return F.one_hot(labels + 1, self.num_classes + 1)[:, 1:].to(c_noise.dtype)
+        return class_vectors(labels, self.num_classes, c_noise)
