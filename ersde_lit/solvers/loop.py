@@ -48,7 +48,7 @@ def sample(
         noise: gives the noise of the steps that add some; None draws from torch's global generator.
         labels: handed on to the denoiser.
         callback: called as ``callback(i, lam, y, x0)`` after each evaluation, with the very y that x0 was evaluated at
-            (before its correction, if the table has one).
+            (before its correction, if the table has one) and its noise level, which need not be what x0's was told.
 
     Raises:
         ValueError: an x0 or a step's noise has not the shape of y.
@@ -56,6 +56,7 @@ def sample(
     """
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     lams = tableau.lams.to("cpu", y.dtype).unbind()
+    told = lams if tableau.calls is None else tableau.calls.to("cpu", y.dtype).unbind()
     r, c, b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
     corrector = [[]] * len(r) if tableau.corrector is None else tableau.corrector.tolist()
     condition = {} if labels is None else {"labels": labels}
@@ -64,7 +65,7 @@ def sample(
 
     base = y
     for i, lam in enumerate(lams[: len(r)]):
-        x0 = check_shape("x0", denoiser(y, lam, **condition), y)
+        x0 = check_shape("x0", denoiser(y, told[i], **condition), y)
         if callback is not None:
             callback(i, lam, y, x0)
         # A copy: the denoiser may reuse its output's memory, as a CUDA graph does.

@@ -28,6 +28,8 @@ class Tableau(NamedTuple):
             denoiser was called at ``lam_{i+1}``: the state there is recomputed, with the same noise, before the next
             step. A row of zeros means that the step is not corrected.
         history: what h is: "x0", or "d" for ``d = (y - x0) / lam``.
+        calls: (N,) the noise levels that the denoiser is told, or None where they are those of the states,
+            ``lams[:-1]``. Learned samplers tell it others; LD3 (https://arxiv.org/abs/2405.15506) introduced it.
     """
 
     lams: Tensor
@@ -36,6 +38,7 @@ class Tableau(NamedTuple):
     b: Tensor
     corrector: Tensor | None = None
     history: Literal["x0", "d"] = "x0"
+    calls: Tensor | None = None
 
     @property
     def nfe(self) -> int:
