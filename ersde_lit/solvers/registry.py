@@ -59,14 +59,18 @@ def grid(name: str, **options: Any) -> Grid:
     return _with_options("grid", GRIDS, name, options)
 
 
-def sampler(name: str, grid: Grid | None = None, **options: Any) -> Sampler:
+def sampler(name: str, grid: Grid | None = None, add_mean: bool = False, **options: Any) -> Sampler:
     """The solver of that name on a grid, or "default", or "heun", whose two-call loop is no table.
 
-    Without a grid it is `grids.edm`, or the default's own.
+    Without a grid it is `grids.edm`, or the default's own. `add_mean` is that of `TableSampler`.
     """
     found = _with_options("sampler", {**SOLVERS, **SAMPLERS}, name, options)
     given = {} if grid is None else {"grid": grid}
-    return found(**given) if name in SAMPLERS else TableSampler(found(), **given)
+    if name not in SAMPLERS:
+        return TableSampler(found(), **given, add_mean=add_mean)
+    if add_mean:
+        raise UserError(f"add_mean is for solvers with a table, not for {name}")
+    return found(**given)
 
 
 def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:

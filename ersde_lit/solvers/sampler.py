@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from ersde_lit.solvers import grids
 from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
-from ersde_lit.solvers.tableau import Solver, check_lams
+from ersde_lit.solvers.tableau import Solver, Tableau, check_lams, with_mean
 
 
 class Noise(StepNoise, Protocol):
@@ -70,10 +70,13 @@ class TableSampler(Sampler):
     Attributes:
         solver: ERSDE, DDIM, DPMSolverPP, ...
         grid: n calls -> lams, by default `grids.edm`; ``partial(grids.edm, rho=5)`` changes one of its parameters.
+        add_mean: whether the first x0 is added to the start, which as pure noise lacks the data's mean: see
+            `with_mean`. Not for solvers in slopes, ipndm and deis.
     """
 
     solver: Solver
     grid: Grid = grids.edm
+    add_mean: bool = False
 
     def lams(self, denoiser: Any, nfe: int) -> Tensor:
         """The (nfe+1,) noise levels of a run."""
@@ -81,13 +84,18 @@ class TableSampler(Sampler):
         with torch.device("cpu"):  # whatever the default device: tables are made on the host
             return adapt_grid(self.grid(nfe), denoiser)
 
+    def tableau(self, denoiser: Any, nfe: int) -> Tableau:
+        """The table of a run."""
+        lams = self.lams(denoiser, nfe)
+        with torch.device("cpu"):
+            table: Tableau = self.solver.tableau(lams)
+            return with_mean(table) if self.add_mean else table
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        lams = self.lams(denoiser, nfe)
-        with torch.device("cpu"):
-            tableau = self.solver.tableau(lams)
+        tableau = self.tableau(denoiser, nfe)
         y = noise.initial() * float(tableau.lams[0])
         return sample(denoiser, tableau, y, noise=noise, labels=labels, callback=callback)
 
@@ -130,24 +138,25 @@ def _snap(lams: Tensor, levels: Tensor) -> Tensor:
 
 
 def default(nfe: int) -> TableSampler:
-    """Default sampler of a number of calls: order 2, noise while the noise level is high, steps towards small levels.
+    """Default sampler of a number of calls: order 2, nearly an ODE solver, from a start that is given the data's mean.
 
-    ER-SDE of order 2 with nodes 1.4 + 0.03 nfe relative to each step; the noise of the reverse SDE above
-    lam = 120 / nfe^2 (5 at 5 calls, 1.2 at 10, 0.3 at 20), little below; EDM's grid with rho = 11 - nfe / 5, at least
-    7, from 80, or below 8 calls from 50.
+    ER-SDE of order 2 with nodes 1.68 + 1 / nfe relative to each step, on EDM's grid of rho 9 from lam_max = 6.5 nfe, at
+    most 80; below 5 calls of rho 5, from 20 or more. From 6 calls on it adds 0.6 of the reverse SDE's noise, but above
+    lam = 5 alone.
 
-    A run starts from N(0, lam_max^2), not from noisy data, whose mean and largest variances it lacks: on image-like
-    data that alone leaves a deterministic sampler an error that no number of calls mends. Noise at high levels forgets
-    it, where it costs little accuracy. At low levels noise costs many calls, but mends a network's own errors, so it
-    reaches further down the more calls there are. Where a network is weak, more noise is better still: compare
-    ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``.
+    A run starts from N(0, lam_max^2), not from noisy data, whose mean and largest variances it lacks. On image-like
+    data that alone leaves other samplers an error that no number of calls mends. Here the mean is added (`with_mean`),
+    which also lets few calls start at lower levels; noise at high levels forgets the rest, where it costs no accuracy.
 
-    Chosen on two Gaussian spectra and mixtures fitted to digits and Fashion-MNIST, whose denoisers are exact, and with
-    a look at the Fashion-MNIST network; held out were a third spectrum and a mixture of emoji: tools/results/laws.md.
-    Exact 2-Wasserstein error on 16 Gaussian modes with std 1 to 0.01, the others on EDM's own grid, by calls:
+    The table below is for exact denoisers. A network's own errors are mended by noise at low levels, which costs calls:
+    where a network is weak compare ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``.
+
+    Chosen on three Gaussian spectra and a mixture fitted to digits, whose denoisers are exact; mixtures of
+    Fashion-MNIST and of emoji and a fourth spectrum were held out: tools/results/laws.md. Exact 2-Wasserstein error on
+    16 Gaussian modes with std 1 to 0.01, the others on EDM's own grid, by calls:
 
         calls                       6      8     10      20       50
-        this default              .064   .021   .0091   .0046   .0013
+        this default              .066   .018   .0091   .0031    .0010
         er_sde_5, nodes 2         .10   .030   .017   .0039    .0012
         order 3 + corrector 3     .46    .23   .090   .0069   4.4e-4
         published order 3         .52    .33    .21    .037   4.6e-3
@@ -156,8 +165,10 @@ def default(nfe: int) -> TableSampler:
         SDE-DPM-Solver++(2M)      .18    .18    .25     .15     .023
     """
     check_nfe(nfe)
-    solver = ERSDE(2, f"window:1:{120 / nfe**2:.4g}:10000:1", nodes=round(1.4 + 0.03 * nfe, 2), relative=True)
-    return TableSampler(solver, partial(grids.edm, lam_max=50.0 if nfe < 8 else 80.0, rho=max(7.0, 11 - nfe / 5)))
+    noise = "window:0.6:5:10000:1" if nfe > 5 else "ode"
+    solver = ERSDE(2, noise, nodes=round(1.68 + 1 / nfe, 2), relative=True)
+    lam_max, rho = min(80.0, max(20.0, 6.5 * nfe)), 9.0 if nfe > 4 else 5.0
+    return TableSampler(solver, partial(grids.edm, lam_max=lam_max, rho=rho), add_mean=True)
 
 
 @dataclass(frozen=True)
@@ -171,4 +182,4 @@ class Default(Sampler):
         self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
         chosen = default(nfe)
-        return TableSampler(chosen.solver, self.grid or chosen.grid)(denoiser, noise, nfe, labels, callback)
+        return replace(chosen, grid=self.grid or chosen.grid)(denoiser, noise, nfe, labels, callback)

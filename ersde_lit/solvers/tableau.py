@@ -59,6 +59,27 @@ class Solver(Protocol):
         ...
 
 
+def with_mean(tableau: Tableau) -> Tableau:
+    """The table for a start of pure noise: the first x0 is also added to the first state, at no further call.
+
+    The noisy data's state at lam has their mean m and standard deviation sqrt(lam^2 + s^2); the start, lam z, has
+    neither. On Gaussian data x0(lam z) = m + s^2 / (lam^2 + s^2) (lam z - m): it brings m back up to a share of
+    s^2 / lam^2, and s^2 / lam of the deviation, of which s^2 / (2 lam) is missing. Lin et al. 2023
+    (https://arxiv.org/abs/2305.08891) show what a missing mean does to images: their brightness is drawn to the middle.
+
+    Raises:
+        ValueError: the history is of slopes, in which x0 cannot be told from the state.
+    """
+    if tableau.history != "x0":
+        raise UserError("the mean is added by tables in x0 alone, not in slopes as those of ipndm and deis")
+    c, corrector = tableau.c.clone(), tableau.corrector
+    c[0, 0] += tableau.r[0]
+    if corrector is not None and corrector[0].any():
+        corrector = torch.nn.functional.pad(corrector, (0, max(0, 2 - corrector.shape[1])))
+        corrector[0, 1] += tableau.r[0]
+    return tableau._replace(c=c, corrector=corrector)
+
+
 def check_lams(lams: Tensor) -> Tensor:
     """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
     lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu").detach()

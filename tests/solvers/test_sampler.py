@@ -156,13 +156,16 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
 
 
 def test_default() -> None:
+    above_5 = "window:0.6:5:10000:1"
     chosen: list[tuple[int, str, float, float, float]] = [
-        (1, "120", 1.43, 50, 10.8), (7, "2.449", 1.61, 50, 9.6), (8, "1.875", 1.64, 80, 9.4), (40, "0.075", 2.6, 80, 7),
+        (1, "ode", 2.68, 20, 5), (4, "ode", 1.93, 26, 5), (5, "ode", 1.88, 32.5, 9), (6, above_5, 1.85, 39, 9),
+        (20, above_5, 1.73, 80, 9), (50, above_5, 1.7, 80, 9),
     ]  # fmt: skip
-    for nfe, low, nodes, lam_max, rho in chosen:
+    for nfe, noise, nodes, lam_max, rho in chosen:
         sampler = default(nfe)
-        assert sampler.solver == ERSDE(2, f"window:1:{low}:10000:1", nodes=nodes, relative=True)
+        assert sampler.solver == ERSDE(2, noise, nodes=nodes, relative=True)
         torch.testing.assert_close(sampler.grid(nfe), grids.edm(nfe, lam_max=lam_max, rho=rho))
+        assert sampler.add_mean
 
 
 # As image data are: means far from 0, std from well above 1 (at 32x32) to below 0.1.
@@ -211,7 +214,9 @@ def test_the_default_can_be_named_as_a_sampler(nfe: int) -> None:
     assert torch.equal(Default()(denoiser, NOISE, nfe), default(nfe)(Denoiser(), NOISE, nfe))
     assert denoiser.nfe == nfe
     other = Default(grids.log_uniform)(Denoiser(), NOISE, nfe)
-    assert torch.equal(other, TableSampler(default(nfe).solver, grids.log_uniform)(Denoiser(), NOISE, nfe))
+    assert torch.equal(
+        other, TableSampler(default(nfe).solver, grids.log_uniform, add_mean=True)(Denoiser(), NOISE, nfe)
+    )
 
 
 def test_the_documented_numbers_are_right() -> None:

@@ -18,7 +18,7 @@ PRESETS = {"fast": 8, "balanced": 20, "best": 50, "noisy": 20}  # NFE; all but n
 NOISY: dict[str, Any] = {
     "solver": "er_sde", "order": 2, "noise_scale": "er_sde_3", "nodes": 2.6, "relative": True, "grid": "edm",
 }  # fmt: skip
-OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn")
+OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn", "add_mean")
 OF_GRID = ("rho", "sigma_min", "sigma_max")
 IN_PYTHON = {"sigma_min": "lam_min", "sigma_max": "lam_max"}  # what `solvers.grids` calls them
 NOT_OF_ER_SDE = {"eta": "ddim", "churn": "heun"}  # the solver that has the option
@@ -45,6 +45,8 @@ class SamplerOptions:
         paper: of er_sde: the published algorithm, to reproduce published numbers.
         eta: of ddim: 0 is deterministic, 1 is ancestral DDPM.
         churn: of heun: EDM's S_churn.
+        add_mean: adds the first x0 to the start, which as pure noise lacks the data's mean, as default does; not of
+            ipndm, deis and heun.
         grid: noise levels: edm (if not given), log_uniform, poly_exponential, vp_linear, vp_cosine, vp_discrete, iddpm,
             or uniform_t, equal steps in the time of the model's process; also with options, as in edm:rho=5.
         rho: of the grid: larger moves steps to small noise levels.
@@ -63,6 +65,7 @@ class SamplerOptions:
     paper: bool = False
     eta: NonNegativeFloat | None = None
     churn: NonNegativeFloat | None = None
+    add_mean: bool = False
     grid: str | None = None
     rho: PositiveFloat | None = None
     sigma_min: PositiveFloat | None = None
@@ -131,7 +134,7 @@ class SamplerOptions:
         options = {name: choice[name] for name in OF_SOLVER if name in choice}
         sampler = registry.sampler(choice["solver"], noise_levels, **options)
         if isinstance(sampler, TableSampler):
-            sampler.solver.tableau(sampler.lams(denoiser, nfe))  # raises now rather than when sampling
+            sampler.tableau(denoiser, nfe)  # raises now rather than when sampling
         return sampler, {"nfe": sampler.calls(nfe), **choice}
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
@@ -157,5 +160,6 @@ def named_default(nfe: int) -> dict[str, Any]:
     sampler: Any = default(nfe)
     name = next(name for name, made in registry.SOLVERS.items() if type(sampler.solver) is made)
     changed = {f.name: value for f in fields(sampler.solver) if (value := getattr(sampler.solver, f.name)) != f.default}
+    changed["add_mean"] = sampler.add_mean
     of_grid = {option: sampler.grid.keywords[IN_PYTHON.get(option, option)] for option in ("rho", "sigma_max")}
     return {"solver": name, **changed, "grid": "edm", **of_grid}
