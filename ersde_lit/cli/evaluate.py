@@ -97,10 +97,11 @@ def evaluate(
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
     model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
-    cells = []
+    cells, warnings = [], dict[str, None]()
     for its_seeds in sets:
-        for choice in sweep.choices(model.denoiser):
-            meta = {**model.describe(its_seeds, choice.named), MADE_HERE: "evaluate"}
+        for choice in sweep.choices(model.denoiser, model.carried):
+            warnings |= dict.fromkeys(model.warnings(choice.sampler, choice.label))
+            meta = {**model.describe(its_seeds, choice.sampler, choice.named), MADE_HERE: "evaluate"}
             job = model.job(choice.sampler, choice.nfe, its_seeds)
             cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
     data, features = reference.open_data(), reference.open_features()
@@ -109,6 +110,8 @@ def evaluate(
         raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
     ranks = model.start()
     first = ranks.global_rank == 0
+    for warning in warnings if first else ():
+        print(warning)
     scores = reference.scores(data, features, ranks)
     protocol = Protocol(
         scores.protocol,

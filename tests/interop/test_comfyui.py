@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 SHAPE = (3, 4, 4)
 SIGMAS = grids.edm(8, lam_max=14.6, lam_min=0.03)
 NOISE = SeededNoise([5, 6], SHAPE, dtype=torch.float64)
-(NODE,) = NODE_CLASS_MAPPINGS.values()
+NODE, TABLES_NODE = NODE_CLASS_MAPPINGS.values()
 INPUTS = NODE.INPUT_TYPES()["required"]
 
 
@@ -104,7 +104,7 @@ def test_one_line_installs_it(tmp_path: Path) -> None:
         spec.loader.exec_module(module)
         assert module.NODE_CLASS_MAPPINGS is NODE_CLASS_MAPPINGS
         assert module.NODE_DISPLAY_NAME_MAPPINGS.keys() == NODE_CLASS_MAPPINGS.keys()
-        assert [*NODE_DISPLAY_NAME_MAPPINGS.values()] == ["ER-SDE sampler (ersde-lit)"]
+        assert [*NODE_DISPLAY_NAME_MAPPINGS.values()] == ["ER-SDE sampler (ersde-lit)", "Learned sampler (ersde-lit)"]
 
 
 def test_inputs_are_what_comfyui_reads() -> None:
