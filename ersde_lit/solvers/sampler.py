@@ -16,7 +16,7 @@ from ersde_lit.solvers import grids
 from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
-from ersde_lit.solvers.tableau import Solver, check_lams
+from ersde_lit.solvers.tableau import Solver, Tableau, check_lams
 
 
 class Noise(StepNoise, Protocol):
@@ -81,13 +81,18 @@ class TableSampler(Sampler):
         with torch.device("cpu"):  # whatever the default device: tables are made on the host
             return adapt_grid(self.grid(nfe), denoiser)
 
+    def table(self, denoiser: Any, nfe: int) -> Tableau:
+        """The table of a run; UserError where grid, solver and denoiser do not fit together."""
+        lams = self.lams(denoiser, nfe)
+        with torch.device("cpu"):
+            tableau: Tableau = self.solver.tableau(lams)
+        return tableau
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        lams = self.lams(denoiser, nfe)
-        with torch.device("cpu"):
-            tableau = self.solver.tableau(lams)
+        tableau = self.table(denoiser, nfe)
         y = noise.initial() * float(tableau.lams[0])
         return sample(denoiser, tableau, y, noise=noise, labels=labels, callback=callback)
 

@@ -140,7 +140,7 @@ class SamplerOptions:
         options = {name: choice[name] for name in OF_SOLVER if name in choice}
         sampler = registry.sampler(choice["solver"], noise_levels, **options)
         if isinstance(sampler, TableSampler):
-            sampler.solver.tableau(sampler.lams(denoiser, nfe))  # raises now rather than when sampling
+            sampler.table(denoiser, nfe)  # raises now rather than when sampling
         return sampler, {"nfe": sampler.calls(nfe), **choice}
 
     def _saved(self, denoiser: Any, nfe: int, carried: "SavedTables | None") -> tuple["Sampler", dict[str, Any]]:
@@ -152,7 +152,7 @@ class SamplerOptions:
         if tables is None:
             raise UserError(f"--solver {CARRIED}: the checkpoint carries no tables (`export --tables` puts them there)")
         try:
-            tables.tableau(tables.sampler.lams(denoiser, nfe))
+            tables.sampler.table(denoiser, nfe)
         except UserError as error:
             raise UserError(f"--solver {name}: {error}") from None
         return tables.sampler, {"nfe": nfe, "solver": name}
