@@ -273,14 +273,18 @@ class TestCarried:
         assert sample("--nfe=6", "--solver=carried", "--out=x.npz", ckpt_path="c.ckpt") == 2
         assert "--solver carried: there is no table of 6 calls, only of 4, 5" in capsys.readouterr().err
 
-    def test_evaluate_measures_it(self) -> None:
-        assert evaluate("--nfe=4", "--out=carried_cells", ckpt_path="c.ckpt") == 0
+    def test_evaluate_measures_it(self, capsys) -> None:
+        capsys.readouterr()
+        assert evaluate("--nfe=4,6", "--out=carried_cells", ckpt_path="c.ckpt") == 0
+        said = capsys.readouterr().out
+        assert "default, NFE 4: the checkpoint's own table" in said
+        assert "default, NFE 6: the checkpoint's" not in said
         assert evaluate("--nfe=4", "--out=named_cells", "--solvers=c.tables") == 0
-        one, other = (
-            json.loads(Path(out, "cells.jsonl").read_text().splitlines()[-1])["scores"]["fid"]
-            for out in ("carried_cells", "named_cells")
-        )
-        assert one == other
+        scores = []
+        for out in ("carried_cells", "named_cells"):
+            cells = map(json.loads, Path(out, "cells.jsonl").read_text().splitlines())
+            scores.append(next(cell["scores"]["fid"] for cell in cells if cell["nfe"] == 4))
+        assert scores[0] == scores[1]
 
     def test_it_is_kept_when_exported_and_imported(self) -> None:
         for name in ("c.safetensors", "direct.safetensors", "back.ckpt"):

@@ -7,7 +7,6 @@ so the state between two calls is kept here.
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -22,6 +21,7 @@ from ersde_lit.denoisers.processes import Process
 from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.configuration import converted
 from ersde_lit.interop.diffusers.levels import distinct
+from ersde_lit.interop.diffusers.rows import Steps
 from ersde_lit.solvers import ERSDE, SavedTables, Tableau, read_tables
 
 try:
@@ -59,44 +59,6 @@ def solver_config(init: Callable[..., None]) -> Callable[..., None]:
     init_with_solver.__signature__ = signature  # type: ignore[attr-defined]
     registered: Callable[..., None] = register_to_config(init_with_solver)
     return registered
-
-
-class Steps:
-    """Steps by the rows of a table, one call a step; equal to `sample` up to rounding.
-
-    The corrector adds to the state that is passed, so a pipeline's changes of it (an inpainting mask) are kept.
-    """
-
-    def __init__(self, tableau: Tableau):
-        self.r, self.c, self.b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
-        self.lams, self.of_slopes = tableau.lams.tolist(), tableau.history == "d"
-        self.corrector = [] if tableau.corrector is None else tableau.corrector.tolist()
-        self.history: deque[Tensor] = deque(maxlen=max(len(row) for row in self.c[:1] + self.corrector[:1]))
-        self.predicted: Tensor | None = None
-        self.i = 0
-
-    @property
-    def adds_noise(self) -> bool:
-        return self.b[self.i] > 0
-
-    def __call__(self, y: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
-        """The next state from y and the x0 predicted of it; noise, standard normal, where `adds_noise`."""
-        self.history.appendleft((y - x0) / self.lams[self.i] if self.of_slopes else x0)
-        if self.predicted is not None and self.corrector and any(self.corrector[self.i - 1]):
-            y = y + self._weighted(self.corrector[self.i - 1]) - self.predicted
-        self.predicted = self._weighted(self.c[self.i])
-        y = self.r[self.i] * y + self.predicted
-        if noise is not None:
-            y = y.add(noise, alpha=self.b[self.i])
-        self.i += 1
-        return y
-
-    def _weighted(self, weights: list[float]) -> Tensor:
-        total = self.history[0] * weights[0]
-        for weight, h in zip(weights[1:], list(self.history)[1:], strict=False):
-            if weight:
-                total = total.add(h, alpha=weight)
-        return total
 
 
 class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
