@@ -20,6 +20,13 @@ LAST = "runs/digits/checkpoints/last.ckpt"
 TAUGHT = ERSDE(2, "sde", corrector=2)
 
 
+@pytest.fixture
+def inside(workplace, tmp_path, monkeypatch) -> None:
+    """An empty folder beside the finished run."""
+    (tmp_path / "runs").symlink_to(workplace / "runs")
+    monkeypatch.chdir(tmp_path)
+
+
 def sample(*options: str, ckpt_path: str = LAST) -> int:
     return main(["sample", f"--ckpt_path={ckpt_path}", "--seeds=0-3", "--overwrite", *options])
 
@@ -159,7 +166,6 @@ class TestSample:
         if facts.get("network") == "here":
             facts = {**facts, "network": network_of()}
         saved("f.tables", **facts)
-        Path("warned.npz").unlink(missing_ok=True)
         assert sample("--nfe=4", "--out=warned.npz", "--solver=f.tables", *options) == 0
         said = capsys.readouterr().out
         assert ("warning: " in said) == (warning is not None)
@@ -245,7 +251,6 @@ class TestCarried:
     @pytest.fixture(autouse=True)
     def carrying(self, inside) -> None:
         saved("c.tables", network=network_of())
-        Path("c.ckpt").unlink(missing_ok=True)
         assert main(["export", LAST, "--tables=c.tables", "--out=c.ckpt"]) == 0
 
     def test_it_is_the_default_where_there_is_one(self, capsys) -> None:
@@ -287,8 +292,6 @@ class TestCarried:
         assert scores[0] == scores[1]
 
     def test_it_is_kept_when_exported_and_imported(self) -> None:
-        for name in ("c.safetensors", "direct.safetensors", "back.ckpt"):
-            Path(name).unlink(missing_ok=True)
         assert main(["export", "c.ckpt", "--out=c.safetensors"]) == 0
         assert main(["export", LAST, "--tables=c.tables", "--out=direct.safetensors", "--averaged_only"]) == 0
         for source in ("c.safetensors", "direct.safetensors"):

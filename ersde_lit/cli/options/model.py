@@ -128,8 +128,8 @@ class GuidedModel:
         """Lines on what the tables of a sampler, called `name`, were learned for, where that is not what is sampled."""
         facts = getattr(tables_of(sampler), "facts", {})
         lines = []
-        if (network := facts.get("network", self._network)) != self._network:
-            other = f"(digest {str(network)[:16]}; here {self._network})"
+        if "network" in facts and facts["network"] != self._network:
+            other = f"(digest {str(facts['network'])[:16]}; here {self._network})"
             lines.append(f"warning: {name} was learned for another network {other}")
         own = self.guidance.named()
         if (guidance := facts.get("guidance", own) or {}) != own:
