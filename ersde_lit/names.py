@@ -7,5 +7,8 @@ SOLVERS = (
 SAMPLERS = ("default", "heun")  # without a table
 GRIDS = ("edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm")
 
+CARRIED = "carried"  # the tables that a checkpoint carries
+TABLES = ".tables"  # the ending of files of tables
+
 MAX_SEED = 2**48 - 1
 MAX_STEPS = 2**15 - 1  # network calls of a run

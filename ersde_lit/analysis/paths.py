@@ -225,7 +225,10 @@ def _squared_errors(denoiser: Denoise, tableau: Tableau, path: _Path) -> Tensor:
     """(2, N): one step, and accumulated, each summed over batch and pixels; 0 for the step into 0."""
     totals = torch.zeros(2, tableau.nfe, dtype=torch.float64)
     lams = tableau.lams.to(path.y[0].dtype)
-    h = [history_of(tableau, y, x0, lam) for y, x0, lam in zip(path.y, path.x0, lams, strict=False)]
+    x0s = path.x0  # at the levels of the states
+    if tableau.calls is not None:
+        x0s = [denoiser(y, told.to(y.dtype)) for y, told in zip(path.y[:-1], tableau.calls, strict=False)]
+    h = [history_of(tableau, y, x0, lam) for y, x0, lam in zip(path.y, x0s, lams, strict=False)]
     states: list[Tensor] = []
     end = sample(denoiser, tableau, path.y[0], noise=path, callback=lambda i, lam, y, x0: states.append(y))
     states.append(end)

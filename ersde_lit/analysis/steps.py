@@ -80,15 +80,15 @@ def one_step(
 
     Args:
         noise: of this step, standard normal.
-        denoiser: ``denoiser(y, lam) -> x0``, called once if the row is corrected.
+        denoiser: ``denoiser(y, lam) -> x0``, called once if the row is corrected, at the level that the table tells it.
     """
     history = list(history)
     base = tableau.r[i] * y + tableau.b[i] * noise
     end = weighted_sum(base, tableau.c[i].tolist(), history)
-    if tableau.corrector is None or not tableau.corrector[i].any():
+    if tableau.corrector is None or i + 1 == tableau.nfe or not tableau.corrector[i].any():
         return end
-    lam = tableau.lams[i + 1].to(y.dtype)
-    newest = history_of(tableau, end, denoiser(end, lam), lam)
+    lam, told = tableau.lams[i + 1].to(y.dtype), tableau.told[i + 1].to(y.dtype)
+    newest = history_of(tableau, end, denoiser(end, told), lam)
     return weighted_sum(base, tableau.corrector[i].tolist(), [newest, *history])
 
 
@@ -106,7 +106,8 @@ def one_step_w2(data: Gaussian, solver: Solver, lams: Tensor) -> Tensor:
     """
     tableau = solver.tableau(lams)
     states = _exact_states(data, step_scales(solver, tableau), tableau.lams)
-    h = [history_of(tableau, y, data(y, lam), lam) for y, lam in zip(states[:-1], tableau.lams[:-1], strict=True)]
+    levels = zip(states[:-1], tableau.told, tableau.lams[:-1], strict=True)
+    h = [history_of(tableau, y, data(y, told), lam) for y, told, lam in levels]
     noise = BasisNoise(len(states[0]), data.mean)
     ends = [one_step(tableau, i, states[i], h[i::-1], noise.step(i), data) for i in range(tableau.nfe)]
     return _distances(data, ends, tableau.lams)

@@ -24,7 +24,7 @@ from ersde_lit.metrics.protocol import title
 from ersde_lit.metrics.scores import MetricName
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.grid import image_grid
-from ersde_lit.solvers import Sampler
+from ersde_lit.solvers import Sampler, TableSampler
 
 ROWS = 10  # of a picture, at most
 
@@ -112,8 +112,19 @@ class FIDCallback(Callback):
             raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
         if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
+        for name, sampler in self.samplers.items():
+            if isinstance(sampler, TableSampler):
+                self._check(name, sampler, cast(Denoiser, pl_module.ema_denoiser))
         self._ranks = Ranks.beside(trainer)
         self._real = self._real or self._measure_real(trainer, pl_module)
+
+    def _check(self, name: str, sampler: TableSampler, denoiser: Denoiser) -> None:
+        """Raises UserError now, not hours later, where a sampler has no table for the denoiser at an NFE."""
+        for nfe in self.nfes:
+            try:
+                sampler.table(denoiser, nfe)
+            except UserError as error:
+                raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._ranks = Ranks()  # a group of ranks cannot be copied to other processes

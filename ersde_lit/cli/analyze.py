@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions
+from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions, is_table
 from ersde_lit.cli.parser import Parser, options_of, read_inline, split
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_out, check_present, disk_errors
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ersde_lit.analysis.paths import PathErrors
     from ersde_lit.analysis.report import Analysis
-    from ersde_lit.solvers import Solver
+    from ersde_lit.solvers import SavedTables, Solver
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class AnalysisOptions:
 
     Args:
         out: a folder, or a file that ends in .png; a .csv and a .md with the numbers go beside the picture.
-        solvers: those of `sample` but heun, with options of theirs, as in er_sde:order=1,er_sde,dpm++2m,unipc2.
+        solvers: those of `sample` but heun, with options of theirs, as in er_sde:order=1,er_sde,dpm++2m,unipc2. Beside
+            learned tables, as NAME.tables, all run at the noise levels of these.
         noise_scales: whose coefficients are shown, and with which er_sde runs where it names none of its own.
         nfe: network calls an image, at least 2.
-        grid: noise levels; uniform_t, equal steps in the time of the model's process, needs a checkpoint.
+        grid: noise levels, edm if not given; uniform_t, equal steps in the time of the model's process, needs a
+            checkpoint.
         rho: of the grid: larger moves steps to small noise levels.
         sigma_min: of the grid: its last noise level above 0.
         sigma_max: of the grid: the noise level it starts at.
@@ -51,7 +53,7 @@ class AnalysisOptions:
     solvers: str | list[str] = "er_sde,dpm++2m"
     noise_scales: str | list[str] = "ode,er_sde_5,sde"
     nfe: PositiveInt = 10
-    grid: str = "edm"
+    grid: str | None = None
     rho: PositiveFloat | None = None
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
@@ -92,9 +94,10 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     from ersde_lit.analysis.report import MADE_BY, Analysis, Output
 
     output = Output(options.out)
-    denoiser, problem = _denoiser(options, seeds)
-    solvers, lams = choose_solvers(options, denoiser)
-    title = f"Step by step: {options.grid} grid, λ {lams[0]:.4g} to {lams[lams > 0][-1]:.4g}, NFE {options.nfe}"
+    denoiser, problem, carried = _denoiser(options, seeds)
+    solvers, lams = choose_solvers(options, denoiser, carried)
+    grid = next((f"{name}'s own" for name in solvers if is_table(name)), options.grid or "edm")
+    title = f"Step by step: {grid} grid, λ {lams[0]:.4g} to {lams[lams > 0][-1]:.4g}, NFE {options.nfe}"
     analysis = Analysis(lams, title, problem)
     _exactly(analysis, solvers, split(options.noise_scales))
     _on_paths(analysis, _measure(options, denoiser, solvers, lams, seeds), solvers)
@@ -118,11 +121,15 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
 
 
 def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
-    """Options of each named solver, er_sde once for each noise scale; raises UserError for unknown names."""
-    shared = {"nfe": options.nfe, "grid": options.grid}
-    shared |= {name: value for name in OF_GRID if (value := getattr(options, name)) is not None}
+    """Options of each named solver, er_sde once for each noise scale; raises UserError for unknown names, and for
+    options of the grid beside tables."""
+    of_grid = {name: value for name in ("grid", *OF_GRID) if (value := getattr(options, name)) is not None}
+    shared = {"nfe": options.nfe, "grid": "edm", **of_grid}
     found = {}
     for entry in split(options.solvers):
+        if is_table(entry):
+            found[entry] = SamplerOptions(nfe=options.nfe, solver=entry, **of_grid)
+            continue
         name, own = read_inline("solvers", entry)
         if name == "heun":
             raise UserError("--solvers heun: it calls the network twice a step and has no table: leave it out")
@@ -135,36 +142,48 @@ def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
     return found
 
 
-def choose_solvers(options: AnalysisOptions, denoiser: Any) -> tuple["dict[str, Solver]", "Tensor"]:
-    """Makes the solvers of `chosen` and the grid they share, adapted to the denoiser."""
+def choose_solvers(
+    options: AnalysisOptions, denoiser: Any, carried: "SavedTables | None" = None
+) -> tuple["dict[str, Solver]", "Tensor"]:
+    """Makes the solvers of `chosen` and the grid they share: that of tables, or else adapted to the denoiser.
+
+    Raises:
+        UserError: a solver cannot run there, or two files of tables have different grids.
+    """
     from ersde_lit.solvers import TableSampler, noise_scale
 
     for scale in split(options.noise_scales):
         noise_scale(scale)
-    found: dict[str, Solver] = {}
+    found: dict[str, TableSampler] = {}
     for name, choice in chosen(options).items():
         try:
-            sampler, _ = choice.sampler(denoiser)
+            sampler, _ = choice.sampler(denoiser, carried)
         except UserError as error:
             raise UserError(f"--solvers {name}: {error}") from None
         assert isinstance(sampler, TableSampler)
-        found[name], lams = sampler.solver, sampler.lams(denoiser, options.nfe)
-    return found, lams
+        found[name] = sampler
+    first = next(filter(is_table, found), next(iter(found)))
+    lams = found[first].lams(denoiser, options.nfe)
+    for name in filter(is_table, found):
+        if not lams.equal(found[name].lams(denoiser, options.nfe)):
+            raise UserError(f"--solvers: {first} and {name} have different noise levels: analyse one at a time")
+    return {name: sampler.solver for name, sampler in found.items()}, lams
 
 
-def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str]:
-    """Makes the denoiser on which path errors are measured, on its device, and names it."""
+def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str, "SavedTables | None"]:
+    """Makes the denoiser on which path errors are measured, on its device, names it, and returns its own tables."""
     if options.ckpt_path is None:
         from ersde_lit.analysis.paths import spread_mixture
 
-        return spread_mixture(), "mixture"
+        return spread_mixture(), "mixture", None
     from ersde_lit.cli.options.model import load_model
     from ersde_lit.ranks import fabric
     from ersde_lit.sampling.labels import labels_of
 
-    denoiser: Any = load_model(options.ckpt_path, options.labels, options.trust).ema_denoiser
+    model = load_model(options.ckpt_path, options.labels, options.trust)
+    denoiser: Any = model.ema_denoiser
     labels_of(denoiser, options.labels, seeds[:1])
-    return denoiser.to(fabric(options.accelerator).device), "checkpoint"
+    return denoiser.to(fabric(options.accelerator).device), "checkpoint", model.tables
 
 
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_present, disk_errors, write_text
+from ersde_lit.names import CARRIED
 
 if TYPE_CHECKING:
     from ersde_lit.sweeps.cells import Record
@@ -97,10 +98,13 @@ def evaluate(
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
     model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
-    cells = []
+    cells, notes = [], dict[str, None]()
     for its_seeds in sets:
-        for choice in sweep.choices(model.denoiser):
-            meta = {**model.describe(its_seeds, choice.named), MADE_HERE: "evaluate"}
+        for choice in sweep.choices(model.denoiser, model.carried):
+            notes |= dict.fromkeys(model.warnings(choice.sampler, choice.label))
+            if choice.named.get("solver") == CARRIED:
+                notes[f"{choice.label}, NFE {choice.nfe}: the checkpoint's own table"] = None
+            meta = {**model.describe(its_seeds, choice.sampler, choice.named), MADE_HERE: "evaluate"}
             job = model.job(choice.sampler, choice.nfe, its_seeds)
             cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
     data, features = reference.open_data(), reference.open_features()
@@ -109,6 +113,8 @@ def evaluate(
         raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
     ranks = model.start()
     first = ranks.global_rank == 0
+    for note in notes if first else ():
+        print(note)
     scores = reference.scores(data, features, ranks)
     protocol = Protocol(
         scores.protocol,

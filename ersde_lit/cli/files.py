@@ -10,7 +10,7 @@ from ersde_lit.cli.data import INFO
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_new, disk_errors, write_text
+from ersde_lit.files import check_new, check_present, disk_errors, write_text
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
 
 
@@ -61,23 +61,36 @@ def average(
     )
 
 
-def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False) -> None:
+def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False, tables: str | None = None) -> None:
     """A checkpoint's weights and the description of its model, without its training, as safetensors.
 
     Args:
         checkpoint: of fit, ema or import.
-        out: file to write, NAME.safetensors.
+        out: file to write, NAME.safetensors; with tables also NAME.ckpt, the whole checkpoint.
         averaged_only: leave the raw weights out.
+        tables: file of learned tables that it shall carry, and sample with by default.
     """
     check_new(out)
-    if Path(out).suffix.lower() != ".safetensors":
+    kind = Path(out).suffix.lower()
+    if kind != ".safetensors" and (kind != ".ckpt" or tables is None):
         raise UserError(f"--out {out}: the file is a .safetensors, name it so")
+    if kind == ".ckpt" and averaged_only:
+        raise UserError(f"--out {out}: a .ckpt is whole; leave --averaged_only out, or write a .safetensors")
     _check_source(checkpoint)
+    if tables is not None:
+        check_present({"tables": tables})
 
     from ersde_lit.interop.weights.safetensors_file import export
+    from ersde_lit.solvers import read_tables
+    from ersde_lit.training import carry
 
+    carried = None if tables is None else read_tables(tables)
     with disk_errors(out):
-        parts = export(checkpoint, out, averaged_only)
+        if kind == ".ckpt" and carried is not None:
+            carry(checkpoint, carried, out)
+            print(f"{out}: {checkpoint} with tables of {carried.nfes} calls, by which it samples where none is named")
+            return
+        parts = export(checkpoint, out, averaged_only, carried)
     print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
 
 

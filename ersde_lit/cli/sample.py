@@ -10,10 +10,12 @@ from jsonargparse.typing import PositiveInt
 from ersde_lit.cli.options.guidance import FILES, GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.cli.options.model import GuidedModel
-from ersde_lit.cli.options.sampler import REPLACES, SamplerOptions
+from ersde_lit.cli.options.sampler import OF_GRID, REPLACES, SamplerOptions, is_table
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_apart, check_out, check_present
+from ersde_lit.names import CARRIED, TABLES
+from ersde_lit.sampling.description import Meta
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -58,7 +60,7 @@ GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
 # What --like takes over of samples, and of the files they were made with.
 AGAIN = {field.name for group in (SamplerOptions, GuidanceOptions) for field in fields(group)} - {*FILES}
 AGAIN |= {"labels", "batch_size", "precision", "compile"}
-AGAIN_FILES = {"ckpt_path", "decoder", *FILES}
+AGAIN_FILES = {"ckpt_path", "decoder", "solver", *FILES}
 FLAGS = [field.name for group in GROUPS for field in fields(group) if field.type is bool]
 
 
@@ -92,6 +94,8 @@ def _options_of(given: Mapping[str, Any]) -> list[str]:
         if option in given and given[option] != kept.get(option, False)
         for name in names
     }
+    if is_table(given.get("solver")):
+        replaced |= {"grid", *OF_GRID}
     flags = [f"--{name}" for name in kept if name in FLAGS and name not in replaced and kept[name] is True]
     return flags + [f"--{name}={kept[name]}" for name in kept if name not in replaced and name not in FLAGS]
 
@@ -110,6 +114,7 @@ def sample(
     format = format_of(image.out, **image.layout)
     inputs = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
     inputs |= {"decoder": image.decoder} if image.decoder is not None else {}
+    inputs |= {"solver": str(sampling.solver)} if str(sampling.solver).endswith(TABLES) else {}
     check_apart({"out": image.out, **machine.views}, inputs)
     check_present(inputs)
 
@@ -120,24 +125,30 @@ def sample(
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     model = GuidedModel.open(image.ckpt_path, labels, guidance, machine, image.trust, image.decoder)
-    sampler, named = sampling.sampler(model.denoiser)
+    sampler, named = sampling.sampler(model.denoiser, model.carried)
     job = model.job(sampler, named["nfe"], seeds)
     format.check(len(seeds), model.image_shape)
     for option, path in machine.views.items():
         check_view(option, path, model.image_shape)
-    meta = model.describe(seeds, named, **image.layout)
-    made_with = {} if like is None else read_meta(like)["checkpoints"]
-    for name, digest in model.digests.items():
-        if made_with.get(name, digest) != digest:
-            raise UserError(f"{model.paths[name]} is not the file that {like} was made with: give that by --{name}")
+    meta = model.describe(seeds, sampler, named, **image.layout)
+    made_with: Meta = {"checkpoints": {}, "paths": {}, "options": {}} if like is None else read_meta(like)
+    for name, path in meta["paths"].items():
+        if name == "solver" and (path, named["nfe"]) != (made_with["paths"].get(name), made_with["options"].get("nfe")):
+            continue  # another table is asked for
+        digest = meta["checkpoints"][name]
+        if made_with["checkpoints"].get(name, digest) != digest:
+            raise UserError(f"{path} is not the file that {like} was made with: give that by --{name}")
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
     if (finished := work.finished()) and (machine.trajectory is None or Path(machine.trajectory).exists()):
         work.clean()
         print(f"{image.out} is finished: nothing to do")
         return
 
+    warnings = model.warnings(sampler, "the table" if named["solver"] == CARRIED else named["solver"])
     ranks = model.start()
     first = ranks.global_rank == 0
+    for warning in warnings if first else ():
+        print(warning)
     with Ranks.of(ranks).fail_together():
         if first and machine.trajectory is not None:
             trajectory(job, seeds[:ON_SHEET], machine.trajectory)
@@ -150,8 +161,11 @@ def sample(
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
     if first:
+        by = " by the checkpoint's own table" if named["solver"] == CARRIED else ""
+        if model.carried is not None and sampling.solver is None and not by:
+            by = f" (the checkpoint carries tables of {model.carried.nfes} calls)"
         print(
-            f"{len(seeds):,} images in {image.out}, NFE {job.nfe}: {report.images:,} now, "
+            f"{len(seeds):,} images in {image.out}, NFE {job.nfe}{by}: {report.images:,} now, "
             f"{report.images / report.seconds:.3g} a second; peak memory {report.memory / 2**30:.2g} GiB"
             + (" a rank" if ranks.world_size > 1 else "")
         )

@@ -18,15 +18,20 @@ images = pipe(4, [torch.Generator().manual_seed(seed) for seed in range(4)], num
 `ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on
 (`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's.
 
+All three run learned samplers with the option ``tables="NAME.tables"``, at the tables' own levels; their saved
+configuration holds the content. Such a run begins with ``scheduler.init_noise_sigma`` times noise, so pipelines that do
+not multiply by it (DDPM's, flow models') are given their latents.
+
 With ersde-lit installed in ComfyUI's Python, one line in ComfyUI's folder adds the node "ER-SDE sampler (ersde-lit)", a
-sampler for SamplerCustom with the options of `ERSDE`, eta of the noise scale, and a seed:
+sampler for SamplerCustom with the options of `ERSDE`, eta of the noise scale, and a seed, and "Learned sampler
+(ersde-lit)", which gives the sampler in a file of tables and its sigmas:
 
 ```sh
 echo "from ersde_lit.interop.comfyui import *" > custom_nodes/ersde_lit_nodes.py
 ```
 
 `sample_er_sde` has the signature that ComfyUI, stable-diffusion-webui and k-diffusion call, so a plug-in is its import;
-ComfyUI's flow models are recognised:
+ComfyUI's flow models are recognised. With the option `tables`, its sigmas are those of `table_sigmas`:
 
 ```python
 import torch

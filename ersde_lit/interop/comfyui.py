@@ -1,10 +1,12 @@
 """Adds ER-SDE-Solvers to ComfyUI as a node, "ER-SDE sampler (ersde-lit)", for SamplerCustom and SamplerCustomAdvanced.
 
+"Learned sampler (ersde-lit)" beside it reads a file of tables, and gives the sampler with its sigmas.
+
 With ersde-lit installed in ComfyUI's Python, one line in ComfyUI's folder installs it:
 
     echo "from ersde_lit.interop.comfyui import *" > custom_nodes/ersde_lit_nodes.py
 
-The name of that file is free, but for ersde_lit.py. The node is in sampling/custom_sampling/samplers.
+The name of that file is free, but for ersde_lit.py. The nodes are in sampling/custom_sampling/samplers.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ersde_lit import solvers
-from ersde_lit.interop.k_diffusion import is_flow, sample_with
+from ersde_lit.interop.k_diffusion import is_const, is_flow, sample_with, table_sigmas
 from ersde_lit.names import MAX_SEED
-from ersde_lit.solvers import ERSDE, Tableau, check_lams
+from ersde_lit.solvers import ERSDE, Solver, Tableau, check_lams, read_tables
 from ersde_lit.solvers.paper import paper_tableau
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
@@ -26,6 +28,13 @@ NOISE_SCALES = ["er_sde_5", "er_sde_1", "er_sde_2", "er_sde_3", "er_sde_4", "sde
 NODES = ["lam", "log", "asinh", "asinh, relative"]
 _START = 1e-4  # of the schedule; where ComfyUI's own samplers start a flow model
 _POINTS = 200  # of the sums in ComfyUI's er_sde
+
+
+# Not "seed", which ComfyUI would change after each run.
+STEP_SEED = (
+    "INT",
+    {"default": -1, "min": -1, "max": MAX_SEED, "tooltip": "Seed of the added noise; -1 takes ComfyUI's noise seed."},
+)
 
 
 class AsComfyUI(ERSDE):
@@ -43,7 +52,7 @@ def sampler_function(
     callback: Any,
     disable: bool,
     *,
-    solver: ERSDE,
+    solver: Solver,
     seed: int,
     **options: Any,
 ) -> Tensor:
@@ -106,8 +115,7 @@ class ERSDESamplerNode:
                         "corrector and the nodes.",
                     },
                 ),
-                # Not "seed", which ComfyUI would change after each run.
-                "step_seed": number("INT", -1, -1, MAX_SEED, "Seed of the added noise; -1 takes ComfyUI's noise seed."),
+                "step_seed": STEP_SEED,
             }
         }
 
@@ -137,5 +145,42 @@ class ERSDESamplerNode:
         return (KSAMPLER(sampler_function, {"solver": solver, "seed": step_seed, "s_noise": s_noise}),)
 
 
-NODE_CLASS_MAPPINGS = {"ERSDELitSampler": ERSDESamplerNode}
-NODE_DISPLAY_NAME_MAPPINGS = {"ERSDELitSampler": "ER-SDE sampler (ersde-lit)"}
+class TablesNode:
+    """The node of learned tables: a sampler, and the sigmas that go with it."""
+
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    FUNCTION = "get_sampler"
+    CATEGORY = ERSDESamplerNode.CATEGORY
+    DESCRIPTION = "A sampler that was learned for a model, from a file of tables, with its sigmas."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "file": (
+                    "STRING",
+                    {"default": "", "tooltip": "Path of a .tables file, which `tune` wrote."},
+                ),
+                "steps": (
+                    "INT",
+                    {"default": 5, "min": 1, "max": 1000, "tooltip": "Model calls, as the file has."},
+                ),
+                "step_seed": STEP_SEED,
+            }
+        }
+
+    def get_sampler(self, model: Any, file: str, steps: int, step_seed: int) -> tuple[Any, Tensor]:
+        """A KSAMPLER and sigmas; ValueError, which ComfyUI shows, where the file has no such table."""
+        from comfy.samplers import KSAMPLER
+
+        tables = read_tables(file)
+        sigmas = table_sigmas(tables, steps, is_const(model.get_model_object("model_sampling")))
+        return KSAMPLER(sampler_function, {"solver": tables, "seed": step_seed}), sigmas
+
+
+NODE_CLASS_MAPPINGS = {"ERSDELitSampler": ERSDESamplerNode, "ERSDELitTables": TablesNode}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "ERSDELitSampler": "ER-SDE sampler (ersde-lit)",
+    "ERSDELitTables": "Learned sampler (ersde-lit)",
+}

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from ersde_lit.denoisers.processes import VE, Flow
 from ersde_lit.interop.diffusers.levels import flow_lams
 from ersde_lit.names import MAX_SEED
-from ersde_lit.solvers import ERSDE, SeededNoise, Solver, custom, sample
+from ersde_lit.solvers import ERSDE, SavedTables, SeededNoise, Solver, custom, read_tables, sample
 from ersde_lit.solvers.noise_scale import NoiseScale
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -45,6 +45,7 @@ def sample_er_sde(
     relative: bool = False,
     paper: bool = False,
     flow: bool | None = None,
+    tables: SavedTables | str | None = None,
 ) -> Tensor:
     """Samples from x at ``sigmas[0]`` to the state at ``sigmas[-1]``, the denoised x if that is 0.
 
@@ -63,14 +64,23 @@ def sample_er_sde(
             override.
         order, noise_scale, corrector, nodes, relative, paper: as in `ersde_lit.solvers.ERSDE`.
         flow: whether this is a flow model; None asks ComfyUI's model, and is False for others.
+        tables: learned, or a file of them, in place of a solver with these options; sigmas are then `table_sigmas`.
 
     Raises:
         ValueError: sigmas not descending, an option out of range, or a noise scale not valid at these sigmas.
         FloatingPointError: the model's output was not finite; names the first such step.
     """
     phi = noise_scale if noise_scaler is None else custom(noise_scaler)
-    solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
+    solver: Solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
+    if tables is not None:
+        solver = read_tables(tables) if isinstance(tables, str) else tables
     return sample_with(solver, model, x, sigmas, extra_args, callback, disable, s_noise, noise_sampler, flow)
+
+
+def table_sigmas(tables: SavedTables, nfe: int, flow: bool = False) -> Tensor:
+    """The sigmas (nfe + 1,) of the table of so many calls, float32: its lams, or of a flow model its times."""
+    lams = tables.grid(nfe)
+    return (Flow().t_of_lam(lams) if flow else lams).float()
 
 
 @torch.no_grad()
@@ -86,7 +96,8 @@ def sample_with(
     noise_sampler: NoiseSampler | None = None,
     flow: bool | None = None,
 ) -> Tensor:
-    """Samples as `sample_er_sde` does, with any solver that has a table."""
+    """Samples as `sample_er_sde` does, with any solver that has a table; the model is told the levels of the table's
+    calls."""
     if len(sigmas) < 2:
         return x
     extra_args = extra_args or {}
@@ -94,12 +105,14 @@ def sample_with(
     levels = sigmas.detach().to("cpu", torch.float64)
     with torch.device("cpu"):
         tableau = solver.tableau(flow_lams(levels) if isinstance(process, Flow) else levels)
-    alphas = process.alpha_of_lam(tableau.lams).tolist()
-    ones, calls = x.new_ones(len(x)), iter(range(len(alphas)))
+    alphas, of_calls = (process.alpha_of_lam(lams).tolist() for lams in (tableau.lams, tableau.told))
+    ones, calls, told = x.new_ones(len(x)), iter(range(tableau.nfe)), sigmas
+    if tableau.calls is not None:
+        told = process.t_of_lam(tableau.calls).to(sigmas)
 
     def denoiser(y: Tensor, lam: Tensor) -> Tensor:
         i = next(calls)
-        return model((alphas[i] * y).to(x.dtype), sigmas[i] * ones, **extra_args)
+        return model((of_calls[i] * y).to(x.dtype), told[i] * ones, **extra_args)
 
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
 
@@ -139,4 +152,9 @@ def is_flow(model: Any) -> bool:
         sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     except AttributeError:
         return False
+    return is_const(sampling)
+
+
+def is_const(sampling: Any) -> bool:
+    """Whether ComfyUI's object "model_sampling" is that of a flow model."""
     return any(base.__name__ == "CONST" for base in type(sampling).__mro__)

@@ -7,6 +7,9 @@
   `--solver`, `--grid` and their options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid
   edm:rho=5:sigma_max=40`. With none of them `ersde_lit.solvers.default(nfe)` samples. `--config FILE` reads options
   from YAML.
+- Learned samplers: `--solver NAME.tables`, a file of one table a number of calls, each with noise levels of its own;
+  images know it by its content. `export model.ckpt --tables NAME.tables --out tuned.ckpt` makes it a checkpoint's
+  default. Where it was learned for another network or guidance, that is said.
 - Guidance: `--cfg_scale 2` (models trained with `--model.label_dropout 0.1`), `--guide early.ckpt --guide_scale 2`
   (autoguidance; a guide is a worse version of the model: `fit ... --run early --trainer.max_epochs 15`), `--classifier
   noisy.ckpt --classifier_scale 1` (`configs/digits_classifier.yaml` trains one), each within `--guidance_interval

@@ -16,6 +16,7 @@ from ersde_lit.solvers.noise import SeededNoise
 from ersde_lit.solvers.noise_scale import NoiseScale, custom, eta, noise_scale, power, window
 from ersde_lit.solvers.sa_solver import SASolver
 from ersde_lit.solvers.sampler import Default, Sampler, TableSampler, default
+from ersde_lit.solvers.saved import SavedTables, learned, read_tables, write_tables
 from ersde_lit.solvers.tableau import Solver, Tableau, check_lams
 from ersde_lit.solvers.unipc import UniPC
 
@@ -32,6 +33,7 @@ __all__ = [
     "SASolver",
     "SDEDPMSolverPP",
     "Sampler",
+    "SavedTables",
     "SeededNoise",
     "Solver",
     "TableSampler",
@@ -42,10 +44,13 @@ __all__ = [
     "default",
     "eta",
     "grids",
+    "learned",
     "noise_scale",
     "oracles",
     "power",
+    "read_tables",
     "registry",
     "sample",
     "window",
+    "write_tables",
 ]

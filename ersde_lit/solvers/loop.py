@@ -56,7 +56,7 @@ def sample(
     """
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     lams = tableau.lams.to("cpu", y.dtype).unbind()
-    told = lams if tableau.calls is None else tableau.calls.to("cpu", y.dtype).unbind()
+    told = tableau.told.to("cpu", y.dtype).unbind()
     r, c, b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
     corrector = [[]] * len(r) if tableau.corrector is None else tableau.corrector.tolist()
     condition = {} if labels is None else {"labels": labels}

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from ersde_lit.errors import UserError
+from ersde_lit.names import TABLES
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.adams import DEIS, IPNDM
 from ersde_lit.solvers.ddim import DDIM
@@ -17,6 +18,7 @@ from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.heun import Heun
 from ersde_lit.solvers.sa_solver import SASolver
 from ersde_lit.solvers.sampler import Default, Sampler, TableSampler
+from ersde_lit.solvers.saved import SavedTables, learned
 from ersde_lit.solvers.tableau import Solver
 from ersde_lit.solvers.unipc import UniPC
 
@@ -62,8 +64,13 @@ def grid(name: str, **options: Any) -> Grid:
 def sampler(name: str, grid: Grid | None = None, add_mean: bool = False, **options: Any) -> Sampler:
     """The solver of that name on a grid, or "default", or "heun", whose two-call loop is no table.
 
-    Without a grid it is `grids.edm`, or the default's own. `add_mean` is that of `TableSampler`.
+    Without a grid it is `grids.edm`, or the default's own; `add_mean` is that of `TableSampler`. A name that ends in
+    .tables is a file of them.
     """
+    if name.endswith(TABLES):
+        if grid is not None or options or add_mean:
+            raise UserError(f"{name} has rows and noise levels of its own, and no options")
+        return learned(name)
     found = _with_options("sampler", {**SOLVERS, **SAMPLERS}, name, options)
     given = {} if grid is None else {"grid": grid}
     if name not in SAMPLERS:
@@ -74,7 +81,7 @@ def sampler(name: str, grid: Grid | None = None, add_mean: bool = False, **optio
 
 
 def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
-    """Sampler from a sampler, a solver (on the EDM grid) or a name; None is `Default`.
+    """Sampler from a sampler, a solver (on the EDM grid, saved tables on their own) or a name; None is `Default`.
 
     Raises:
         ValueError: an unknown name, or something else.
@@ -83,6 +90,8 @@ def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
         return sampler("default" if choice is None else choice)
     if isinstance(choice, type) or not isinstance(choice, Solver | Sampler):
         raise UserError(f"{choice!r} is no sampler, solver or name of one")
+    if isinstance(choice, SavedTables):
+        return choice.sampler
     return TableSampler(choice) if isinstance(choice, Solver) else choice
 
 

@@ -84,18 +84,18 @@ class TableSampler(Sampler):
         with torch.device("cpu"):  # whatever the default device: tables are made on the host
             return adapt_grid(self.grid(nfe), denoiser)
 
-    def tableau(self, denoiser: Any, nfe: int) -> Tableau:
-        """The table of a run."""
+    def table(self, denoiser: Any, nfe: int) -> Tableau:
+        """The table of a run; UserError where grid, solver and denoiser do not fit together."""
         lams = self.lams(denoiser, nfe)
         with torch.device("cpu"):
-            table: Tableau = self.solver.tableau(lams)
-            return with_mean(table) if self.add_mean else table
+            tableau: Tableau = self.solver.tableau(lams)
+            return with_mean(tableau) if self.add_mean else tableau
 
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
     ) -> Tensor:
-        tableau = self.tableau(denoiser, nfe)
+        tableau = self.table(denoiser, nfe)
         y = noise.initial() * float(tableau.lams[0])
         return sample(denoiser, tableau, y, noise=noise, labels=labels, callback=callback)
 

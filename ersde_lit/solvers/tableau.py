@@ -45,6 +45,11 @@ class Tableau(NamedTuple):
         """Number of denoiser calls, which is the number of steps."""
         return len(self.r)
 
+    @property
+    def told(self) -> Tensor:
+        """(N,) the noise levels that the denoiser is told: `calls`, or those of the states."""
+        return self.lams[:-1] if self.calls is None else self.calls
+
 
 @runtime_checkable
 class Solver(Protocol):

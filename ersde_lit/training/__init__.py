@@ -42,7 +42,7 @@ trainer:
 ```
 """
 
-from ersde_lit.training.checkpoint import AtomicCheckpointIO, load
+from ersde_lit.training.checkpoint import AtomicCheckpointIO, carry, load
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.fsdp import FSDP2
 from ersde_lit.training.module import DiffusionModule
@@ -51,6 +51,7 @@ from ersde_lit.training.optimizer import AdamW, AdamWConfig
 from ersde_lit.training.posthoc import reconstruct
 from ersde_lit.training.resume import RollingCheckpoint
 from ersde_lit.training.snapshots import PowerEMA
+from ersde_lit.training.weights import weights_digest
 
 __all__ = [
     "EMA",
@@ -62,7 +63,9 @@ __all__ = [
     "NoisyClassifier",
     "PowerEMA",
     "RollingCheckpoint",
+    "carry",
     "load",
     "load_classifier",
     "reconstruct",
+    "weights_digest",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.renamed import current
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, DiffusionModule
+from ersde_lit.solvers import SavedTables
+from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, TABLES_KEY, DiffusionModule
 from ersde_lit.training.spec import at_most, build, first_line
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 
@@ -67,6 +68,24 @@ def _check_size(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
     with torch.device("meta"), at_most(2 * numbers):  # some weights are registered twice
         for value in settings.values():
             build(value)
+
+
+def carry(checkpoint: str | Path, tables: SavedTables, out: str | Path) -> None:
+    """Writes a checkpoint of a denoiser to `out`, which may be itself, with tables that it samples with by default.
+
+    Raises:
+        UserError: as `load`, or it is a classifier's.
+        OSError: it cannot be written.
+    """
+    AtomicCheckpointIO().save_checkpoint(carrying(checkpoint, tables), out)
+
+
+def carrying(checkpoint: str | Path, tables: SavedTables) -> dict[str, Any]:
+    """The content of a checkpoint, with these tables."""
+    content = read(checkpoint)
+    if "network" not in content[SPEC_KEY]:
+        raise UserError(f"{checkpoint} is no checkpoint of a denoiser, which tables are for")
+    return content | {TABLES_KEY: tables.plain()}
 
 
 def is_whole(path: str | Path) -> bool:

@@ -12,7 +12,7 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
-from ersde_lit.solvers import Sampler, SeededNoise, Solver, registry
+from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA
@@ -21,6 +21,8 @@ from ersde_lit.training.randomness import uniform
 from ersde_lit.training.spec import describe
 
 __all__ = ["IMAGES_KEY", "SPEC_KEY", "VALIDATION_LEVELS", "DiffusionModule"]
+
+TABLES_KEY = "sampler_tables"  # of a checkpoint that carries tables
 
 
 class DiffusionModule(AveragedModule):
@@ -43,6 +45,10 @@ class DiffusionModule(AveragedModule):
         uncertainty: whether to learn the uncertainty of the loss at each noise level beside the network (Karras et al.
             2024, EDM2); `train/loss` includes it, `val/loss` does not.
         latents: what the images are where they are latents of an autoencoder; None: pixels.
+
+    Attributes:
+        tables: learned for the averaged weights as they are, which a checkpoint carries; None: none. The module samples
+            with them by default. Training leaves them behind.
 
     Raises:
         ValueError: settings that do not go together; at `fit`, data or a strategy that do not go with them.
@@ -77,6 +83,7 @@ class DiffusionModule(AveragedModule):
         super().__init__(denoiser, denoiser.process, density, optimizer, ema)
         self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet
+        self.tables: SavedTables | None = None
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
@@ -98,6 +105,7 @@ class DiffusionModule(AveragedModule):
         }
 
     def on_train_start(self) -> None:
+        self.tables = None
         data = Classes.of_data(getattr(self.trainer, "datamodule", None), self.num_classes)
         self._set_classes(data.after(self._classes, self.num_classes))  # a checkpoint has been read by now
 
@@ -120,10 +128,13 @@ class DiffusionModule(AveragedModule):
         super().on_save_checkpoint(checkpoint)
         if self._classes is not None:
             checkpoint[CLASSES_KEY] = self._classes.plain()
+        if self.tables is not None:
+            checkpoint[TABLES_KEY] = self.tables.plain()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._set_classes(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
+        self.tables = SavedTables.of_plain(checkpoint[TABLES_KEY]) if TABLES_KEY in checkpoint else None
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Generates an image for each image of the predict set, of its class, with its index as seed."""
@@ -145,7 +156,7 @@ class DiffusionModule(AveragedModule):
         Args:
             labels: class indices [B], -1 for unconditional; None draws them from the seeds, as everywhere.
             solver: a sampler, a solver (on the EDM grid) or the name of one in `solvers.registry`; None:
-                `ersde_lit.solvers.default(nfe)`.
+                the module's own `tables` if they have this nfe, else `ersde_lit.solvers.default(nfe)`.
 
         Raises:
             ValueError: labels that do not fit seeds or network, or no such solver.
@@ -153,6 +164,8 @@ class DiffusionModule(AveragedModule):
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
         chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)
         labels = None if chosen is None else chosen.to(self.device)
+        if solver is None and self.tables is not None and nfe in self.tables.tables:
+            solver = self.tables
         return registry.as_sampler(solver)(self.ema_denoiser, noise, nfe, labels=labels)
 
     def _conditional(self, labels: Tensor) -> Tensor | None:

@@ -1,10 +1,11 @@
-"""Names of weights without wrappers, and comparison of a state dict with a module."""
+"""Names of weights without wrappers, their digest, and comparison of a state dict with a module."""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
+from ersde_lit.metrics.cache import digest
 
 _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and AveragedModel, and of torch.compile
 
@@ -12,6 +13,12 @@ _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and AveragedMo
 def plain_name(name: str) -> str:
     """Removes the names of wrappers from a weight's name."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """16 hex digits of a network's weights, in whatever file, on whatever device and however wrapped they are."""
+    weights = sorted((plain_name(name), tensor) for name, tensor in network.state_dict().items())
+    return digest(str([(name, str(w.dtype), [*w.shape]) for name, w in weights]), (w for _, w in weights))
 
 
 def fitted(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from ersde_lit.analysis.paths import (
     refine,
     spread_mixture,
 )
-from ersde_lit.analysis.steps import one_step_w2
+from ersde_lit.analysis.steps import accumulated_w2, one_step_w2
 from ersde_lit.solvers import (
     DDIM,
     DEIS,
@@ -23,6 +23,7 @@ from ersde_lit.solvers import (
     DPMSolverPP,
     NFECounter,
     SASolver,
+    SavedTables,
     SDEDPMSolverPP,
     SeededNoise,
     UniPC,
@@ -56,6 +57,21 @@ class TestAgainstTheExact:
         assert errors.one_step[-1].isnan()
         exact = one_step_w2(data, solver, EDM)[:-1] / math.sqrt(3)
         torch.testing.assert_close(errors.one_step[:-1], exact, rtol=2e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("solver", [UniPC(), DEIS()], ids=str)
+    def test_of_a_table_that_tells_other_levels(self, solver) -> None:
+        data = Gaussian(tensor(0.3, -0.2, 0.0), tensor(1.0, 0.2, 0.05))
+        table = solver.tableau(EDM)._replace(calls=EDM[:-1] * tensor(0.9, 1.05, 0.95, 1.02, 0.97, 0.9))
+        tables = SavedTables({6: table})
+        counted = NFECounter(data)
+        errors = path_errors(counted, {"it": tables}, EDM, [gaussian_start(data, 80, 50)], substeps=64)["it"]
+        for found, exact in (
+            (errors.one_step, one_step_w2(data, tables, EDM)),
+            (errors.accumulated, accumulated_w2(data, table)),
+        ):
+            torch.testing.assert_close(found[:-1], exact[:-1] / math.sqrt(3), rtol=2e-3, atol=1e-6)
+        corrected = 0 if table.corrector is None else 5
+        assert counted.nfe == 5 * 64 + 5 + 6 + corrected  # reference, x0 as the table asks for it, its run
 
     def test_with_noise(self) -> None:
         """One step of the reverse SDE, p = 2, from 2 to 0.5, with the same Brownian path: by integrals over its noise.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from ersde_lit.solvers import (
     IPNDM,
     DPMSolverPP,
     SASolver,
+    SavedTables,
     SDEDPMSolverPP,
     UniPC,
     grids,
@@ -240,3 +242,29 @@ def test_the_ode_loses_less_a_step_and_the_sde_more() -> None:
     steps = [one_step_w2(DATA, ERSDE(1, phi), EDM)[:-1] for phi in ("ode", "er_sde_5", "sde")]
     assert (steps[0] < steps[1]).all()
     assert (steps[1] < steps[2]).all()
+
+
+class Told:
+    """Data whose denoiser takes each level for another: what a table with calls makes of the data themselves."""
+
+    def __init__(self, data: Gaussian, told: dict[float, Tensor]) -> None:
+        self.data, self.told = data, told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        return self.data(y, self.told[float(lam)])
+
+
+@pytest.mark.parametrize("solver", [UniPC(3), ERSDE(2, "sde", corrector=3), DEIS()], ids=str)
+def test_calls_that_are_told_are_another_denoiser(solver) -> None:
+    plain = solver.tableau(EDM)
+    table = plain._replace(calls=EDM[:-1] * torch.linspace(0.8, 1.1, 10, dtype=torch.float64))
+    told = Told(DATA, dict(zip(EDM.tolist(), table.told, strict=False)))
+    for quantity in (accumulated_w2, denoiser_error_left):
+        close(quantity(DATA, table), quantity(told, plain))
+        assert not torch.allclose(quantity(DATA, table), quantity(DATA, plain), rtol=1e-3)
+    alone = one_step_w2(DATA, SavedTables({10: table}), EDM)
+    close(alone, one_step_w2(told, SavedTables({10: plain}), EDM))
+    assert not torch.allclose(alone, one_step_w2(DATA, solver, EDM), rtol=1e-3)

@@ -33,7 +33,7 @@ from ersde_lit.metrics import (
 from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
-from ersde_lit.solvers import ERSDE, Heun, Sampler, TableSampler
+from ersde_lit.solvers import ERSDE, Heun, Sampler, SavedTables, TableSampler, write_tables
 from ersde_lit.training import NoisyClassifier
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -466,3 +466,17 @@ def test_a_classifier_is_refused_in_one_line(tmp_path):
     )
     with pytest.raises(UserError, match="NoisyClassifier has no denoiser"):
         trainer_with(tmp_path, make()).fit(classifier, datamodule=Digits())
+
+
+def test_a_file_of_tables_is_a_sampler_whose_nfes_are_checked_at_once(tmp_path, remembers):
+    path = str(tmp_path / "x.tables")
+    write_tables(path, SavedTables({3: ER_SDE.solver.tableau(ER_SDE.grid(3))}))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FIDCallback, "fid")
+    of_yaml = {"mine": {"class_path": "ersde_lit.solvers.learned", "init_args": {"path": path}}}
+    config = parser.parse_string(parser.dump(parser.parse_object({"fid": {"nfes": [3], "samplers": of_yaml}})))
+    samplers = parser.instantiate(config).fid.samplers
+    values = validated(tmp_path, remembers, samplers={"er_sde": ER_SDE, **samplers})
+    assert values["fid/mine/nfe3"] == values["fid/er_sde/nfe3"]
+    with pytest.raises(UserError, match="cannot sample mine at NFE 4: there is no table of 4 calls, only of 3"):
+        trainer_with(tmp_path, make(samplers=samplers, nfes=[3, 4])).fit(remembers, datamodule=Digits())

@@ -19,6 +19,8 @@ REFUSED = [  # the command, and a word of the line that it prints
     ([*SAMPLE, "--seeds=0", "--cfgscale=2"], "there is no --cfgscale; did you mean --cfg_scale?"),
     ([*EVALUATE, "--solver=default"], "there is no --solver; did you mean --solvers?"),
     ([*SAMPLE, "--seeds=0"], "nothing at --ckpt_path x"),
+    ([*SAMPLE, "--seeds=0", "--ckpt_path=.", "--solver=absent.tables"], "nothing at --solver absent.tables"),
+    ([*SAMPLE, "--seeds=0", "--solver=x.tables", "--grid=edm"], "leave --grid out"),
     (["fit", "--config=absent.yaml"], "nothing at absent.yaml"),
     (["fit", "--ckpt_path=a.ckpt", "--init_from=b.ckpt"], "--init_from"),
     (["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"], "absent.npz"),
@@ -36,6 +38,7 @@ REFUSED = [  # the command, and a word of the line that it prints
     (["import", "x.pkl", "--out=x.ckpt", "--num_heads=0"], "num_heads"),
     (["export", "x.ckpt"], "out"),
     (["export", "x.ckpt", "--out=x.safetensors"], "nothing at x.ckpt"),
+    (["export", ".", "--out=x.ckpt", "--tables=x.tables"], "nothing at --tables x.tables"),
     (["import", "x.pkl", "--out=x.ckpt"], "nothing at x.pkl"),
     (["analyze", "--out=x", "--ckpt_path=x.ckpt"], "nothing at --ckpt_path x.ckpt"),
 ]

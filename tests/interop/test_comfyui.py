@@ -21,14 +21,14 @@ from torch import Tensor
 import ersde_lit.interop.comfyui
 from ersde_lit.interop.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, NOISE_SCALES
 from ersde_lit.interop.k_diffusion import sample_er_sde
-from ersde_lit.solvers import SeededNoise, grids
+from ersde_lit.solvers import ERSDE, SavedTables, SeededNoise, grids, write_tables
 from ersde_lit.solvers import noise_scale as noise_scales
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 4, 4)
 SIGMAS = grids.edm(8, lam_max=14.6, lam_min=0.03)
 NOISE = SeededNoise([5, 6], SHAPE, dtype=torch.float64)
-(NODE,) = NODE_CLASS_MAPPINGS.values()
+NODE, TABLES_NODE = NODE_CLASS_MAPPINGS.values()
 INPUTS = NODE.INPUT_TYPES()["required"]
 
 
@@ -104,7 +104,7 @@ def test_one_line_installs_it(tmp_path: Path) -> None:
         spec.loader.exec_module(module)
         assert module.NODE_CLASS_MAPPINGS is NODE_CLASS_MAPPINGS
         assert module.NODE_DISPLAY_NAME_MAPPINGS.keys() == NODE_CLASS_MAPPINGS.keys()
-        assert [*NODE_DISPLAY_NAME_MAPPINGS.values()] == ["ER-SDE sampler (ersde-lit)"]
+        assert [*NODE_DISPLAY_NAME_MAPPINGS.values()] == ["ER-SDE sampler (ersde-lit)", "Learned sampler (ersde-lit)"]
 
 
 def test_inputs_are_what_comfyui_reads() -> None:
@@ -118,6 +118,27 @@ def test_inputs_are_what_comfyui_reads() -> None:
         else:
             assert kind == "BOOLEAN" or (isinstance(kind, list) and len({*kind}) == len(kind) > 1)
     assert {*NOISE_SCALES} == {*sys.modules[noise_scales.__module__]._NAMED}
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_node_of_tables_gives_the_sampler_with_its_sigmas(flow: bool, tmp_path: Path) -> None:
+    solver = ERSDE(2, "sde", corrector=3)
+    write_tables(tmp_path / "x.tables", SavedTables({8: solver.tableau(SIGMAS)}))
+    sampling = CONST() if flow else SimpleNamespace()
+    patcher = SimpleNamespace(get_model_object={"model_sampling": sampling}.get)
+    names = [*TABLES_NODE.INPUT_TYPES()["required"]]
+    given = dict(zip(names, (patcher, str(tmp_path / "x.tables"), 8, -1), strict=True))
+    sampler, sigmas = getattr(TABLES_NODE(), TABLES_NODE.FUNCTION)(**given)
+    assert TABLES_NODE.RETURN_TYPES == ("SAMPLER", "SIGMAS")
+    torch.testing.assert_close(sigmas.double(), SIGMAS / (1 + SIGMAS) if flow else SIGMAS)
+    model = Model(flow)
+    x = (sigmas[0] * NOISE.initial()).double()
+    out = sampler.sample(model, sigmas, {"seed": 5}, x)
+    like = plain(Model(flow), sigmas, x, order=2, noise_scale="sde", corrector=3)
+    torch.testing.assert_close(out, like, rtol=0, atol=1e-4)
+    assert model.sigmas == pytest.approx(sigmas[:-1].tolist())
+    with pytest.raises(ValueError, match="no table of 5 calls, only of 8"):
+        getattr(TABLES_NODE(), TABLES_NODE.FUNCTION)(**{**given, "steps": 5})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ersde_lit.interop.k_diffusion import sample_er_sde
+from ersde_lit.interop.k_diffusion import sample_er_sde, sample_with, table_sigmas
 from ersde_lit.interop.rivals import k_diffusion_module
-from ersde_lit.solvers import ERSDE, SeededNoise, grids, sample
+from ersde_lit.solvers import DEIS, ERSDE, SavedTables, SeededNoise, Solver, UniPC, grids, sample, write_tables
 from ersde_lit.solvers.grids import vp_levels
 
 needs_k_diffusion = pytest.mark.skipif(
@@ -228,3 +230,38 @@ def test_refuses_in_one_line() -> None:
         sample_er_sde(exact, X, SIGMAS, noise_scale="er_sde_6")
     with pytest.raises(FloatingPointError, match="not finite at step 0"):
         sample_er_sde(lambda x, sigma: x * torch.nan, X, SIGMAS, disable=True)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("solver", [ERSDE(2, "sde", corrector=2), UniPC(3), DEIS()], ids=str)
+def test_tables_run_with_their_sigmas_as_their_solver(solver: Solver, flow: bool, tmp_path: Path) -> None:
+    grid = partial(grids.edm, lam_max=14.6, lam_min=0.03)
+    tables = SavedTables({8: solver.tableau(grid(8))})
+    write_tables(tmp_path / "x.tables", tables)
+    x = X * (1 / 15.6 if flow else 1)
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = sigma.view(-1, 1, 1, 1)
+        return exact(x / (1 - sigma), sigma / (1 - sigma)) if flow else exact(x, sigma)
+
+    def run(**options: Any) -> Tensor:
+        return sample_er_sde(model, x, table_sigmas(tables, 8, flow), {}, None, True, flow=flow, **options)
+
+    given: dict[str, Any] = {"noise_sampler": lambda *levels: NOISE.step(next(count))}
+    results = []
+    for of_tables in (tables, str(tmp_path / "x.tables")):
+        count = iter(range(8))
+        results.append(run(tables=of_tables, **given))
+    count = iter(range(8))
+    direct = sample_with(solver, model, x, table_sigmas(tables, 8, flow).double(), {}, None, True, flow=flow, **given)
+    expected = sample(exact, solver.tableau(grid(8)), X, noise=NOISE)
+    assert torch.equal(*results)
+    for other in (expected, direct):
+        torch.testing.assert_close(results[0], other, rtol=0, atol=2e-5)  # sigmas are of single precision
+
+
+def test_tables_refuse_other_sigmas() -> None:
+    tables = SavedTables({8: UniPC().tableau(SIGMAS)})
+    for sigmas in (grids.edm(8, lam_max=14.0), SIGMAS[1:]):
+        with pytest.raises(ValueError, match=r"its own noise levels|no table of 7 calls, only of 8"):
+            sample_er_sde(exact, X, sigmas, disable=True, tables=tables)

@@ -6,6 +6,7 @@ from tiny import network
 
 from ersde_lit.interop.pretrained import from_pretrained, save_pretrained
 from ersde_lit.interop.weights.sources import read_source, read_weights
+from ersde_lit.solvers import SavedTables, UniPC, grids
 from ersde_lit.training import DiffusionModule
 
 
@@ -18,10 +19,12 @@ def model() -> DiffusionModule:
 
 def test_a_model_comes_back_from_its_folder(tmp_path) -> None:
     before = model()
+    before.tables = SavedTables({4: UniPC().tableau(grids.edm(4))}, {"scores": [0.1]})
     assert save_pretrained(before, tmp_path / "a/b") == tmp_path / "a/b/model.safetensors"
     after = from_pretrained(tmp_path / "a/b")
     assert not after.training
     assert after.spec["sigma_data"] == 0.4
+    assert after.tables == before.tables
     assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in after.state_dict().items())
     assert from_pretrained(tmp_path / "a/b/model.safetensors").spec == after.spec
     assert read_source(tmp_path / "a/b").settings["prediction"] == "x0"

@@ -9,8 +9,9 @@ from tiny import Noise, network, trainer
 
 from ersde_lit.denoisers import VP, LogNormal
 from ersde_lit.interop.weights.safetensors_file import export, read_safetensors, read_tensors
-from ersde_lit.networks import Network
-from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, load
+from ersde_lit.networks import ClassifierEncoder, Network
+from ersde_lit.solvers import DEIS, ERSDE, SavedTables, default, grids
+from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, NoisyClassifier, carry, load
 from ersde_lit.training.checkpoint import is_whole, read
 from ersde_lit.training.spec import build, describe
 
@@ -279,3 +280,56 @@ def test_class_paths_from_before_a_renaming_are_read(tmp_path) -> None:
     assert read(path)["ersde_lit"]["optimizer"] == module.spec["optimizer"]
     for made in (load(path).recipe, build(checkpoint["ersde_lit"]["optimizer"])):
         assert (type(made), made.lr) == (AdamWConfig, 3e-3)
+
+
+TABLES = SavedTables({n: ERSDE(2, "sde").tableau(grids.edm(n)) for n in (3, 5)}, {"network": "0123456789abcdef"})
+
+
+def test_tables_that_a_checkpoint_carries_are_its_default(tmp_path) -> None:
+    path = saved(DiffusionModule(network(), optimizer=AdamWConfig(1e-2), ema=EMA(100, 0)), tmp_path)
+    plain = read(path)
+    carry(path, SavedTables({4: DEIS().tableau(grids.edm(4))}), path)  # is replaced
+    carry(path, TABLES, path)
+    content = read(path)
+    assert {key: value for key, value in content.items() if key != "sampler_tables"}.keys() == plain.keys()
+    assert torch.load(path, weights_only=True)["sampler_tables"] == TABLES.plain()
+    module = load(path)
+    assert module.tables == TABLES
+    labels = torch.tensor([0, 1, 2])
+    for nfe in (3, 5):
+        own = module.sample(range(3), labels, nfe=nfe)
+        assert torch.equal(own, module.sample(range(3), labels, solver=ERSDE(2, "sde"), nfe=nfe))
+        assert torch.equal(own, module.sample(range(3), labels, solver=TABLES, nfe=nfe))
+        assert not torch.equal(own, module.sample(range(3), labels, solver="default", nfe=nfe))
+    assert torch.equal(
+        module.sample(range(3), labels, nfe=4), module.sample(range(3), labels, solver=default(4), nfe=4)
+    )
+
+
+def test_training_leaves_tables_behind_and_validation_keeps_them(tmp_path) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+    carry(path, TABLES, path)
+    module = load(path)
+    trainer(tmp_path).validate(module, datamodule=Noise(), verbose=False)
+    assert module.tables == TABLES
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(DiffusionModule(network()), datamodule=Noise(), ckpt_path=path)
+    assert runner.lightning_module.images_seen == 64
+    runner.save_checkpoint(tmp_path / "on.ckpt")
+    assert "sampler_tables" not in read(tmp_path / "on.ckpt")
+    assert load(tmp_path / "on.ckpt").tables is None
+
+
+def test_tables_that_are_damaged_or_of_a_classifier_are_refused_in_one_line(tmp_path) -> None:
+    path = saved(DiffusionModule(network()), tmp_path)
+    AtomicCheckpointIO().save_checkpoint(read(path) | {"sampler_tables": [1]}, path)
+    with pytest.raises(ValueError, match="cannot be rebuilt: it holds no tables") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    classifier = NoisyClassifier(ClassifierEncoder((1, 4, 4), 3, width=8, multipliers=(1,), blocks=1))
+    content = {"state_dict": classifier.state_dict()}
+    classifier.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "classifier.ckpt")
+    with pytest.raises(ValueError, match="no checkpoint of a denoiser"):
+        carry(tmp_path / "classifier.ckpt", TABLES, tmp_path / "x.ckpt")
+    assert not (tmp_path / "x.ckpt").exists()

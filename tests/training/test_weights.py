@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ersde_lit.training.weights import compare, fitted, plain_name
+from ersde_lit.training.weights import compare, fitted, plain_name, weights_digest
 
 
 class Net(nn.Module):
@@ -61,3 +61,15 @@ def test_the_weight_that_does_not_fit_is_named_with_its_shape(change: dict, mess
     if "module" not in next(iter(change)):
         with pytest.raises(ValueError, match=message):
             compare(weights, Net())
+
+
+def test_the_digest_is_of_the_weights_and_of_nothing_else() -> None:
+    net = Net()
+    twin = Net()
+    twin.load_state_dict(net.state_dict())
+    digests = {weights_digest(module) for module in (net, twin.eval(), nn.DataParallel(twin), torch.compile(twin))}
+    assert len(digests) == 1
+    with torch.no_grad():
+        twin.network[1].bias[0] = torch.nextafter(twin.network[1].bias[0], torch.tensor(9.0))
+    assert weights_digest(twin) not in digests
+    assert weights_digest(net.double()) not in digests

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.errors import UserError
+from ersde_lit.names import CARRIED
 from ersde_lit.sampling.seeds import format_seeds
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ersde_lit.sampling.decoder import Decoder
     from ersde_lit.sampling.run import Job
-    from ersde_lit.solvers import Sampler
+    from ersde_lit.solvers import Sampler, SavedTables
     from ersde_lit.training import DiffusionModule
 
 
@@ -39,7 +40,9 @@ class GuidedModel:
     Attributes:
         weights: description of the averaged weights.
         paths: the checkpoints, and the decoder's folder, by the option that names them.
+        network: with the averaged weights.
         decoder: of a model of latents.
+        carried: tables in the checkpoint, to sample with.
     """
 
     denoiser: Any
@@ -48,7 +51,9 @@ class GuidedModel:
     guidance: GuidanceOptions
     machine: MachineOptions
     paths: dict[str, str]
+    network: Any
     decoder: "Decoder | None" = None
+    carried: "SavedTables | None" = None
 
     @classmethod
     def open(
@@ -62,7 +67,8 @@ class GuidedModel:
         paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
         if decoder is not None:
             paths["decoder"] = decoder
-        return cls(denoiser, weights, labels, guidance, machine, paths, _decoder(denoiser, decoder))
+        network, its_decoder = model.ema_denoiser.network, _decoder(denoiser, decoder)
+        return cls(denoiser, weights, labels, guidance, machine, paths, network, its_decoder, model.tables)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -94,21 +100,47 @@ class GuidedModel:
             found["decoder"] = hashlib.sha256(parts.encode()).hexdigest()
         return found
 
-    def describe(self, seeds: Sequence[int], sampler: Mapping[str, Any], **layout: Any) -> dict[str, Any]:
+    def describe(
+        self, seeds: Sequence[int], sampler: "Sampler", named: Mapping[str, Any], **layout: Any
+    ) -> dict[str, Any]:
         """Plain data kept with images of these seeds, as `sampling.description` has it.
 
         Args:
-            sampler: options and number of calls, as `SamplerOptions.sampler` returns them.
+            named: options and number of calls of the sampler, as `SamplerOptions.sampler` returns them. A file of
+                tables is described by the digest of the one that samples.
             layout: how the images lie in their file, where not as usual.
         """
         labels = {"labels": self.labels or "random"} if self.denoiser.num_classes else {}
+        named, digests, paths = {**named}, {**self.digests}, {**self.paths}
+        if (tables := tables_of(sampler)) is not None:
+            digests["sampler" if "sampler" in named else "solver"] = tables.digest(named["nfe"])
+            if named.get("solver", CARRIED) != CARRIED:
+                paths["solver"] = named.pop("solver")
         return {
             "seeds": format_seeds(seeds),
-            "options": {**sampler, **self.guidance.named(), **labels, **self.machine.named(), **layout},
-            "checkpoints": dict(self.digests),
-            "paths": dict(self.paths),
+            "options": {**named, **self.guidance.named(), **labels, **self.machine.named(), **layout},
+            "checkpoints": digests,
+            "paths": paths,
             "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
         }
+
+    def warnings(self, sampler: "Sampler", name: str) -> list[str]:
+        """Lines on what the tables of a sampler, called `name`, were learned for, where that is not what is sampled."""
+        facts = getattr(tables_of(sampler), "facts", {})
+        lines = []
+        if "network" in facts and facts["network"] != self._network:
+            other = f"(digest {str(facts['network'])[:16]}; here {self._network})"
+            lines.append(f"warning: {name} was learned for another network {other}")
+        own = self.guidance.named()
+        if (guidance := facts.get("guidance", own) or {}) != own:
+            lines.append(f"warning: {name} was learned with {_in_words(guidance)}, and here is {_in_words(own)}")
+        return lines
+
+    @cached_property
+    def _network(self) -> str:
+        from ersde_lit.training import weights_digest
+
+        return weights_digest(self.network)
 
     def start(self) -> "Fabric":
         """Starts the ranks, moves the denoiser to each one's device and compiles its networks with `--compile`."""
@@ -122,6 +154,20 @@ class GuidedModel:
             if machine.compile is not None and isinstance(module, Network):
                 module.compile(mode=machine.compile, dynamic=False)  # at first use, once more for each batch size
         return ranks
+
+
+def tables_of(sampler: "Sampler") -> "SavedTables | None":
+    """The saved tables that a sampler runs; None of others."""
+    from ersde_lit.solvers import SavedTables, TableSampler
+
+    solver = sampler.solver if isinstance(sampler, TableSampler) else None
+    return solver if isinstance(solver, SavedTables) else None
+
+
+def _in_words(guidance: Any) -> str:
+    if not guidance or not isinstance(guidance, dict):
+        return "no guidance"
+    return ", ".join(f"{name} {value}" for name, value in guidance.items())[:120]
 
 
 def _sha256(path: str | Path) -> str:

@@ -8,11 +8,11 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ersde_lit.cli.parser import options_of, read_inline
 from ersde_lit.errors import UserError
-from ersde_lit.names import GRIDS, MAX_STEPS, SAMPLERS, SOLVERS
+from ersde_lit.names import CARRIED, GRIDS, MAX_STEPS, SAMPLERS, SOLVERS, TABLES
 from ersde_lit.renamed import hint
 
 if TYPE_CHECKING:
-    from ersde_lit.solvers import Sampler
+    from ersde_lit.solvers import Sampler, SavedTables
 
 PRESETS = {"fast": 8, "balanced": 20, "best": 50, "noisy": 20}  # NFE; all but noisy with the default sampler
 NOISY: dict[str, Any] = {
@@ -35,7 +35,8 @@ class SamplerOptions:
         nfe: network calls an image, 20 if not given (heun makes an odd number: one less where this is even).
         solver: default (chosen by NFE; er_sde if one of its options is given), er_sde, ddim, ddpm, dpm++2m,
             dpm++2m_heun, dpm++3m, sde_dpm++2m, unipc2, unipc3, sa, ipndm, deis or heun; also with options, as in
-            er_sde:order=2:noise_scale=power:1.5.
+            er_sde:order=2:noise_scale=power:1.5; a file of learned tables, NAME.tables; or carried, the tables in the
+            checkpoint. If not given: carried where there is a table of this NFE, else default.
         order: number of x0 values a step; of er_sde, ipndm, deis.
         noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5, power:P (sigma^P), eta:NAME:S (sigma^(1-S) NAME^S), or
             window:STRENGTH:LOW:HIGH:WIDTH (noise between two noise levels alone).
@@ -56,7 +57,7 @@ class SamplerOptions:
 
     preset: Literal["fast", "balanced", "best", "noisy"] | None = None
     nfe: PositiveInt | None = None
-    solver: str = "default"
+    solver: str | None = None
     order: PositiveInt | None = None
     noise_scale: str | None = None
     corrector: PositiveInt | None = None
@@ -72,15 +73,17 @@ class SamplerOptions:
     sigma_max: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        self._unfold("solver", (*SAMPLERS, *SOLVERS), (*OF_SOLVER, "grid", *OF_GRID))
+        self._unfold("solver", (*SAMPLERS, *SOLVERS, CARRIED), (*OF_SOLVER, "grid", *OF_GRID))
         self._unfold("grid", (*GRIDS, "uniform_t"), OF_GRID)
         given = [field.name for field in fields(self)[1:] if getattr(self, field.name) != field.default]
         if self.preset and given:
             raise UserError(f"--preset {self.preset} sets all options of the sampler: leave it or --{given[0]} out")
         if self.nfe and self.nfe > MAX_STEPS:
             raise UserError(f"--nfe {self.nfe}: at most {MAX_STEPS}")
+        if is_table(self.solver) and (beside := [name for name in given if name not in ("nfe", "solver")]):
+            raise UserError(f"--solver {self.solver} has rows and noise levels of its own: leave --{beside[0]} out")
         for name in given:
-            if self.solver == "default" and name in NOT_OF_ER_SDE:
+            if self.solver in (None, "default") and name in NOT_OF_ER_SDE:
                 raise UserError(f"--{name} is an option of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
             if self.paper and name in NOT_OF_PAPER:
                 raise UserError(f"the published algorithm has no {name}: leave --{name} or --paper out")
@@ -88,7 +91,7 @@ class SamplerOptions:
     def _unfold(self, option: str, known: tuple[str, ...], its_options: tuple[str, ...]) -> None:
         """Parses a text like NAME:option=value and moves its options to their fields."""
         text = getattr(self, option)
-        if text is None:
+        if text is None or text.endswith(TABLES):
             return
         name, own = read_inline(option, text)
         if name not in known:
@@ -103,8 +106,11 @@ class SamplerOptions:
             object.__setattr__(self, key, getattr(typed, key))
         object.__setattr__(self, option, name)
 
-    def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
+    def sampler(self, denoiser: Any, carried: "SavedTables | None" = None) -> tuple["Sampler", dict[str, Any]]:
         """Makes the sampler for this denoiser, and names it by options that no longer depend on "default" or a preset.
+
+        Args:
+            carried: the tables in the denoiser's checkpoint.
 
         Raises:
             UserError: solver, options, grid and denoiser do not fit together.
@@ -113,12 +119,15 @@ class SamplerOptions:
 
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
+        plain = self.solver is None and self.preset != "noisy" and not (of_solver or of_grid or self.grid)
+        if is_table(self.solver) or (plain and carried is not None and nfe in carried.tables):
+            return self._saved(denoiser, nfe, carried)
         if self.preset == "noisy":
             choice = NOISY
-        elif self.solver == "default" and not of_solver:
+        elif self.solver in (None, "default") and not of_solver:
             choice = named_default(nfe)
         else:
-            name = "er_sde" if self.solver == "default" else self.solver
+            name = "er_sde" if self.solver in (None, "default") else self.solver
             choice = {"solver": name, **of_solver, "grid": "edm"}
         if self.grid:
             choice = {key: value for key, value in choice.items() if key not in OF_GRID} | {"grid": self.grid}
@@ -134,11 +143,30 @@ class SamplerOptions:
         options = {name: choice[name] for name in OF_SOLVER if name in choice}
         sampler = registry.sampler(choice["solver"], noise_levels, **options)
         if isinstance(sampler, TableSampler):
-            sampler.tableau(denoiser, nfe)  # raises now rather than when sampling
+            sampler.table(denoiser, nfe)  # raises now rather than when sampling
         return sampler, {"nfe": sampler.calls(nfe), **choice}
+
+    def _saved(self, denoiser: Any, nfe: int, carried: "SavedTables | None") -> tuple["Sampler", dict[str, Any]]:
+        """As `sampler`, of tables in a file or in the checkpoint."""
+        from ersde_lit.solvers import read_tables
+
+        name = self.solver or CARRIED
+        tables = carried if name == CARRIED else read_tables(name)
+        if tables is None:
+            raise UserError(f"--solver {CARRIED}: the checkpoint carries no tables (`export --tables` puts them there)")
+        try:
+            tables.sampler.table(denoiser, nfe)
+        except UserError as error:
+            raise UserError(f"--solver {name}: {error}") from None
+        return tables.sampler, {"nfe": nfe, "solver": name}
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
+
+
+def is_table(solver: str | None) -> bool:
+    """Whether a solver is a file of tables, or the one in the checkpoint, with noise levels of its own."""
+    return solver is not None and (solver == CARRIED or solver.endswith(TABLES))
 
 
 # Options that an option replaces, where the others are taken from samples by `--like`.

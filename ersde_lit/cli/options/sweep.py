@@ -10,7 +10,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.sampling.seeds import parse_seeds
 
 if TYPE_CHECKING:
-    from ersde_lit.solvers import Sampler
+    from ersde_lit.solvers import Sampler, SavedTables
 
 
 class Choice(NamedTuple):
@@ -29,7 +29,8 @@ class SweepOptions:
 
     Args:
         nfe: network calls an image, as in 5,10,20 (heun makes an odd number: one less where this is even).
-        solvers: those of `sample`, with options of theirs, as in default,er_sde:order=3:corrector=3,unipc2,heun.
+        solvers: those of `sample`, with options of theirs, as in default,er_sde:order=3:corrector=3,unipc2,heun, and
+            files of learned tables, as NAME.tables.
         grids: noise levels, as in edm,log_uniform:sigma_max=20; each solver's own if not given.
         samplers: in YAML, label to options of `sample`, nfe included, or to class_path and init_args of any sampler.
     """
@@ -44,14 +45,18 @@ class SweepOptions:
         """The NFEs that were asked for, of samplers without their own."""
         return _nfes("--nfe", self.nfe)
 
-    def choices(self, denoiser: Any) -> list[Choice]:
-        """Makes every sampler at every NFE; raises UserError, naming the sampler, for options that conflict."""
+    def choices(self, denoiser: Any, carried: "SavedTables | None" = None) -> list[Choice]:
+        """Makes every sampler at every NFE; raises UserError, naming the sampler, for options that conflict.
+
+        Args:
+            carried: the tables in the denoiser's checkpoint.
+        """
         found: dict[tuple[str, int], Choice] = {}
         for label, given, nfes in self._samplers():
             for nfe in nfes:
                 try:
                     if isinstance(given, SamplerOptions):
-                        sampler, named = replace(given, nfe=nfe).sampler(denoiser)
+                        sampler, named = replace(given, nfe=nfe).sampler(denoiser, carried)
                     else:
                         sampler, named = given[0], {"nfe": given[0].calls(nfe), "sampler": given[1]}
                 except ValueError as error:

@@ -57,8 +57,8 @@ class ERSDEEDMScheduler(TableScheduler):
         self.num_inference_steps = None
 
     @property
-    def init_noise_sigma(self) -> float:  # type: ignore[override]
-        return math.hypot(self.config.sigma_max, 1)
+    def init_noise_sigma(self) -> float:
+        return math.hypot(self.config.sigma_max, 1) if self._run_table is None else super().init_noise_sigma
 
     def set_timesteps(
         self,
@@ -70,19 +70,23 @@ class ERSDEEDMScheduler(TableScheduler):
         the last, usually 0."""
         check_one_given(num_inference_steps=num_inference_steps, sigmas=sigmas)
         c = self.config
-        if sigmas is None:
+        table = self._table(num_inference_steps, sigmas=sigmas)
+        if table is not None:
+            levels = table.lams
+        elif sigmas is None:
             grid = partial(grids.edm, rho=c.rho) if c.sigma_schedule == "karras" else grids.log_uniform
             levels = grid(
                 num_inference_steps or 0, lam_min=c.sigma_min, lam_max=c.sigma_max, zero=c.final_sigmas_type == "zero"
             )
         else:
             levels = check_lams(as_levels(sigmas))
-        self._set_levels(levels, levels, PRECONDITIONINGS["edm"].c_noise(levels[:-1], levels[:-1]).float(), device)
+        told = levels[:-1] if table is None else table.told
+        self._set_levels(levels, levels, PRECONDITIONINGS["edm"].c_noise(told, told).float(), device, table)
         self.num_inference_steps = len(self.timesteps)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """``x / sqrt(sigma^2 + sigma_data^2)``."""
-        lam = self._lams[self._find_step(timestep)]
+        lam = self._told[self._find_step(timestep)]
         return sample * float(PRECONDITIONINGS["edm"].c_in(lam, self._sigma_data, self.process))
 
     def _trained_lam(self, timestep: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from ersde_lit.interop.diffusers.steps import (
     solver_config,
 )
 from ersde_lit.interop.diffusers.tokens import SAME_TIME, token_rows, token_times
-from ersde_lit.solvers import check_lams, grids
+from ersde_lit.solvers import Tableau, check_lams, grids
 
 __all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # diffusers looks for both in here
 
@@ -89,7 +90,8 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         mu: float | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
-        """The schedule of the next run, as FlowMatchEulerDiscreteScheduler makes it.
+        """The schedule of the next run, as FlowMatchEulerDiscreteScheduler makes it. With tables only the number of
+        calls counts, as pipelines always pass sigmas.
 
         Args:
             num_inference_steps: N calls of the model. Without sigmas and timesteps, N levels from 1.
@@ -107,6 +109,10 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         if len(lengths) != 1:
             found = f"lengths {sorted(map(str, lengths))}" if lengths else "none"
             raise UserError(f"set_timesteps takes num_inference_steps, sigmas, timesteps of one length, not {found}")
+        if (table := self._table(lengths.pop())) is not None:
+            self._set_lams(table.lams, device, len(self) * self.process.t_of_lam(table.told), table)
+            self.num_inference_steps = table.nfe
+            return
         c = self.config
         if c.use_dynamic_shifting and mu is None:
             raise UserError("use_dynamic_shifting needs mu, the shift of this run")
@@ -127,9 +133,11 @@ class ERSDEFlowMatchScheduler(TableScheduler):
     def _set(self, t: Tensor, device: str | torch.device | None = None, told: Tensor | None = None) -> None:
         """Sets times t (N,), descending, above the final 0; told (N,): timesteps other than num_train_timesteps t."""
         lams = check_lams(flow_lams(torch.cat([t, torch.zeros(1).double()])))
-        levels = self.process.t_of_lam(lams)
+        self._set_lams(lams, device, len(self) * self.process.t_of_lam(lams[:-1]) if told is None else told)
+
+    def _set_lams(self, lams: Tensor, device: Any, told: Tensor, table: Tableau | None = None) -> None:
         self._on_schedule: Tensor | bool = True  # which tokens were in all steps of the run
-        self._set_levels(lams, levels, (len(self) * levels[:-1] if told is None else told).float(), device)
+        self._set_levels(lams, self.process.t_of_lam(lams), told.float(), device, table)
 
     def _trained_lam(self, timestep: float) -> float:
         return flow_lam(timestep / len(self))
@@ -154,6 +162,8 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         """
         if per_token_timesteps is None:
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
+        if self._run_table is not None:
+            raise UserError("per_token_timesteps need the steps of a solver, and tables have none for them")
         levels = self.process.t_of_lam(self._lams)
         if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
             raise UserError("per_token_timesteps need a schedule of sigmas alone, with timesteps num_train_timesteps t")

@@ -5,7 +5,8 @@
 `ERSDEScheduler` is for variance preserving models, with the conventions of DPMSolverMultistepScheduler;
 `ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
 The options of all three include, by keyword, the fields of `ersde_lit.solvers.ERSDE` (order, noise_scale, which must be
-a name here, corrector, nodes, relative, paper), and they compute what `ersde_lit.solvers.sample` does with its table.
+a name here, corrector, nodes, relative, paper), or in place of them `tables`, a file of learned ones, and they compute
+what `ersde_lit.solvers.sample` does with the table.
 `from_config` accepts the configuration of any scheduler of diffusers with the same noising process; others, and options
 that are not known to keep the process, are refused by name. Needs diffusers.
 """
@@ -34,7 +35,8 @@ from ersde_lit.interop.diffusers.levels import (
     trained_lams,
 )
 from ersde_lit.interop.diffusers.steps import COMPATIBLE, SchedulerMixin, TableScheduler, solver_config
-from ersde_lit.solvers import check_lams, grids
+from ersde_lit.solvers import Tableau, check_lams, grids
+from ersde_lit.solvers.saved import SAME_LEVEL
 
 __all__ = [
     "ERSDEEDMScheduler",
@@ -133,6 +135,10 @@ class ERSDEScheduler(TableScheduler):
         if mu is not None:
             raise UserError(f"ERSDEScheduler cannot be shifted by mu={mu}: use ERSDEFlowMatchScheduler, or flow_shift")
         check_one_given(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        if (table := self._table(num_inference_steps, timesteps=timesteps, sigmas=sigmas)) is not None:
+            self._set_lams(table.lams, device, table)
+            self.num_inference_steps = table.nfe
+            return
         if sigmas is not None:
             levels = as_levels(sigmas)
         elif timesteps is not None:
@@ -149,18 +155,29 @@ class ERSDEScheduler(TableScheduler):
         self.num_inference_steps = len(self.timesteps)
 
     def _set(self, levels: Tensor, device: str | torch.device | None = None) -> None:
+        self._set_lams(flow_lams(levels) if self.config.use_flow_sigmas else levels, device)
+
+    def _set_lams(self, lams: Tensor, device: str | torch.device | None, table: Tableau | None = None) -> None:
+        lams = check_lams(lams)
+        told = lams[:-1] if table is None else table.told
         if self.config.use_flow_sigmas:
-            lams = flow_lams(levels)
-            levels = self.process.t_of_lam(lams)
-            told = (len(self) * levels[:-1]).float()
-        else:
-            lams = levels
-            position = np.interp(lams[:-1].log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
-            exact = torch.from_numpy(position)
-            told = exact.round().long()
-            if (told.diff() == 0).any():  # then exact times between the timesteps
-                told = exact.float()
-        self._set_levels(check_lams(lams), levels, told, device)
+            times = (len(self) * self.process.t_of_lam(told)).float()
+            self._set_levels(lams, self.process.t_of_lam(lams), times, device, table)
+            return
+        low, high = self._trained[[0, -1]].tolist()
+        if table is not None and (
+            float(told.max()) > high * (1 + SAME_LEVEL) or float(told.min()) * (1 + SAME_LEVEL) < low
+        ):
+            raise UserError(
+                f"the table of {table.nfe} calls tells the model levels from {told.max():.5g} to {told.min():.5g}, and "
+                f"it was trained from {high:.5g} to {low:.5g}: it was learned for another model"
+            )
+        position = np.interp(told.log().numpy(), self._trained.log().numpy(), np.arange(len(self._trained)))
+        exact = torch.from_numpy(position)
+        times = exact.round().long()
+        if (times.diff() == 0).any():  # then exact times between the timesteps
+            times = exact.float()
+        self._set_levels(lams, lams, times, device, table)
 
     def _levels_at(self, timesteps: Tensor) -> Tensor:
         if self.config.use_flow_sigmas:

@@ -7,10 +7,10 @@ so the state between two calls is kept here.
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,8 @@ from ersde_lit.denoisers.processes import Process
 from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.configuration import converted
 from ersde_lit.interop.diffusers.levels import distinct
-from ersde_lit.solvers import ERSDE, Tableau
+from ersde_lit.interop.diffusers.rows import Steps
+from ersde_lit.solvers import ERSDE, SavedTables, Tableau, read_tables
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -36,17 +37,23 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 def solver_config(init: Callable[..., None]) -> Callable[..., None]:
-    """Registers a constructor's options as the configuration, with the fields of `ERSDE`, by keyword, added to them."""
+    """Registers a constructor's options as the configuration, with the fields of `ERSDE` and `tables`, by keyword,
+    added to them. Of a file of tables the configuration keeps the content."""
     own = inspect.signature(init)
     keyword = inspect.Parameter.KEYWORD_ONLY
     solver = {field.name: inspect.Parameter(field.name, keyword, default=field.default) for field in fields(ERSDE)}
+    solver["tables"] = inspect.Parameter("tables", keyword, default=None)
 
     @wraps(init)
     def init_with_solver(self: TableScheduler, *args: Any, **options: Any) -> None:
         if not isinstance(self.config.noise_scale, str):
             raise UserError(f"noise_scale of a scheduler is a name, not {self.config.noise_scale!r}")
+        self._tables = None
         self._solver()  # checks the fields
         init(self, *args, **{name: value for name, value in options.items() if name not in solver})
+        if (tables := self.config.tables) is not None:
+            self._tables = read_tables(tables) if isinstance(tables, str | Path) else SavedTables.of_plain(tables)
+            self.register_to_config(tables=self._tables.plain())
 
     signature = own.replace(parameters=[*own.parameters.values(), *solver.values()])
     init_with_solver.__signature__ = signature  # type: ignore[attr-defined]
@@ -54,45 +61,13 @@ def solver_config(init: Callable[..., None]) -> Callable[..., None]:
     return registered
 
 
-class Steps:
-    """Steps by the rows of a table in x0, one call a step; equal to `sample` up to rounding.
-
-    The corrector adds to the state that is passed, so a pipeline's changes of it (an inpainting mask) are kept.
-    """
-
-    def __init__(self, tableau: Tableau):
-        self.r, self.c, self.b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
-        self.corrector = [] if tableau.corrector is None else tableau.corrector.tolist()
-        self.history: deque[Tensor] = deque(maxlen=max(len(row) for row in self.c[:1] + self.corrector[:1]))
-        self.predicted: Tensor | None = None
-        self.i = 0
-
-    @property
-    def adds_noise(self) -> bool:
-        return self.b[self.i] > 0
-
-    def __call__(self, y: Tensor, x0: Tensor, noise: Tensor | None) -> Tensor:
-        """The next state from y and the x0 predicted of it; noise, standard normal, where `adds_noise`."""
-        self.history.appendleft(x0)
-        if self.predicted is not None and self.corrector and any(self.corrector[self.i - 1]):
-            y = y + self._weighted(self.corrector[self.i - 1]) - self.predicted
-        self.predicted = self._weighted(self.c[self.i])
-        y = self.r[self.i] * y + self.predicted
-        if noise is not None:
-            y = y.add(noise, alpha=self.b[self.i])
-        self.i += 1
-        return y
-
-    def _weighted(self, weights: list[float]) -> Tensor:
-        total = self.history[0] * weights[0]
-        for weight, x0 in zip(weights[1:], list(self.history)[1:], strict=False):
-            if weight:
-                total = total.add(x0, alpha=weight)
-        return total
-
-
 class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Scheduler with the interface of diffusers' pipelines; a subclass provides noise levels and timesteps.
+
+    With the option `tables`, a file of them or its content as plain data, a run is by one of these, at its noise levels
+    and through the calls that it tells, whatever the other options of solver and levels say; it begins with
+    ``init_noise_sigma`` times standard normal noise, at its first level. Where a call is told another level than the
+    state's, the state has the alpha of what is told, so that it is the model's input as it stands.
 
     Attributes:
         timesteps: (N,) the model's timesteps, descending, all different.
@@ -103,10 +78,10 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     order = 1
-    init_noise_sigma: float = 1.0
     process: Process
     prediction: str  # as PREDICTIONS has it
     num_inference_steps: int | None
+    _tables: SavedTables | None  # None while the levels of the model's training are set
     if TYPE_CHECKING:
         config: Any  # attributes as well as items
 
@@ -118,14 +93,33 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _solver(self) -> ERSDE:
         return ERSDE(**{f.name: self.config[f.name] for f in fields(ERSDE)})
 
-    def _set_levels(self, lams: Tensor, sigmas: Tensor, timesteps: Tensor, device: Any = None) -> None:
-        """Sets the schedule of the next run: lams, sigmas (N+1,) and timesteps (N,), descending."""
+    def _table(self, num_inference_steps: int | None, **other: Any) -> Tableau | None:
+        """The table of a run of so many steps; None without tables; UserError where `other` levels are given."""
+        if self._tables is None:
+            return None
+        if given := [name for name, value in other.items() if value is not None]:
+            raise UserError(f"the tables have levels of their own: set num_inference_steps, not {given[0]}")
+        table: Tableau = self._tables.tableau(self._tables.grid(num_inference_steps or 0))
+        return table
+
+    def _set_levels(
+        self, lams: Tensor, sigmas: Tensor, timesteps: Tensor, device: Any = None, table: Tableau | None = None
+    ) -> None:
+        """Sets the schedule of the next run: lams, sigmas (N+1,) and timesteps (N,), descending; and its table."""
         self._lams = lams
+        self._run_table = table
+        self._told = lams[:-1] if table is None else table.told
+        self._alphas = self.process.alpha_of_lam(torch.cat([self._told, lams[-1:]])).tolist()
         self.sigmas = sigmas.float()
         self.timesteps = distinct(timesteps).to(device)
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._steps: Steps | None = None
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the state that a run begins with."""
+        return 1.0 if self._run_table is None else self._alphas[0] * float(self._lams[0])
 
     @property
     def step_index(self) -> int | None:
@@ -184,11 +178,10 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         i, steps = self._begin_step(timestep)
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        alpha, next_alpha = self.process.alpha_of_lam(self._lams[i : i + 2]).tolist()
-        y = sample.to(dtype) / alpha
-        x0 = self._denoised(y, self._lams[i], model_output.to(dtype))
+        y = sample.to(dtype) / self._alphas[i]
+        x0 = self._denoised(y, self._told[i], model_output.to(dtype))
         noise = self._noise(sample, generator, variance_noise) if steps.adds_noise else None
-        previous = next_alpha * steps(y, x0, noise)
+        previous = self._alphas[i + 1] * steps(y, x0, noise)
         return self._end_step(i, previous.to(sample.dtype), x0.to(sample.dtype), return_dict)
 
     def _begin_step(self, timestep: float | Tensor) -> tuple[int, Steps]:
@@ -197,8 +190,10 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise UserError("set_timesteps must be called before step")
         i = self._find_step(timestep)
         if self._steps is None:
+            if self._run_table is not None and i:
+                raise UserError(f"a run by a table has no other beginning than its first level, and not step {i}")
             with torch.device("cpu"):
-                self._steps = Steps(self._solver().tableau(self._lams[i:]))
+                self._steps = Steps(self._run_table or self._solver().tableau(self._lams[i:]))
         return i, self._steps
 
     def _end_step(
@@ -236,14 +231,19 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         told = torch.as_tensor(timesteps).flatten().tolist()
         coming = self._begin_index if self._step_index is None else self._step_index
         if self._begin_index is not None and coming is not None and coming < len(self.timesteps):
-            lams = [float(self._lams[coming])] * len(told)
+            steps = [(self._alphas[coming], float(self._lams[coming]))] * len(told)
         else:
-            scheduled = dict(zip(self.timesteps.tolist(), self._lams.tolist(), strict=False))
-            lams = [scheduled[t] if t in scheduled else self._trained_lam(t) for t in told]
-        lam = torch.tensor(lams, dtype=torch.float64).view(-1, *[1] * (sample.ndim - 1))
-        alpha = self.process.alpha_of_lam(lam)
+            pairs = zip(self._alphas, self._lams.tolist(), strict=True)
+            scheduled = dict(zip(self.timesteps.tolist(), pairs, strict=False))
+            steps = [scheduled[t] if t in scheduled else self._trained_step(t) for t in told]
+        alpha, lam = torch.tensor(steps, dtype=torch.float64).view(-1, 2, *[1] * (sample.ndim - 1)).unbind(1)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         return alpha.to(sample.device, dtype), (alpha * lam).to(sample.device, dtype)
+
+    def _trained_step(self, timestep: float) -> tuple[float, float]:
+        """alpha and level with which the model was trained at a timestep."""
+        lam = self._trained_lam(timestep)
+        return float(self.process.alpha_of_lam(torch.tensor(lam, dtype=torch.float64))), lam
 
     def _trained_lam(self, timestep: float) -> float:
         """The level with which the model was trained at a timestep; UserError if there is none."""

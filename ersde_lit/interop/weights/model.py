@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.published import published
 from ersde_lit.networks import Network
+from ersde_lit.solvers import SavedTables
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
 from ersde_lit.training.classes import CLASSES_KEY, Classes
+from ersde_lit.training.module import TABLES_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.spec import Spec, at_most, build, with_defaults
 from ersde_lit.training.weights import compare
@@ -44,6 +46,7 @@ class ImportedModel:
         images_seen: images of the training so far, from which further training counts on.
         notes: further lines for the report.
         classes: trained classes and their names, as a checkpoint keeps them; None if unknown.
+        tables: learned tables to sample with, as plain data; None: none.
     """
 
     origin: str
@@ -54,6 +57,7 @@ class ImportedModel:
     images_seen: int = 0
     notes: list[str] = field(default_factory=list)
     classes: dict[str, Any] | None = None
+    tables: dict[str, Any] | None = None
 
     def module(self) -> DiffusionModule:
         """The model on the meta device; UserError if weights and description do not match or weights are not finite."""
@@ -81,7 +85,8 @@ class ImportedModel:
         if set(state) != set(module.state_dict()):
             raise UserError("its weights are not those of the model that it describes")
         classes = {CLASSES_KEY: Classes.read(self.classes, module.num_classes).plain()} if self.classes else {}
-        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **_START}
+        tables = {TABLES_KEY: SavedTables.of_plain(self.tables).plain()} if self.tables else {}
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **tables, **_START}
 
     def report(self, module: DiffusionModule) -> str:
         """Report of what was found, in lines of a word and its value."""

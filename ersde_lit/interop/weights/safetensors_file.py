@@ -18,9 +18,11 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.interop.weights.model import UNCERTAINTY, ImportedClassifier, ImportedModel
+from ersde_lit.solvers import SavedTables
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
-from ersde_lit.training.checkpoint import read
+from ersde_lit.training.checkpoint import carrying, read
 from ersde_lit.training.classes import CLASSES_KEY
+from ersde_lit.training.module import TABLES_KEY
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.weights import plain_name
 
@@ -31,13 +33,17 @@ _PARTS = {
 }
 
 
-def export(checkpoint: str | Path, out: str | Path, averaged_only: bool = False) -> list[str]:
+def export(
+    checkpoint: str | Path, out: str | Path, averaged_only: bool = False, tables: SavedTables | None = None
+) -> list[str]:
     """Writes a checkpoint's weights and spec atomically; returns the parts written.
 
     Args:
         averaged_only: omit the raw weights, from which further training would start.
+        tables: to sample with by default; None: those that the checkpoint carries.
     """
-    return write_safetensors(read(checkpoint), out, f"checkpoint {checkpoint}", averaged_only)
+    content = carrying(checkpoint, tables) if tables is not None else read(checkpoint)
+    return write_safetensors(content, out, f"checkpoint {checkpoint}", averaged_only)
 
 
 def write_safetensors(content: Mapping[str, Any], out: str | Path, name: str, averaged_only: bool = False) -> list[str]:
@@ -57,7 +63,7 @@ def write_safetensors(content: Mapping[str, Any], out: str | Path, name: str, av
     if averaged_only or all(_equal(t, tensors.get(n.replace("raw.", "averaged.", 1))) for n, t in raw.items()):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
-    about |= {CLASSES_KEY: content[CLASSES_KEY]} if CLASSES_KEY in content else {}
+    about |= {key: content[key] for key in (CLASSES_KEY, TABLES_KEY) if key in content}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(out) as temporary:
         temporary.touch()
@@ -80,7 +86,8 @@ def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
         about = json.loads(metadata["ersde_lit"])
         spec, images = about[SPEC_KEY], about[IMAGES_KEY]
         model = _model(spec, int(images), tensors)
-        return replace(model, classes=about.get(CLASSES_KEY)) if isinstance(model, ImportedModel) else model
+        kept = {"classes": about.get(CLASSES_KEY), "tables": about.get(TABLES_KEY)}
+        return replace(model, **kept) if isinstance(model, ImportedModel) else model
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} has a description that cannot be read: {str(error)[:120]}") from None
 
