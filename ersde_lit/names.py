@@ -4,7 +4,7 @@ SOLVERS = (
     "er_sde", "euler", "ddim", "ddpm", "dpm++2m", "dpm++2m_heun", "dpm++3m", "sde_dpm++2m", "unipc2", "unipc3", "sa",
     "ipndm", "deis",
 )  # fmt: skip
-SAMPLERS = ("default", "heun")  # without a table
+SAMPLERS = ("default", "noisy", "heun")  # without a table
 GRIDS = ("edm", "log_uniform", "poly_exponential", "vp_linear", "vp_cosine", "vp_discrete", "iddpm")
 
 CARRIED = "carried"  # the tables that a checkpoint carries

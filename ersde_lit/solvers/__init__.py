@@ -8,6 +8,7 @@ or all at once: ``default(nfe)(denoiser, SeededNoise(seeds, shape), nfe)``. No f
 from ersde_lit.solvers import grids, oracles, registry
 from ersde_lit.solvers.adams import DEIS, IPNDM
 from ersde_lit.solvers.ddim import DDIM
+from ersde_lit.solvers.default import Default, Noisy, default, noisy
 from ersde_lit.solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.heun import Heun
@@ -15,7 +16,7 @@ from ersde_lit.solvers.loop import NFECounter, sample
 from ersde_lit.solvers.noise import SeededNoise
 from ersde_lit.solvers.noise_scale import NoiseScale, custom, eta, noise_scale, power, window
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Default, Sampler, TableSampler, default
+from ersde_lit.solvers.sampler import Sampler, TableSampler
 from ersde_lit.solvers.saved import SavedTables, learned, read_tables, write_tables
 from ersde_lit.solvers.tableau import Solver, Tableau, check_lams
 from ersde_lit.solvers.unipc import UniPC
@@ -30,6 +31,7 @@ __all__ = [
     "Heun",
     "NFECounter",
     "NoiseScale",
+    "Noisy",
     "SASolver",
     "SDEDPMSolverPP",
     "Sampler",
@@ -46,6 +48,7 @@ __all__ = [
     "grids",
     "learned",
     "noise_scale",
+    "noisy",
     "oracles",
     "power",
     "read_tables",

@@ -12,12 +12,13 @@ from ersde_lit.names import TABLES
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.adams import DEIS, IPNDM
 from ersde_lit.solvers.ddim import DDIM
+from ersde_lit.solvers.default import Default, Noisy
 from ersde_lit.solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.heun import Heun
 from ersde_lit.solvers.sa_solver import SASolver
-from ersde_lit.solvers.sampler import Default, Sampler, TableSampler
+from ersde_lit.solvers.sampler import Sampler, TableSampler
 from ersde_lit.solvers.saved import SavedTables, learned
 from ersde_lit.solvers.tableau import Solver
 from ersde_lit.solvers.unipc import UniPC
@@ -38,7 +39,8 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "deis": DEIS,
 }
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"default": Default, "heun": Heun}  # those that are no one table
+# Those that are no one table.
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"default": Default, "noisy": Noisy, "heun": Heun}
 
 GRIDS: dict[str, Callable[..., Any]] = {
     "edm": grids.edm,

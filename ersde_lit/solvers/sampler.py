@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
-from ersde_lit.solvers.ersde import ERSDE
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
 from ersde_lit.solvers.tableau import Solver, Tableau, check_lams, with_mean
@@ -135,51 +133,3 @@ def _snap(lams: Tensor, levels: Tensor) -> Tensor:
     # Strictly ascending indices, moving as few as possible: nearest - order may only rise, up to what is left.
     order = torch.arange(len(lams))
     return levels[(nearest - order).cummax(0).values.clamp(max=len(levels) - len(lams)) + order]
-
-
-def default(nfe: int) -> TableSampler:
-    """Default sampler of a number of calls: order 2, nearly an ODE solver, from a start that is given the data's mean.
-
-    ER-SDE of order 2 with nodes 1.68 + 1 / nfe relative to each step, on EDM's grid of rho 9 from lam_max = 6.5 nfe, at
-    most 80; below 5 calls of rho 5, from 20 or more. From 6 calls on it adds 0.6 of the reverse SDE's noise, but above
-    lam = 5 alone.
-
-    A run starts from N(0, lam_max^2), not from noisy data, whose mean and largest variances it lacks. On image-like
-    data that alone leaves other samplers an error that no number of calls mends. Here the mean is added (`with_mean`),
-    which also lets few calls start at lower levels; noise at high levels forgets the rest, where it costs no accuracy.
-
-    The table below is for exact denoisers. A network's own errors are mended by noise at low levels, which costs calls:
-    where a network is weak compare ``ERSDE(2, "er_sde_3", nodes=2, relative=True)``.
-
-    Chosen on three Gaussian spectra and a mixture fitted to digits, whose denoisers are exact; mixtures of
-    Fashion-MNIST and of emoji and a fourth spectrum were held out: tools/results/laws.md. Exact 2-Wasserstein error on
-    16 Gaussian modes with std 1 to 0.01, the others on EDM's own grid, by calls:
-
-        calls                       6      8     10      20       50
-        this default              .066   .018   .0091   .0031    .0010
-        er_sde_5, nodes 2         .10   .030   .017   .0039    .0012
-        order 3 + corrector 3     .46    .23   .090   .0069   4.4e-4
-        published order 3         .52    .33    .21    .037   4.6e-3
-        DEIS-3                    .19   .047   .014   .0042   5.4e-4
-        UniPC-2                   .23    .30    .27    .046    .0025
-        SDE-DPM-Solver++(2M)      .18    .18    .25     .15     .023
-    """
-    check_nfe(nfe)
-    noise = "window:0.6:5:10000:1" if nfe > 5 else "ode"
-    solver = ERSDE(2, noise, nodes=round(1.68 + 1 / nfe, 2), relative=True)
-    lam_max, rho = min(80.0, max(20.0, 6.5 * nfe)), 9.0 if nfe > 4 else 5.0
-    return TableSampler(solver, partial(grids.edm, lam_max=lam_max, rho=rho), add_mean=True)
-
-
-@dataclass(frozen=True)
-class Default(Sampler):
-    """``default(nfe)`` as a sampler class, for YAML, callbacks and sweeps; `grid`, if given, replaces its grid."""
-
-    grid: Grid | None = None
-
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoise, noise: Noise, nfe: int, labels: Tensor | None = None, callback: Callback | None = None
-    ) -> Tensor:
-        chosen = default(nfe)
-        return replace(chosen, grid=self.grid or chosen.grid)(denoiser, noise, nfe, labels, callback)

@@ -559,7 +559,7 @@ BAD = [
     (["--ckpt_path=absent.ckpt"], "there is nothing at --ckpt_path absent.ckpt"),
     (["--nfe=0"], "write numbers of network calls as in 5,10,20"),
     (["--nfe=few"], "write numbers of network calls"),
-    (["--solvers=best"], "--solver best: choose from default, heun, er_sde"),
+    (["--solvers=best"], "--solver best: choose from default, noisy, heun, er_sde"),
     (
         ["--solvers=er_sde:order=0"],
         "--solver er_sde:order=0: ",

@@ -17,18 +17,17 @@ from tiny import network
 from ersde_lit.cli import COMMANDS, main
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.sampler import (
-    NOISY,
     OF_GRID,
     OF_SOLVER,
     PRESETS,
     SamplerOptions,
-    named_default,
+    as_options,
 )  # fmt: skip
 from ersde_lit.denoisers import VE
 from ersde_lit.names import GRIDS, MAX_STEPS, SAMPLERS, SOLVERS
 from ersde_lit.networks import ClassifierEncoder, UNet
 from ersde_lit.sampling.formats import read_meta
-from ersde_lit.solvers import SeededNoise, TableSampler, default, registry
+from ersde_lit.solvers import SeededNoise, TableSampler, default, noisy, registry
 from ersde_lit.training import DiffusionModule
 from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND, NoisyClassifier
@@ -141,7 +140,7 @@ class TestChoices:
     def test_the_default_is_recorded_in_full(self, nfe: int) -> None:
         """So that it can be made again when `default` has become another."""
         made, named = SamplerOptions(nfe=nfe).sampler(VE())
-        assert named == {"nfe": nfe, **named_default(nfe)}
+        assert named == {"nfe": nfe, **as_options(default(nfe))}
         assert isinstance(made, TableSampler)
         assert made.solver == default(nfe).solver
         assert torch.equal(made.grid(nfe), default(nfe).grid(nfe))
@@ -169,7 +168,7 @@ class TestChoices:
 
     @pytest.mark.parametrize(("preset", "nfe"), PRESETS.items())
     def test_presets_are_the_default_at_their_nfe_but_for_noisy(self, preset, nfe) -> None:
-        expected = NOISY if preset == "noisy" else named_default(nfe)
+        expected = as_options(noisy(nfe) if preset == "noisy" else default(nfe))
         assert SamplerOptions(preset=preset).sampler(VE())[1] == {"nfe": nfe, **expected}
         assert f"{nfe}" in (SamplerOptions.__doc__ or "")
 
@@ -302,7 +301,7 @@ class TestAgain:
     @pytest.mark.parametrize(
         ("options", "changed", "dropped"),
         [
-            (["--preset=fast"], {"nfe": 8, **named_default(8)}, {"nfe", "solver", *OF_SOLVER, "grid", *OF_GRID}),
+            (["--preset=fast"], {"nfe": 8, **as_options(default(8))}, {"nfe", "solver", *OF_SOLVER, "grid", *OF_GRID}),
             (["--solver=unipc2"], {"solver": "unipc2"}, {*OF_SOLVER}),
             (["--solver=er_sde"], {}, set()),
             (["--grid=log_uniform"], {"grid": "log_uniform"}, {*OF_GRID}),
@@ -504,7 +503,7 @@ BAD = [
     (["--out=there.npz", "--overwrite"], "there.npz exists and is not a set of samples, so it stays"),
     (["--config=binary.yaml"], "no text"),
     (["--like=small.ckpt"], "small.ckpt is no set of samples"),
-    (["--solver=best"], "--solver best: choose from default, heun, er_sde"),
+    (["--solver=best"], "--solver best: choose from default, noisy, heun, er_sde"),
     (["--grid=best"], "--grid best: choose from edm, log_uniform"),
     (["--noise_scale=er_sde_9"], "er_sde_5"),
     (["--solver=ddim", "--noise_scale=sde"], "has no option 'noise_scale'"),

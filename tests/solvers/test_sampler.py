@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,22 +11,15 @@ from torch import Tensor
 
 from ersde_lit.solvers import (
     DDIM,
-    DEIS,
     ERSDE,
     IPNDM,
-    Default,
-    DPMSolverPP,
     NFECounter,
-    SDEDPMSolverPP,
     SeededNoise,
-    Solver,
     TableSampler,
-    UniPC,
     default,
     grids,
     sample,
 )
-from ersde_lit.solvers.oracles import Gaussian, output_law, w2, w2_error
 from ersde_lit.solvers.sampler import adapt_grid
 
 
@@ -153,78 +144,3 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
     TableSampler(ERSDE())(denoiser, NOISE, 12)
     assert set(denoiser.called) <= set(grids.vp_levels().tolist())
     assert len(set(denoiser.called)) == 12
-
-
-def test_default() -> None:
-    above_5 = "window:0.6:5:10000:1"
-    chosen: list[tuple[int, str, float, float, float]] = [
-        (1, "ode", 2.68, 20, 5), (4, "ode", 1.93, 26, 5), (5, "ode", 1.88, 32.5, 9), (6, above_5, 1.85, 39, 9),
-        (20, above_5, 1.73, 80, 9), (50, above_5, 1.7, 80, 9),
-    ]  # fmt: skip
-    for nfe, noise, nodes, lam_max, rho in chosen:
-        sampler = default(nfe)
-        assert sampler.solver == ERSDE(2, noise, nodes=nodes, relative=True)
-        torch.testing.assert_close(sampler.grid(nfe), grids.edm(nfe, lam_max=lam_max, rho=rho))
-        assert sampler.add_mean
-
-
-# As image data are: means far from 0, std from well above 1 (at 32x32) to below 0.1.
-IMAGES = Gaussian(
-    torch.cat([torch.tensor([5.0]), torch.zeros(63)]).double(), 10 * torch.arange(1, 65, dtype=torch.float64) ** -1.2
-)
-
-
-def error_from_pure_noise(data: Gaussian, sampler: TableSampler, nfe: int) -> float:
-    """W2 as in use: a run starts from N(0, lam_max^2), not from the data at lam_max."""
-    zero = torch.zeros_like(data.mean)
-    law = output_law(lambda _, noise: sampler(data, noise, nfe), zero, zero, nfe)
-    return w2(*law, data.mean, data.std)
-
-
-def test_more_calls_of_the_default_are_better() -> None:
-    nfes, spectrum = (5, 6, 8, 10, 15, 20, 30, 50), Gaussian.spectrum()
-    from_exact = [w2_error(spectrum, default(nfe).solver.tableau(default(nfe).grid(nfe))) for nfe in nfes]
-    for errors in (
-        from_exact,
-        [error_from_pure_noise(spectrum, default(nfe), nfe) for nfe in nfes],
-        [error_from_pure_noise(IMAGES, default(nfe), nfe) for nfe in nfes],
-    ):
-        assert errors == sorted(errors, reverse=True)
-
-
-@pytest.mark.parametrize(
-    "rival",
-    [DPMSolverPP(), SDEDPMSolverPP(), UniPC(), UniPC(order=3), DEIS(), IPNDM(), ERSDE(3, paper=True)],
-    ids=str,
-)
-def test_no_rival_on_one_grid_is_ahead_of_the_default_over_both_laws(rival: Solver) -> None:
-    """In the geometric mean; errors below 0.002 count as 0.002."""
-    for grid in (grids.edm, grids.log_uniform, partial(grids.edm, rho=12.0), partial(grids.log_uniform, lam_max=20.0)):
-        for nfe in (5, 6, 8, 10, 15, 20, 30):
-            ours, theirs = (
-                math.prod(max(error_from_pure_noise(data, s, nfe), 0.002) for data in (Gaussian.spectrum(), IMAGES))
-                for s in (default(nfe), TableSampler(rival, grid))
-            )
-            assert ours < theirs, (rival, grid, nfe)
-
-
-@pytest.mark.parametrize("nfe", [4, 20])
-def test_the_default_can_be_named_as_a_sampler(nfe: int) -> None:
-    denoiser = NFECounter(Denoiser())
-    assert torch.equal(Default()(denoiser, NOISE, nfe), default(nfe)(Denoiser(), NOISE, nfe))
-    assert denoiser.nfe == nfe
-    other = Default(grids.log_uniform)(Denoiser(), NOISE, nfe)
-    assert torch.equal(
-        other, TableSampler(default(nfe).solver, grids.log_uniform, add_mean=True)(Denoiser(), NOISE, nfe)
-    )
-
-
-def test_the_documented_numbers_are_right() -> None:
-    rows = [line for line in default.__doc__.splitlines() if re.search(r" \.\d", line)]  # type: ignore[union-attr]
-    documented = [[float(x) for x in re.findall(r"(?<= )\d*\.\d+(?:e-\d)?", row)][-5:] for row in rows]
-    exact = ERSDE(2, "er_sde_5", nodes=2.0, relative=True)
-    solvers = [None, exact, ERSDE(3, corrector=3), ERSDE(3, paper=True), DEIS(), UniPC(), SDEDPMSolverPP()]
-    for solver, expected in zip(solvers, documented, strict=True):
-        samplers = [TableSampler(solver) if solver else default(n) for n in (6, 8, 10, 20, 50)]
-        tables = [s.solver.tableau(s.grid(n)) for s, n in zip(samplers, (6, 8, 10, 20, 50), strict=True)]
-        assert [w2_error(Gaussian.spectrum(), table) for table in tables] == pytest.approx(expected, rel=0.06)

@@ -14,10 +14,8 @@ from ersde_lit.renamed import hint
 if TYPE_CHECKING:
     from ersde_lit.solvers import Sampler, SavedTables
 
-PRESETS = {"fast": 8, "balanced": 20, "best": 50, "noisy": 20}  # NFE; all but noisy with the default sampler
-NOISY: dict[str, Any] = {
-    "solver": "er_sde", "order": 2, "noise_scale": "er_sde_3", "nodes": 2.6, "relative": True, "grid": "edm",
-}  # fmt: skip
+PRESETS = {"fast": 8, "balanced": 20, "best": 50, "noisy": 20}  # NFE
+CHOSEN = (None, "default", "noisy")  # solvers whose options are chosen by NFE
 OF_SOLVER = ("order", "noise_scale", "corrector", "nodes", "relative", "paper", "eta", "churn", "add_mean")
 OF_GRID = ("rho", "sigma_min", "sigma_max")
 IN_PYTHON = {"sigma_min": "lam_min", "sigma_max": "lam_max"}  # what `solvers.grids` calls them
@@ -30,13 +28,13 @@ class SamplerOptions:
     """How to sample.
 
     Args:
-        preset: fast, balanced or best: 8, 20 or 50 network calls an image by the default sampler; noisy: 20 with much
-            noise, which mends what a weak network gets wrong.
+        preset: fast, balanced or best: 8, 20 or 50 network calls an image by the default sampler; noisy: 20 by the
+            noisy one.
         nfe: network calls an image, 20 if not given (heun makes an odd number: one less where this is even).
-        solver: default (chosen by NFE; er_sde if one of its options is given), er_sde, ddim, ddpm, dpm++2m,
-            dpm++2m_heun, dpm++3m, sde_dpm++2m, unipc2, unipc3, sa, ipndm, deis or heun; also with options, as in
-            er_sde:order=2:noise_scale=power:1.5; a file of learned tables, NAME.tables; or carried, the tables in the
-            checkpoint. If not given: carried where there is a table of this NFE, else default.
+        solver: default (chosen by NFE; er_sde if one of its options is given), noisy (for weak networks), er_sde, ddim,
+            ddpm, dpm++2m, dpm++2m_heun, dpm++3m, sde_dpm++2m, unipc2, unipc3, sa, ipndm, deis or heun; also with
+            options, as in er_sde:order=2:noise_scale=power:1.5; a file of learned tables, NAME.tables; or carried, the
+            tables in the checkpoint. If not given: carried where there is a table of this NFE, else default.
         order: number of x0 values a step; of er_sde, ipndm, deis.
         noise_scale: of er_sde: ode, sde, er_sde_1 .. er_sde_5, power:P (sigma^P), eta:NAME:S (sigma^(1-S) NAME^S), or
             window:STRENGTH:LOW:HIGH:WIDTH (noise between two noise levels alone).
@@ -83,7 +81,9 @@ class SamplerOptions:
         if is_table(self.solver) and (beside := [name for name in given if name not in ("nfe", "solver")]):
             raise UserError(f"--solver {self.solver} has rows and noise levels of its own: leave --{beside[0]} out")
         for name in given:
-            if self.solver in (None, "default") and name in NOT_OF_ER_SDE:
+            if self.solver == "noisy" and name in OF_SOLVER:
+                raise UserError(f"--solver noisy is chosen by --nfe alone: leave --{name} out, or take --solver er_sde")
+            if self.solver in CHOSEN and name in NOT_OF_ER_SDE:
                 raise UserError(f"--{name} is an option of {NOT_OF_ER_SDE[name]}: add --solver {NOT_OF_ER_SDE[name]}")
             if self.paper and name in NOT_OF_PAPER:
                 raise UserError(f"the published algorithm has no {name}: leave --{name} or --paper out")
@@ -115,20 +115,18 @@ class SamplerOptions:
         Raises:
             UserError: solver, options, grid and denoiser do not fit together.
         """
-        from ersde_lit.solvers import TableSampler, grids, registry
+        from ersde_lit.solvers import TableSampler, default, grids, noisy, registry
 
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
-        plain = self.solver is None and self.preset != "noisy" and not (of_solver or of_grid or self.grid)
+        solver = "noisy" if self.preset == "noisy" else self.solver
+        plain = solver is None and not (of_solver or of_grid or self.grid)
         if is_table(self.solver) or (plain and carried is not None and nfe in carried.tables):
             return self._saved(denoiser, nfe, carried)
-        if self.preset == "noisy":
-            choice = NOISY
-        elif self.solver in (None, "default") and not of_solver:
-            choice = named_default(nfe)
+        if solver in CHOSEN and not of_solver:
+            choice = as_options(noisy(nfe) if solver == "noisy" else default(nfe))
         else:
-            name = "er_sde" if self.solver in (None, "default") else self.solver
-            choice = {"solver": name, **of_solver, "grid": "edm"}
+            choice = {"solver": "er_sde" if solver in CHOSEN else solver, **of_solver, "grid": "edm"}
         if self.grid:
             choice = {key: value for key, value in choice.items() if key not in OF_GRID} | {"grid": self.grid}
         choice = choice | of_grid
@@ -181,13 +179,12 @@ REPLACES = {
 }
 
 
-def named_default(nfe: int) -> dict[str, Any]:
-    """`solvers.default(nfe)` as options."""
-    from ersde_lit.solvers import default, registry
+def as_options(sampler: Any) -> dict[str, Any]:
+    """A sampler of `solvers.default` as options."""
+    from ersde_lit.solvers import registry
 
-    sampler: Any = default(nfe)
     name = next(name for name, made in registry.SOLVERS.items() if type(sampler.solver) is made)
     changed = {f.name: value for f in fields(sampler.solver) if (value := getattr(sampler.solver, f.name)) != f.default}
-    changed["add_mean"] = sampler.add_mean
-    of_grid = {option: sampler.grid.keywords[IN_PYTHON.get(option, option)] for option in ("rho", "sigma_max")}
-    return {"solver": name, **changed, "grid": "edm", **of_grid}
+    given = sampler.grid.keywords
+    of_grid = {option: given[key] for option in OF_GRID if (key := IN_PYTHON.get(option, option)) in given}
+    return {"solver": name, **changed, "add_mean": sampler.add_mean, "grid": "edm", **of_grid}
