@@ -105,6 +105,7 @@ class LearnedTable(nn.Module):
         with torch.no_grad():
             table = self.coefficients()
         check_lams(table.lams)
+        assert table.calls is not None
         told = None if torch.allclose(table.calls, table.lams[:-1], rtol=1e-12, atol=0) else table.calls
         return table._replace(b=table.b.abs(), calls=told)
 
@@ -120,8 +121,8 @@ class LearnedTable(nn.Module):
         table = self.coefficients()
         z = noise.initial()
         dtype = torch.promote_types(z.dtype, torch.float32)
-        lams, r, c, b = (t.to(dtype) for t in (table.lams, table.r, table.c, table.b))
-        told = table.calls.to(dtype)
+        assert table.calls is not None
+        lams, r, c, b, told = (t.to(dtype) for t in (table.lams, table.r, table.c, table.b, table.calls))
         adds = "noise" in self.learn or b.detach() != 0
         condition: dict[str, Any] = {} if labels is None else {"labels": labels}
         y, history = lams[0] * z, list[Tensor]()
@@ -147,7 +148,7 @@ class LearnedTable(nn.Module):
         self.log_ratios.clamp_(min=math.log(1e-3))
         if self.lam_min > 0 and self.nfe > 1:
             most = float(self.log_start) - math.log(self.lam_min)
-            self.log_ratios -= max(0.0, math.log(float(self.log_ratios.exp().sum()) / most))
+            self.log_ratios.sub_(max(0.0, math.log(float(self.log_ratios.exp().sum()) / most)))
 
     @torch.no_grad()
     def stir_(self, least: float = 0.05) -> None:

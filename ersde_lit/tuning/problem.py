@@ -39,6 +39,7 @@ class Problem:
         objective: see `Objective`.
         labels: the labels of seeds, a function of the seeds alone; None: the denoiser is called without.
         device: where noise is made, and denoiser and objective are.
+        noise: the noise of seeds; None: `SeededNoise`.
     """
 
     denoiser: Denoise
@@ -46,11 +47,13 @@ class Problem:
     objective: Objective
     labels: Callable[[Sequence[int]], Tensor] | None = None
     device: torch.device | str = "cpu"
+    noise: Callable[[Sequence[int]], Noise] | None = None
 
     def draw(self, seeds: Sequence[int]) -> tuple[Noise, Tensor | None]:
         """Noise and labels of these seeds."""
         labels = None if self.labels is None else self.labels(seeds).to(self.device)
-        return SeededNoise(seeds, self.shape, self.device), labels
+        noise = SeededNoise(seeds, self.shape, self.device) if self.noise is None else self.noise(seeds)
+        return noise, labels
 
     def to(self, device: torch.device | str) -> Problem:
         """The same on another device; modules move there, as ``nn.Module.to`` has it."""
@@ -60,12 +63,20 @@ class Problem:
         return replace(self, device=device)
 
     @torch.no_grad()
-    def scores(self, tableau: Tableau, seeds: Sequence[int], batch: int) -> Tensor:
-        """The objective of each block of `batch` seeds, float64 on the CPU: the same blocks for each table."""
+    def scores(self, tableau: Tableau, seeds: Sequence[int], batch: int = 200, block: int = 500) -> Tensor:
+        """The objective of each block of so many seeds, float64 on the CPU: the same blocks for each table.
+
+        Args:
+            batch: samples made at a time.
+        """
         values = []
-        for first in range(0, len(seeds), batch):
-            noise, labels = self.draw(seeds[first : first + batch])
-            start = float(tableau.lams[0]) * noise.initial()
-            x = sample(self.denoiser, tableau, start, noise=noise, labels=labels)
-            values.append(self.objective(x, noise, labels))
+        for first in range(0, len(seeds), block):
+            part = seeds[first : first + block]
+            x = torch.cat([self._samples(tableau, part[k : k + batch]) for k in range(0, len(part), batch)])
+            values.append(self.objective(x, *self.draw(part)))
         return torch.stack(values).double().cpu()
+
+    def _samples(self, tableau: Tableau, seeds: Sequence[int]) -> Tensor:
+        noise, labels = self.draw(seeds)
+        start = float(tableau.lams[0]) * noise.initial()
+        return sample(self.denoiser, tableau, start, noise=noise, labels=labels)

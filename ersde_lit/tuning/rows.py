@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -23,19 +25,18 @@ def theory(lams: Tensor, excess: Tensor, nodes: float) -> Tensor:
     """
     steps = len(lams)
     blocks = []
-    for first, last, count in ((0, min(1, steps - 1), 1), (1, steps - 1, 2)):
-        if first >= last:
-            continue
-        start, end = lams[first:last], lams[first + 1 : last + 1]
-        weights = lagrange_integrals(
-            _power(excess[first:last]),
-            start,
-            end,
-            torch.stack([lams[first - j : last - j] for j in range(count)], dim=1),
-            lambda lam, s=nodes * (start * end).sqrt().unsqueeze(1): torch.asinh(lam / s),
-        )
-        blocks.append(torch.nn.functional.pad(weights, (0, steps - count)))
+    for first, last, order in ((0, min(1, steps - 1), 1), (1, steps - 1, 2)):
+        if first < last:
+            at = torch.stack([lams[first - j : last - j] for j in range(order)], dim=1)
+            weights = leaps(at, lams[first + 1 : last + 1], excess[first:last], nodes)
+            blocks.append(torch.nn.functional.pad(weights, (0, steps - order)))
     return torch.cat([*blocks, torch.eye(steps, dtype=lams.dtype)[:1]])
+
+
+def leaps(at: Tensor, end: Tensor, excess: Tensor, nodes: float) -> Tensor:
+    """Weights (n, k) of the x0 at the levels `at` (n, k), newest first, for steps from ``at[:, 0]`` to `end` (n,)."""
+    s = nodes * (at[:, 0] * end).sqrt().unsqueeze(1)
+    return lagrange_integrals(_power(excess), at[:, 0], end, at, lambda lam: torch.asinh(lam / s))
 
 
 def _power(excess: Tensor) -> NoiseScale:
@@ -74,7 +75,7 @@ def full_history(tableau: Tableau) -> Tableau:
     path = torch.cat([*states, end])
     r, b = torch.zeros(2, n, dtype=torch.float64)
     c = torch.zeros(n, n, dtype=torch.float64)
-    for i, (before, after) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(path)):
         if before[0] != 0:
             r[i] = after[0] / before[0]
         rest = after - r[i] * before

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,10 +30,11 @@ class TableTuner(pl.LightningModule):
         table: what learns, in place.
         problem: moved to the device of the run.
         steps: of Adam; the learning rate falls to 0 along half a cosine.
-        batch: seeds a step and rank, and a block of the stopping seeds.
+        batch: seeds a step and rank.
         learning_rate: of all parameters, at the start.
         validate_every: steps from one score to the next.
         validation: stopping seeds.
+        block: of them, judged together: the larger, the less a distance between sets varies.
         decay: of the moving average of the parameters.
         recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`).
     """
@@ -48,27 +50,28 @@ class TableTuner(pl.LightningModule):
         batch: int = 200,
         learning_rate: float = 0.02,
         validate_every: int = 25,
-        validation: int = 2000,
+        validation: int = 3000,
+        block: int = 500,
         decay: float = 0.9,
         recomputed: int | None = None,
     ) -> None:
         super().__init__()
         self.table, self.problem = table, problem
         self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
-        self.validate_every, self.validation, self.decay = validate_every, validation, decay
-        self.recomputed = recomputed
+        self.validate_every, self.validation, self.block = validate_every, validation, block
+        self.decay, self.recomputed = decay, recomputed
         self.average = deepcopy(table).requires_grad_(False)
         self.best = table.tableau()
         self.best_scores = self.start_scores = None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam([p for p in self.table.parameters() if p.requires_grad], self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def train_dataloader(self) -> DataLoader[int]:
+    def train_dataloader(self) -> DataLoader:
         # Counts steps; which seeds a step learns from is told by its number and the rank alone.
-        return DataLoader(range(self.steps * self.trainer.world_size), batch_size=None)
+        return DataLoader(torch.arange(self.steps * self.trainer.world_size), batch_size=None)  # type: ignore[arg-type]
 
     def setup(self, stage: str) -> None:
         self.problem = self.problem.to(self.device)
@@ -99,12 +102,12 @@ class TableTuner(pl.LightningModule):
 
     def score(self, tableau: Tableau) -> Tensor:
         """The objective on the stopping seeds, block by block, (blocks,); each rank does its share."""
-        blocks = range(math.ceil(self.validation / self.batch))
+        blocks = range(math.ceil(self.validation / self.block))
         ranks = self.trainer.world_size
         scores = torch.zeros(len(blocks), dtype=torch.float64)
         for block in blocks[self.trainer.global_rank :: ranks]:
-            seeds = STOPPING[block * self.batch : min((block + 1) * self.batch, self.validation)]
-            scores[block] = self.problem.scores(tableau, seeds, self.batch)[0]
+            seeds = STOPPING[block * self.block : min((block + 1) * self.block, self.validation)]
+            scores[block] = self.problem.scores(tableau, seeds, self.batch, self.block)[0]
         if ranks > 1:
             scores = self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum").cpu()
         return scores
