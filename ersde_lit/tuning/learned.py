@@ -17,6 +17,9 @@ from ersde_lit.solvers.sampler import Noise
 from ersde_lit.tuning.rows import full_history, theory
 
 Freedom = Literal["levels", "rows", "gain", "calls", "noise"]
+LEAST_LEVEL, MOST_LEVEL = 1e-4, 1e4  # of the first, where the denoiser has no range
+LEAST_RATIO, MOST_RATIO = 1e-3, 10.0  # in ln lam, of a step
+MOST_NOISE = 4.0  # phi = lam^17
 FREEDOMS: tuple[Freedom, ...] = get_args(Freedom)
 
 
@@ -141,11 +144,12 @@ class LearnedTable(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Moves the levels into [lam_min, lam_max], after a step of an optimizer."""
+        """Moves the levels into [lam_min, lam_max] and what strayed back to where numbers are safe, after a step."""
+        self.noise.clamp_(-MOST_NOISE, MOST_NOISE)
         if "levels" not in self.learn:
             return
-        self.log_start.clamp_(max=math.log(self.lam_max) if self.lam_max < math.inf else None, min=-50)
-        self.log_ratios.clamp_(min=math.log(1e-3))
+        self.log_start.clamp_(math.log(max(self.lam_min, LEAST_LEVEL)), math.log(min(self.lam_max, MOST_LEVEL)))
+        self.log_ratios.clamp_(math.log(LEAST_RATIO), math.log(MOST_RATIO))
         if self.lam_min > 0 and self.nfe > 1:
             most = float(self.log_start) - math.log(self.lam_min)
             self.log_ratios.sub_(max(0.0, math.log(float(self.log_ratios.exp().sum()) / most)))

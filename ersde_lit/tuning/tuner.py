@@ -90,6 +90,11 @@ class TableTuner(pl.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for p in self.table.parameters():
+            if p.grad is not None and not p.grad.isfinite().all():
+                p.grad.zero_()
+
     def on_train_batch_end(self, *args: Any) -> None:
         self.table.project_()
         step = self.global_step
