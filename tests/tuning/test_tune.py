@@ -1,10 +1,12 @@
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from ranks import run_on_ranks
 
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, TableSampler, default, grids
@@ -136,6 +138,14 @@ def test_a_denoiser_is_learned_within_its_range_and_told_labels() -> None:
     found = tune(problem, 3, **SMALL)
     assert found.after.mean() <= found.before.mean()
     assert found.tableau.lams[0] <= 20.0 * (1 + 1e-9)
+
+
+def test_ranks_learn_one_table_and_share_the_judging() -> None:
+    done = run_on_ranks(Path(__file__).with_name("tune_on_ranks.py"), "learn")
+    assert done.codes == [0, 0], done.said
+    first, second = done.values
+    assert first == second
+    assert first["kept"] == pytest.approx(first["alone"], abs=1e-6)
 
 
 def test_unknown_stages_are_refused() -> None:
