@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -58,16 +59,15 @@ def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: 
     samplers = {"default": default(nfe)} if given is None else {"given": given}
     if given is None:
         samplers |= {
-            "ode, rho 7": TableSampler(SMOOTH),
-            "ode, rho 10 from 50": TableSampler(SMOOTH, partial(grids.edm, lam_max=50.0, rho=10.0)),
+            "ode, rho 7": TableSampler(SMOOTH, add_mean=True),
+            "ode, rho 10 from 50": TableSampler(SMOOTH, partial(grids.edm, lam_max=50.0, rho=10.0), add_mean=True),
             "dpm++2m": TableSampler(DPMSolverPP()),
         }
-    tables = {name: s.solver.tableau(s.lams(problem.denoiser, nfe)) for name, s in samplers.items()}
     if plan:
-        lams = plan_levels(problem, [nfe])[nfe]
-        solvers = {"ode": SMOOTH, "default": default(nfe).solver} if given is None else {"given": given.solver}
-        tables |= {f"{name}, planned levels": solver.tableau(lams) for name, solver in solvers.items()}
-    return tables
+        levels = grids.Fixed(plan_levels(problem, [nfe])[nfe].tolist())
+        planned = ("default", "ode, rho 7") if given is None else ("given",)
+        samplers |= {f"{name}, planned levels": replace(samplers[name], grid=levels) for name in planned}
+    return {name: sampler.table(problem.denoiser, nfe) for name, sampler in samplers.items()}
 
 
 def tune(
