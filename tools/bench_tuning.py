@@ -22,7 +22,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
-from bench_laws import GRIDS, RESULTS, SOLVERS, leading_directions
+from bench_laws import DEFAULT, GRIDS, RESULTS, SOLVERS, build, leading_directions
 from emoji64 import Rotations
 from jsonargparse import auto_cli
 from torch import Tensor
@@ -153,8 +153,8 @@ def main(nfes: list[int] = [4, 5, 6, 8, 10], only: list[str] | None = None, root
     known = cases(root)
     made = {name: cache(known[name]) for name in only or known}
     for name, make in made.items():
-        for nfe in nfes:
-            for variant in (HAND, *VARIANTS):
+        for variant in (HAND, *VARIANTS):
+            for nfe in nfes:
                 if (name, variant, nfe) not in read():
                     cell = hand_made(make(), nfe) if variant == HAND else learned(make(), nfe, VARIANTS[variant])
                     append((name, variant, nfe), cell)
@@ -166,8 +166,10 @@ def main(nfes: list[int] = [4, 5, 6, 8, 10], only: list[str] | None = None, root
 def hand_made(case: Case, nfe: int) -> Cell:
     """The best sampler on any grid by what is learned, beside the best by the other measure."""
     start = time.perf_counter()
-    tables = {f"{name}, {grid}": s.tableau(g(nfe)) for name, s in SOLVERS.items() for grid, g in GRIDS.items()}
-    tables["default(nfe)"] = default(nfe).solver.tableau(default(nfe).grid(nfe))
+    samplers = {f"{name}, {grid}": build(name, grid, nfe) for name in SOLVERS for grid in GRIDS} | {
+        DEFAULT: default(nfe)
+    }
+    tables = {name: sampler.table(case.problem.denoiser, nfe) for name, sampler in samplers.items()}
     errors = {name: case.error(table) for name, table in tables.items()}
     best = min(errors, key=lambda name: errors[name])
     return Cell(errors[best], min(map(case.other, tables.values())), time.perf_counter() - start, best)
@@ -214,6 +216,8 @@ def report(cells: dict[Key, Cell], nfes: list[int]) -> str:
             lines.append("|---|" + "---:|" * (len(nfes) + 1))
             for variant in (HAND, *VARIANTS):
                 row = [cells.get((name, variant, n)) for n in nfes]
+                if not any(row):
+                    continue
                 values = [f"{getattr(cell, measure):.4f}" if cell else "" for cell in row]
                 seconds = max((cell.seconds for cell in row if cell), default=0)
                 lines.append(f"| {variant} | {' | '.join(values)} | {seconds:.0f} |")

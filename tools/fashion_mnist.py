@@ -32,13 +32,7 @@ from ersde_lit.training import load
 RESULTS = Path(__file__).parent / "results"
 SAMPLERS: dict[str, dict[str, Any]] = {  # as options of `sample`
     "default(nfe)": {},
-    "ER-SDE 2, much noise": {
-        "solver": "er_sde",
-        "order": 2,
-        "noise_scale": "er_sde_3",
-        "nodes": 2.0,
-        "relative": True,
-    },
+    "noisy(nfe)": {"solver": "noisy"},
     "ER-SDE 3, published": {"solver": "er_sde", "order": 3, "paper": True},
     "ER-SDE 3": {"solver": "er_sde", "order": 3},
     "ER-SDE 3 + corrector": {"solver": "er_sde", "order": 3, "corrector": 3},
@@ -53,7 +47,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {  # as options of `sample`
     "iPNDM-4": {"solver": "ipndm"},
 }
 LEADING = [
-    "default(nfe)", "ER-SDE 2, much noise", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)",
+    "default(nfe)", "noisy(nfe)", "ER-SDE 3, published", "ER-SDE 3 + corrector", "DPM-Solver++(2M)",
     "SDE-DPM-Solver++(2M)", "UniPC-2", "DEIS-3", "iPNDM-4",
 ]  # fmt: skip
 
