@@ -8,7 +8,7 @@ from typing import Any
 
 _ROOMS = (
     "solvers", "networks", "denoisers", "data", "metrics", "analysis", "sampling", "training", "callbacks", "sweeps",
-    "interop",
+    "tuning", "interop",
 )  # fmt: skip
 __all__ = ["__version__", *_ROOMS]
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ersde_lit"
 # From top to bottom; each room imports from those below it only.
 ROOMS = [
-    "cli", "interop", "sweeps", "callbacks", "training", "sampling", "analysis", "metrics", "denoisers", "networks",
-    "solvers", "data", "untrusted", "ranks", "progress", "tf32", "files", "renamed", "names", "errors",
+    "cli", "interop", "tuning", "sweeps", "callbacks", "training", "sampling", "analysis", "metrics", "denoisers",
+    "networks", "solvers", "data", "untrusted", "ranks", "progress", "tf32", "files", "renamed", "names", "errors",
 ]  # fmt: skip
 OLD_NAMES = {"evaluation"}  # stands for rooms of today
 MODULES = {

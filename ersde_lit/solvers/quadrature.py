@@ -32,7 +32,7 @@ def lagrange_integrals(
         (n, k) weights, which sum to ``1 - phi(l_t) / phi(l_s) = 1 - r`` where kappa is that of phi and smooth.
     """
     h = (start / end).log()
-    panels = min(MOST_PANELS, max(1, math.ceil(float(h.max()) / noise_scale.panel)))
+    panels = min(MOST_PANELS, max(1, math.ceil(float(h.detach().max()) / noise_scale.panel)))
     unit = (torch.arange(panels).unsqueeze(1) + (_POINTS + 1) / 2).flatten() / panels
     weights = (_WEIGHTS / 2).repeat(panels) / panels
     x = h.unsqueeze(1) * unit  # ln(l / l_t)

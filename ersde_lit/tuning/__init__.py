@@ -1,0 +1,55 @@
+"""Tuning: learning a sampler's table for a frozen denoiser.
+
+    problem = Problem(denoiser, shape=(1, 28, 28), objective=EnergyDistance(features, features(real_images)))
+    tuned = tune(problem, nfe=5)
+    tuned.before.mean(), tuned.after.mean(), tuned.error      # on noise that was not learned from
+    x0 = sample(denoiser, tuned.tableau, tuned.tableau.lams[0] * noise.initial(), noise=noise)
+
+The denoiser is any ``denoiser(y, lam) -> x0``, features any differentiable function of a batch; `ImageFeatures` makes
+one of the metrics' features. A learned table is a table: levels, all weights of the full history, the noise of each
+step, the levels that the denoiser is told.
+
+- grid: `plan_levels` picks levels by dynamic programming over one fine run of the denoiser, in seconds.
+- drift, noise: `TableTuner` learns a `LearnedTable` by gradients through all calls, towards an objective: the law of
+  the samples in features (`EnergyDistance`, `KernelDistance`), or a teacher's images (`Teacher`; no noise).
+- `evolve` learns without gradients.
+
+Learning, stopping and reporting use disjoint seeds: `LEARNING`, `STOPPING`, and those below, which people sample.
+"""
+
+from ersde_lit.tuning.evolve import evolve
+from ersde_lit.tuning.exact import exact_gaussian
+from ersde_lit.tuning.learned import FREEDOMS, Freedom, LearnedTable
+from ersde_lit.tuning.objectives import EnergyDistance, ImageFeatures, KernelDistance, SetDistance, Teacher
+from ersde_lit.tuning.plan import plan_levels
+from ersde_lit.tuning.problem import LEARNING, STOPPING, Objective, Problem
+from ersde_lit.tuning.rows import full_history
+from ersde_lit.tuning.tune import STAGES, Stage, Tuned, learnable, quiet_trainer, starts, tune
+from ersde_lit.tuning.tuner import TableTuner
+
+__all__ = [
+    "FREEDOMS",
+    "LEARNING",
+    "STAGES",
+    "STOPPING",
+    "EnergyDistance",
+    "Freedom",
+    "ImageFeatures",
+    "KernelDistance",
+    "LearnedTable",
+    "Objective",
+    "Problem",
+    "SetDistance",
+    "Stage",
+    "TableTuner",
+    "Teacher",
+    "Tuned",
+    "evolve",
+    "exact_gaussian",
+    "full_history",
+    "learnable",
+    "plan_levels",
+    "quiet_trainer",
+    "starts",
+    "tune",
+]

@@ -1,0 +1,151 @@
+"""tune: the best table for a denoiser at a number of calls, from a start through the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from ersde_lit.errors import UserError
+from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default, grids
+from ersde_lit.tuning.evolve import evolve
+from ersde_lit.tuning.learned import Freedom, LearnedTable
+from ersde_lit.tuning.plan import plan_levels
+from ersde_lit.tuning.problem import STOPPING, Problem
+from ersde_lit.tuning.tuner import TableTuner
+
+Stage = Literal["grid", "drift", "noise"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+FREEDOMS_OF: dict[Stage, tuple[Freedom, ...]] = {
+    "grid": (),
+    "drift": ("levels", "rows", "gain", "calls"),
+    "noise": ("noise",),
+}
+SMOOTH = ERSDE(2, "ode", nodes=2.0, relative=True)  # the rows that levels are planned for
+
+
+class Tuned(NamedTuple):
+    """A table that was learned, and its objective on the stopping seeds before and after, block by block.
+
+    Attributes:
+        tableau: the best by the stopping seeds; where nothing was better, the start's.
+        start: name of what it was learned from.
+        before: (blocks,) of the sampler that was given, or of the default.
+        after: (blocks,) of `tableau`, on the same noise.
+    """
+
+    tableau: Tableau
+    start: str
+    before: Tensor
+    after: Tensor
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean of ``after - before``; NaN for one block."""
+        return float((self.after - self.before).std()) / math.sqrt(len(self.after))
+
+
+def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: bool = True) -> dict[str, Tableau]:
+    """Tables that learning may start from, by name: the first is the sampler given, or the default.
+
+    Args:
+        plan: whether levels are planned for the denoiser too, by one fine run of it.
+    """
+    samplers = {"default": default(nfe)} if given is None else {"given": given}
+    if given is None:
+        samplers |= {
+            "ode, rho 7": TableSampler(SMOOTH),
+            "ode, rho 10 from 50": TableSampler(SMOOTH, partial(grids.edm, lam_max=50.0, rho=10.0)),
+            "dpm++2m": TableSampler(DPMSolverPP()),
+        }
+    tables = {name: s.solver.tableau(s.lams(problem.denoiser, nfe)) for name, s in samplers.items()}
+    if plan:
+        lams = plan_levels(problem, [nfe])[nfe]
+        solvers = {"ode": SMOOTH, "default": default(nfe).solver} if given is None else {"given": given.solver}
+        tables |= {f"{name}, planned levels": solver.tableau(lams) for name, solver in solvers.items()}
+    return tables
+
+
+def tune(
+    problem: Problem,
+    nfe: int,
+    start: TableSampler | None = None,
+    *,
+    stages: Collection[Stage] = STAGES,
+    learn: Collection[Freedom] | None = None,
+    gradients: bool = True,
+    steps: int = 300,
+    batch: int = 200,
+    learning_rate: float = 0.02,
+    validate_every: int = 25,
+    validation: int = 3000,
+    recomputed: int | None = None,
+    trainer: pl.Trainer | None = None,
+) -> Tuned:
+    """The best table of `nfe` calls for a problem; never worse than its start on the stopping seeds.
+
+    Args:
+        start: what to start from; None: the best, on the stopping seeds, of some that are known to be good.
+        stages: grid: levels planned by one run of the denoiser are tried as a start; drift: levels, rows and the levels
+            told are learned; noise: the noise of each step. What is learned is learned together.
+        learn: freedoms of `LearnedTable` instead of those of the stages.
+        gradients: False: by `evolve`, in about as many runs as there are steps.
+        steps, batch, learning_rate, validate_every, validation, recomputed: see `TableTuner`.
+        trainer: with ``max_steps=steps`` and ``gradient_clip_val=1.0``; None: a quiet one on the problem's device.
+
+    Raises:
+        UserError: an unknown stage or freedom, or a start that cannot be learned from.
+        FloatingPointError: no start gave finite samples.
+    """
+    if unknown := {*stages} - {*STAGES}:
+        raise UserError(f"stages are {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
+    tables = starts(problem, nfe, start, plan="grid" in stages)
+    judged = {name: problem.scores(table, STOPPING[:validation], batch) for name, table in tables.items()}
+    before = next(iter(judged.values()))
+    name = min(judged, key=lambda k: float(judged[k].mean()))
+    best = Tuned(tables[name], name, before, judged[name])
+    learn = {f for stage in stages for f in FREEDOMS_OF[stage]} if learn is None else learn
+    if not learn:
+        return best
+    table = learnable(problem, best.tableau, learn)
+    if gradients:
+        tuner = TableTuner(
+            table, problem, steps, batch, learning_rate, validate_every, validation, recomputed=recomputed
+        )
+        (trainer or quiet_trainer(problem, steps)).fit(tuner)
+        found, after = tuner.best, tuner.best_scores
+    else:
+        evolve(table, problem, steps, batch=batch)
+        found = table.tableau()
+        after = problem.scores(found, STOPPING[:validation], batch)
+    if after is None or after.mean() >= best.after.mean():
+        return best
+    return best._replace(tableau=found, after=after)
+
+
+def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:
+    """A LearnedTable within the range and levels of the problem's denoiser."""
+    limits: dict[str, Any] = {
+        name: getattr(problem.denoiser, name)
+        for name in ("lam_min", "lam_max", "levels")
+        if getattr(problem.denoiser, name, None) is not None
+    }
+    return LearnedTable(start, learn, **limits)
+
+
+def quiet_trainer(problem: Problem, steps: int) -> pl.Trainer:
+    """A Trainer of one device that writes and prints nothing."""
+    return pl.Trainer(
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        accelerator=str(problem.device).partition(":")[0].replace("cuda", "gpu"),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,144 @@
+"""TableTuner: the LightningModule that learns a table for a frozen denoiser."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ersde_lit.solvers import Tableau
+from ersde_lit.tuning.learned import LearnedTable
+from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem
+
+
+class TableTuner(pl.LightningModule):
+    """Learns `table` by Adam on fresh noise at every step, and keeps the best average of it, judged on other noise.
+
+    ``trainer.fit(tuner)`` with ``max_steps=tuner.steps`` and ``gradient_clip_val=1.0``. Each rank draws seeds of its
+    own. Every `validate_every` steps the moving average of the parameters is scored on the stopping seeds, the same
+    ones each time; `best` is the table of the best score so far, the start's included, so it is never worse than the
+    start there. Logs `loss` and `stop`. The table, its average, the best and the optimizer are in the checkpoints
+    that a Trainer writes, denoiser and objective are not.
+
+    Args:
+        table: what learns, in place.
+        problem: moved to the device of the run.
+        steps: of Adam; the learning rate falls to 0 along half a cosine.
+        batch: seeds a step and rank.
+        learning_rate: of all parameters, at the start.
+        validate_every: steps from one score to the next.
+        validation: stopping seeds.
+        block: of them, judged together: the larger, the less a distance between sets varies.
+        decay: of the moving average of the parameters.
+        recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`).
+    """
+
+    best_scores: Tensor | None  # (blocks,) on the stopping seeds; None before the start was scored
+    start_scores: Tensor | None
+
+    def __init__(
+        self,
+        table: LearnedTable,
+        problem: Problem,
+        steps: int = 300,
+        batch: int = 200,
+        learning_rate: float = 0.02,
+        validate_every: int = 25,
+        validation: int = 3000,
+        block: int = 500,
+        decay: float = 0.9,
+        recomputed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.table, self.problem = table, problem
+        self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
+        self.validate_every, self.validation, self.block = validate_every, validation, block
+        self.decay, self.recomputed = decay, recomputed
+        self.average = deepcopy(table).requires_grad_(False)
+        self.best = table.tableau()
+        self.best_scores = self.start_scores = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.Adam([p for p in self.table.parameters() if p.requires_grad], self.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader:
+        # Counts steps; which seeds a step learns from is told by its number and the rank alone.
+        return DataLoader(torch.arange(self.steps * self.trainer.world_size), batch_size=None)  # type: ignore[arg-type]
+
+    def setup(self, stage: str) -> None:
+        self.problem = self.problem.to(self.device)
+
+    def on_train_start(self) -> None:
+        if self.start_scores is None:
+            self.start_scores = self.best_scores = self.score(self.best)
+            self.table.stir_()
+            self.average.load_state_dict(self.table.state_dict())
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        position = (self.global_step * self.trainer.world_size + self.global_rank) * self.batch
+        noise, labels = self.problem.draw(LEARNING[position : position + self.batch])
+        x = self.table.run(self.problem.denoiser, noise, labels, recomputed=self.recomputed)
+        loss = self.problem.objective(x, noise, labels)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for p in self.table.parameters():
+            if p.grad is not None and not p.grad.isfinite().all():
+                p.grad.zero_()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.table.project_()
+        step = self.global_step
+        decay = min(self.decay, step / (step + 9))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.table.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        if step % self.validate_every == 0 or step == self.steps:
+            self._stop_or_keep()
+
+    def score(self, tableau: Tableau) -> Tensor:
+        """The objective on the stopping seeds, block by block, (blocks,); each rank does its share."""
+        blocks = range(math.ceil(self.validation / self.block))
+        ranks = self.trainer.world_size
+        scores = torch.zeros(len(blocks), dtype=torch.float64)
+        for block in blocks[self.trainer.global_rank :: ranks]:
+            seeds = STOPPING[block * self.block : min((block + 1) * self.block, self.validation)]
+            scores[block] = self.problem.scores(tableau, seeds, self.batch, self.block)[0]
+        if ranks > 1:
+            scores = self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum").cpu()
+        return scores
+
+    def _stop_or_keep(self) -> None:
+        tableau = self.average.tableau()
+        try:
+            scores = self.score(tableau)
+        except FloatingPointError:
+            return
+        self.log("stop", float(scores.mean()), prog_bar=True, rank_zero_only=True)
+        assert self.best_scores is not None
+        if scores.mean() < self.best_scores.mean():
+            self.best, self.best_scores = tableau, scores
+
+    def _share_of_rate(self, step: int) -> float:
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tuning"] = {
+            "best": self.best._asdict(),
+            "best_scores": self.best_scores,
+            "start_scores": self.start_scores,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint["tuning"]
+        self.best = Tableau(**kept["best"])
+        self.best_scores, self.start_scores = kept["best_scores"], kept["start_scores"]

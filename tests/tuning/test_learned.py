@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from ersde_lit.errors import UserError
+from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, default, grids, power, sample
+from ersde_lit.solvers.oracles import Gaussian
+from ersde_lit.solvers.registry import solver
+from ersde_lit.tuning import FREEDOMS, LearnedTable, full_history
+
+DATA = Gaussian.spectrum(8)
+
+
+def noise(n: int = 16) -> SeededNoise:
+    return SeededNoise(range(n), (8,), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpm++2m", "unipc2", "ipndm", "sde_dpm++2m"])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_it_starts_as_its_start(name: str, n: int) -> None:
+    start = full_history(solver(name).tableau(grids.edm(n)))
+    table = LearnedTable(start)
+    found = table.tableau()
+    for a, b in zip(found[:4], start[:4], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert found.calls is None
+    y = start.lams[0] * noise().initial()
+    expected = sample(DATA, start, y, noise=noise())
+    torch.testing.assert_close(table.run(DATA, noise()), expected, rtol=0, atol=1e-11)
+
+
+def test_run_is_what_sample_makes_of_its_table() -> None:
+    table = LearnedTable(default(5).solver.tableau(default(5).grid(5)))
+    generator = torch.Generator().manual_seed(0)
+    for p in table.parameters():
+        p.data += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=generator)
+    tableau = table.tableau()
+    assert tableau.calls is not None
+    expected = sample(DATA, tableau, tableau.lams[0] * noise().initial(), noise=Flipped(table))
+    torch.testing.assert_close(table.run(DATA, noise()), expected, rtol=0, atol=1e-12)
+
+
+class Flipped:
+    """Noise with the signs of b, which `tableau` drops."""
+
+    def __init__(self, table: LearnedTable):
+        self.sign = table.coefficients().b.detach().sign()
+
+    def step(self, i: int) -> torch.Tensor:
+        return self.sign[i] * noise().step(i)
+
+
+@pytest.mark.parametrize("recomputed", [0, 2, None])
+def test_gradients_are_those_of_differences(recomputed: int | None) -> None:
+    start = ERSDE(2, power(1.5), nodes=2.0, relative=True).tableau(grids.edm(3, lam_max=5.0))
+    table = LearnedTable(start)
+    loss = table.run(DATA, noise(), recomputed=recomputed).square().mean()
+    loss.backward()
+    for name, p in table.named_parameters():
+        with torch.no_grad():
+            step, values = 1e-5, []
+            for sign in (1, -1):
+                p.view(-1)[-1] += sign * step
+                values.append(table.run(DATA, noise()).square().mean())
+                p.view(-1)[-1] -= sign * step
+        difference = float(values[0] - values[1]) / (2 * step)
+        assert p.grad is not None
+        assert float(p.grad.view(-1)[-1]) == pytest.approx(difference, rel=1e-5, abs=1e-9), name
+
+
+def test_rows_follow_levels_as_theory_says() -> None:
+    table = LearnedTable(ERSDE(2, power(1.5), nodes=2.0, relative=True).tableau(grids.edm(6)))
+    table.log_ratios.data += torch.linspace(-0.3, 0.3, 5, dtype=torch.float64)
+    found = table.tableau()
+    expected = ERSDE(2, power(1.5), nodes=2.0, relative=True).tableau(found.lams)
+    for a, b in zip((found.r, found.c[:, :2], found.b), (expected.r, expected.c, expected.b), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_without_gain_a_constant_image_is_kept() -> None:
+    table = LearnedTable(DPMSolverPP().tableau(grids.edm(5)), learn=[f for f in FREEDOMS if f != "gain"])
+    for p in table.parameters():
+        if p.requires_grad:
+            p.data += 0.1
+    found = table.tableau()
+    torch.testing.assert_close(found.r + found.c.sum(1), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert found.lams[0] != 80
+
+
+def test_levels_are_kept_in_range() -> None:
+    table = LearnedTable(DPMSolverPP().tableau(grids.edm(5)), lam_min=0.002, lam_max=80.0)
+    table.log_start.data += 1
+    table.log_ratios.data += 1
+    table.told.data += 1
+    table.project_()
+    found = table.tableau()
+    assert found.lams[0] <= 80 * (1 + 1e-12)
+    assert found.lams[-2] >= 0.002 * (1 - 1e-12)
+    assert found.calls is not None
+    assert found.calls.max() <= 80
+
+
+def test_a_denoiser_of_levels_is_told_one_of_them() -> None:
+    levels = grids.vp_levels(100)
+    table = LearnedTable(DPMSolverPP().tableau(grids.edm(5)), levels=levels)
+    calls = table.tableau().calls
+    assert calls is not None
+    assert torch.isin(calls, levels).all()
+
+
+def test_no_noise_is_left_only_when_stirred() -> None:
+    table = LearnedTable(DPMSolverPP().tableau(grids.edm(4)))
+    assert not table.tableau().b.any()
+    table.stir_()
+    assert (table.tableau().b[:-1] > 0).all()
+    silent = LearnedTable(DPMSolverPP().tableau(grids.edm(4)), learn=["rows"])
+    silent.stir_()
+    assert not silent.tableau().b.any()
+
+
+def test_what_cannot_be_learned_is_refused() -> None:
+    with pytest.raises(UserError, match="ends at noise level 0"):
+        LearnedTable(DPMSolverPP().tableau(grids.edm(4, zero=False)))
+    with pytest.raises(UserError, match="not colour"):
+        LearnedTable(DPMSolverPP().tableau(grids.edm(4)), learn=["colour"])  # type: ignore[list-item]

@@ -1,0 +1,162 @@
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from ranks import run_on_ranks
+
+from ersde_lit.errors import UserError
+from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, TableSampler, default, grids
+from ersde_lit.solvers.oracles import Gaussian, Mixture
+from ersde_lit.tuning import (
+    LEARNING,
+    STOPPING,
+    EnergyDistance,
+    LearnedTable,
+    Problem,
+    TableTuner,
+    evolve,
+    exact_gaussian,
+    learnable,
+    quiet_trainer,
+    tune,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 600}
+EXACT = {"batch": 1, "validation": 1, "validate_every": 25}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def clusters() -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    law = Mixture(torch.full((4,), 1 / 4, dtype=torch.float64), mean, torch.full((4, 1), 0.1, dtype=torch.float64))
+    return Problem(law, (3,), EnergyDistance(lambda x: x, law.draw(1000, generator)))
+
+
+def test_seeds_are_disjoint() -> None:
+    assert LEARNING.stop <= STOPPING.start
+    assert LEARNING.start > 2**40
+    SeededNoise(STOPPING[-1:], (1,))
+
+
+def test_a_spectrum_is_learned_far_below_every_start() -> None:
+    found = tune(exact_gaussian(Gaussian.spectrum()), 5, TableSampler(DPMSolverPP()), steps=150, **EXACT)
+    assert found.before.mean() > 0.14
+    assert found.after.mean() < 0.03  # the best hand-made sampler's, on any grid, is 0.135
+
+
+def test_what_is_optimal_stays() -> None:
+    """A point is reached exactly by the ODE's order 1 and every other row of theory: there is nothing to learn."""
+    data = Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    start = TableSampler(ERSDE(2, "ode", nodes=2.0, relative=True))
+    found = tune(exact_gaussian(data), 4, start, stages=["drift", "noise"], steps=30, **EXACT)
+    table = start.solver.tableau(start.grid(4))
+    assert found.after.mean() < 1e-12
+    torch.testing.assert_close(found.tableau.c[:, :2], table.c, rtol=0, atol=1e-9)
+
+
+def test_every_stage_alone_is_never_worse() -> None:
+    problem = clusters()
+    grid, drift, noise = (tune(problem, 4, stages=[stage], **SMALL) for stage in ("grid", "drift", "noise"))
+    for found in (grid, drift, noise):
+        assert found.after.mean() <= found.before.mean()
+        assert found.error >= 0
+    assert "planned" in grid.start
+    assert "planned" not in drift.start + noise.start
+    assert drift.after.mean() < drift.before.mean()
+
+
+def test_learning_ends_above_its_start_and_the_start_is_kept() -> None:
+    problem = clusters()
+    found = tune(problem, 4, default(4), stages=["drift"], learning_rate=30.0, **SMALL)
+    assert found.after.mean() <= found.before.mean()
+    assert found.tableau.lams.isfinite().all()
+
+
+def test_without_gradients() -> None:
+    problem = clusters()
+    start = default(4).solver.tableau(default(4).grid(4))
+    table = learnable(problem, start, ["levels", "rows", "noise"])
+    evolve(table, problem, evaluations=60, samples=300)
+    before, after = (problem.scores(t, STOPPING[:1000]).mean() for t in (start, table.tableau()))
+    assert after < 0.7 * before
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path) -> None:
+    def tuner() -> TableTuner:
+        return TableTuner(LearnedTable(default(4).solver.tableau(default(4).grid(4))), clusters(), **SMALL)
+
+    def trainer(steps: int) -> pl.Trainer:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        return pl.Trainer(max_steps=steps, enable_checkpointing=False, gradient_clip_val=1.0, **quiet)
+
+    whole = tuner()
+    trainer(20).fit(whole)
+    half = tuner()
+    first = trainer(7)
+    first.fit(half)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    rest = tuner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(20).fit(rest, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert whole.best_scores is not None
+    torch.testing.assert_close(rest.best_scores, whole.best_scores, rtol=0, atol=0)
+    torch.testing.assert_close(rest.table.state_dict(), whole.table.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(rest.best[:4], whole.best[:4], rtol=0, atol=0)
+
+
+def test_a_denoiser_is_learned_within_its_range_and_told_labels() -> None:
+    class Net(torch.nn.Module):
+        lam_min, lam_max, levels = 0.05, 20.0, None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, y, lam, labels=None):
+            assert self.lam_min * 0.99 <= float(lam.detach()) <= self.lam_max * 1.01
+            assert labels is not None
+            target = torch.nn.functional.one_hot(labels, 3).to(y) * self.weight.detach()
+            return (0.01 * y + lam**2 * target) / (0.01 + lam**2)
+
+    bank = torch.eye(3).repeat(100, 1) + 0.1 * torch.randn(300, 3, generator=torch.Generator().manual_seed(1))
+    problem = Problem(Net(), (3,), EnergyDistance(lambda x: x, bank), labels=lambda seeds: torch.tensor(seeds) % 3)
+    found = tune(problem, 3, **SMALL)
+    assert found.after.mean() <= found.before.mean()
+    assert found.tableau.lams[0] <= 20.0 * (1 + 1e-9)
+
+
+def test_ranks_learn_one_table_and_share_the_judging() -> None:
+    done = run_on_ranks(Path(__file__).with_name("tune_on_ranks.py"), "learn")
+    assert done.codes == [0, 0], done.said
+    first, second = done.values
+    assert first == second
+    assert first["kept"] == pytest.approx(first["alone"], abs=1e-6)
+
+
+def test_unknown_stages_are_refused() -> None:
+    with pytest.raises(UserError, match="stages are grid, drift, noise"):
+        tune(clusters(), 4, stages=["colour"])  # type: ignore[list-item]
+
+
+def test_the_quiet_trainer_runs_where_the_problem_is() -> None:
+    assert quiet_trainer(clusters(), 3).max_steps == 3
+
+
+def test_grids_start_a_table_by_hand() -> None:
+    start = TableSampler(DPMSolverPP(), lambda n: grids.edm(n, rho=5.0))
+    assert tune(clusters(), 4, start, stages=[], **SMALL).start == "given"
