@@ -14,6 +14,7 @@ WARNINGS = (
 LINES = (
     "litlogger", "GPU available: False", "TPU available", "HPU available", "estimate number of stepping batches",
     "`Trainer.fit` stopped", "Restoring states from the checkpoint", "Restored all states", "Seed set to",
+    "`weights_only` was not set",  # the plugins that read checkpoints set it
 )  # fmt: skip
 
 

@@ -1,0 +1,317 @@
+"""Command `tune`: learns the best table for a checkpoint's network at each number of calls."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from ersde_lit.cli import CTRL_C
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.options.sweep import SweepOptions
+from ersde_lit.cli.parser import Parser, split
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_apart, check_out, check_present, disk_errors, locked
+from ersde_lit.names import TABLES
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from ersde_lit.cli.tune_file import TablesFile
+    from ersde_lit.cli.tune_scores import Judges
+    from ersde_lit.tuning import Problem, Tuned
+
+STAGES = ("grid", "drift", "noise")
+ELSEWHERE = ("preview", "trajectory", "batch_size", "features", "metrics")  # options of the groups that are not here
+BANK = 5000  # real images that samples are compared with while learning
+EVERY = 25  # steps from one judging on the stopping seeds to the next
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What is learned.
+
+    Args:
+        ckpt_path: checkpoint that `fit` wrote; its averaged weights are tuned for, and stay as they are.
+        out: file of the tables, NAME.tables, written after each NFE; the same command goes on there.
+        nfe: network calls an image, as in 4,5,6,8: a table for each.
+        into: write a copy of the checkpoint that carries the tables, NAME.ckpt, and samples with them by default.
+        like: file of earlier tables, of this network or another, from which to start where they are better.
+        labels: as for `sample`.
+        decoder: folder of a diffusers AutoencoderKL, for a model of latents; with gradient_free.
+        trust: import network classes from outside ersde_lit that the checkpoint names.
+    """
+
+    ckpt_path: str
+    out: str
+    nfe: str | int | list[int] = "4,5,6,8"
+    into: str | None = None
+    like: str | None = None
+    labels: str | int | None = None
+    decoder: str | None = None
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """How it is learned.
+
+    Args:
+        stages: some of grid (levels planned by a fine run are tried), drift (levels, weights and the levels that the
+            network is told) and noise (how much at which step); drift and noise are learned together.
+        features: in which samples are compared with real images: classifier, trained on the data's labels;
+            efficientnet; dinov2; inception, with gradient_free; or a class.
+        objective: kernel: distance of moments up to the third, as KID; energy: energy distance.
+        gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
+        steps: of learning for each NFE (of gradient_free: runs of the sampler).
+        minutes: of learning for each NFE at most; all steps if not given.
+        batch_size: images a step, on each device.
+        stopping: images that decide which table is kept; never worse than default on them.
+        images: fresh ones that the reported distances are measured on.
+        also: features to report in besides those learned in and pixels, as in efficientnet.
+    """
+
+    stages: str | list[str] = "grid,drift,noise"
+    features: dict[str, Any] | str = "classifier"
+    objective: Literal["kernel", "energy"] = "kernel"
+    gradient_free: bool = False
+    steps: PositiveInt = 300
+    minutes: PositiveFloat | None = None
+    batch_size: PositiveInt = 200
+    stopping: PositiveInt = 3000
+    images: PositiveInt = 2000
+    also: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.chosen or {*self.chosen} - {*STAGES}:
+            raise UserError(f"--stages {self.stages}: choose some of {','.join(STAGES)}")
+        if self.images < 2:
+            raise UserError("--images 1: distances need at least two images")
+        if self.features == "inception" and not self.gradient_free:
+            raise UserError(
+                "--features inception: Inception gives no gradients; learn in others, or add --gradient_free"
+            )
+
+    @property
+    def chosen(self) -> list[Any]:
+        return split(self.stages)
+
+
+GROUPS: Any = (TuneOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(command, "Learns a sampler for a checkpoint's network: the best table at each number of calls.")
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    for group in GROUPS:
+        parser.add_options(group, () if group is LearningOptions else ELSEWHERE)
+    _, (what, learning, reference, guidance, machine) = parser.read(arguments, *GROUPS)
+    tune(what, learning, reference, guidance, machine)
+
+
+def tune(
+    what: TuneOptions,
+    learning: LearningOptions,
+    reference: ReferenceOptions,
+    guidance: GuidanceOptions,
+    machine: MachineOptions,
+) -> None:
+    """Learns a table for each NFE, keeps it in `out`, and reports what it brought."""
+    nfes = SweepOptions(nfe=what.nfe).nfes
+    if not what.out.endswith(TABLES):
+        raise UserError(f"--out {what.out}: the file is a {TABLES}, name it so")
+    if what.into is not None and Path(what.into).suffix != ".ckpt":
+        raise UserError(f"--into {what.into}: the file is a .ckpt, name it so")
+    if machine.precision == "fp16":
+        raise UserError("--precision fp16: gradients are too small for it; choose bf16")
+    outputs = {name: path for name in ("out", "into") if (path := getattr(what, name)) is not None}
+    inputs = {name: path for name in ("ckpt_path", "like", "decoder") if (path := getattr(what, name)) is not None}
+    inputs |= {**reference.files, **guidance.checkpoints}
+    for option, path in outputs.items():
+        check_out(path, option)
+    check_apart(outputs, inputs)
+    check_present(inputs)
+
+    from ersde_lit.cli.quiet import quiet
+    from ersde_lit.cli.tune_file import TablesFile
+    from ersde_lit.cli.tune_scores import Judges, show
+    from ersde_lit.ranks import Ranks
+    from ersde_lit.tf32 import tf32
+    from ersde_lit.training import carry
+
+    quiet()
+    # Whatever can be wrong is found before other ranks are started and anything is written.
+    labels = None if what.labels is None else str(what.labels)
+    model = GuidedModel.open(what.ckpt_path, labels, guidance, machine, what.trust, what.decoder)
+    if not learning.gradient_free:
+        _check_gradients(model)
+    file = TablesFile(what.out)
+    file.settle(_of_model(model))
+    _check_into(what, model)
+    earlier = _earlier(what.like, model, nfes)
+    data = reference.open_data()
+    own = model.image_shape
+    if data is not None and tuple(data.image_shape) != own:
+        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
+    ranks = model.start()
+    first = ranks.global_rank == 0
+    judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
+    problem = _problem(model, judges, learning, ranks)
+    file.settle(_of_learning(learning, judges, machine))
+    with ExitStack() as stack:
+        with Ranks.of(ranks).fail_together():
+            if first:
+                stack.enter_context(locked(f"{what.out}.lock", f"--out {what.out}: another `tune` is at it"))
+        stack.enter_context(tf32(machine.precision == "tf32"))
+        folder = Path(f"{what.out}.run")
+        for nfe in nfes:
+            if nfe in file.tables:
+                said = f"NFE {nfe}: in {what.out} already"
+            else:
+                said = _learn(nfe, problem, learning, machine, file, earlier.get(nfe), folder, ranks)
+            if first:
+                print(said, flush=True)
+            if not file.is_scored(nfe, learning.images):
+                file.keep_scores(judges.of_nfe(nfe, file.saved), write=first)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not first:
+            return
+        if what.into is not None:
+            with disk_errors(what.into, "into"):
+                carry(what.ckpt_path, file.saved, what.into)
+        show(file, nfes, learning.images)
+    print(f"tables  {what.out}: python -m ersde_lit sample --ckpt_path {what.ckpt_path} --solver {what.out} ...")
+    if what.into is not None:
+        print(f"carried {what.into}: samples with them where no solver is named")
+
+
+def _learn(
+    nfe: int, problem: "Problem", learning: LearningOptions, machine: MachineOptions, file: "TablesFile",
+    earlier: Any, folder: Path, ranks: "Fabric",
+) -> str:  # fmt: skip
+    """Learns the table of `nfe` calls, writes it to the file, and says in a line what came out."""
+    from ersde_lit.cli.tune_trainer import last, trainer
+    from ersde_lit.sampling.run import peak_memory
+    from ersde_lit.tuning import tune as learn
+
+    how = {"steps": learning.steps, "batch_size": learning.batch_size, "stopping": learning.stopping}
+    start = time.monotonic()
+    checkpoint = folder / f"{nfe}-{_digest({**file.facts, **how, 'like': file.plain(earlier)})}.ckpt"
+    try:
+        tuned: Tuned = learn(
+            problem, nfe, stages=learning.chosen, gradients=not learning.gradient_free, steps=learning.steps,
+            batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY,
+            trainer=trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY),
+            candidates={} if earlier is None else {"like": earlier}, ckpt_path=last(checkpoint),
+        )  # fmt: skip
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            stop.code = CTRL_C  # Lightning says 1
+        raise
+    before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
+    minutes = {} if learning.minutes is None else {"minutes": learning.minutes}
+    spent = {"seconds": round(time.monotonic() - start, 1), "peak_memory": peak_memory(ranks.device)}
+    found = {"learned": better, "start": tuned.start, "before": before, "after": after, "error": tuned.error}
+    file.keep(nfe, tuned.tableau, {**found, **how, **minutes, **spent}, write=ranks.global_rank == 0)
+    of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
+    if not better:
+        return f"NFE {nfe}: nothing was better than default, whose own table is kept ({before:.4g} {of})"
+    error = f" ± {tuned.error:.2g}" if tuned.error == tuned.error else ""
+    return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g}{error} learned ({of})"
+
+
+def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Fabric") -> "Problem":
+    import torch
+
+    from ersde_lit.cli.tune_trainer import HalfPrecision
+    from ersde_lit.sampling.labels import labels_of
+    from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem
+
+    features, bank = judges.learned_in
+    extract: Any = ImageFeatures(features)
+    if model.decoder is not None:
+        decoder, extract = model.decoder, lambda x: features(decoder(x).to(ranks.device))
+    distance = {"kernel": KernelDistance, "energy": EnergyDistance}[learning.objective]
+    objective = distance(extract, bank[:BANK].to(ranks.device)).to(ranks.device)
+    denoiser = model.denoiser.requires_grad_(False)
+    if model.machine.precision == "bf16":
+        denoiser = HalfPrecision(denoiser, torch.bfloat16)
+    labels: Any = partial(labels_of, model.denoiser, model.labels) if model.denoiser.num_classes else None
+    return Problem(denoiser, model.denoiser.image_shape, objective, labels, ranks.device)
+
+
+def _check_gradients(model: GuidedModel) -> None:
+    if model.decoder is not None:
+        raise UserError("--decoder gives no gradients: add --gradient_free")
+    if model.guidance.classifier is not None:
+        raise UserError("--classifier: no gradients pass its guidance; add --gradient_free")
+
+
+def _check_into(what: TuneOptions, model: GuidedModel) -> None:
+    """Raises UserError where `into` is something else than an earlier result for the same network."""
+    from ersde_lit.training import load, weights_digest
+
+    if what.into is None or not Path(what.into).exists():
+        return
+    try:
+        same = weights_digest(load(what.into, what.trust).ema_denoiser.network) == weights_digest(model.network)
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(f"--into {what.into} exists, and is no copy of {what.ckpt_path}; choose another name")
+
+
+def _earlier(path: str | None, model: GuidedModel, nfes: Sequence[int]) -> dict[int, Any]:
+    """Tables of these NFEs in a file, as far as there are any, that fit the model."""
+    from ersde_lit.solvers import read_tables
+
+    if path is None:
+        return {}
+    tables = read_tables(path)
+    try:
+        return {nfe: tables.sampler.table(model.denoiser, nfe) for nfe in nfes if nfe in tables.tables}
+    except UserError as error:
+        raise UserError(f"--like {path}: {error}") from None
+
+
+def _of_model(model: GuidedModel) -> dict[str, Any]:
+    """What tables are learned for, as far as the model says it."""
+    from ersde_lit.training import weights_digest
+
+    others = {name: digest for name, digest in model.digests.items() if name != "ckpt_path"}
+    return {
+        "network": weights_digest(model.network),
+        "guidance": model.guidance.named(),
+        "files": others,
+        "labels": model.labels or "random" if model.denoiser.num_classes else None,
+    }
+
+
+def _of_learning(learning: LearningOptions, judges: "Judges", machine: MachineOptions) -> dict[str, Any]:
+    """The rest of it, and how it is learned."""
+    from ersde_lit.tuning import LEARNING, STOPPING
+
+    return {
+        **judges.described,
+        "objective": f"{learning.objective} distance" + " without gradients" * learning.gradient_free,
+        "stages": learning.chosen,
+        "precision": machine.precision,
+        "seeds": {
+            "learning": f"from {LEARNING[0]}", "stopping": f"from {STOPPING[0]}", "reporting": "from 0",
+        },
+        "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
+    }  # fmt: skip
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
