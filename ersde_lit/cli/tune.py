@@ -1,6 +1,7 @@
 """Command `tune`: learns the best table for a checkpoint's network at each number of calls."""
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -202,16 +203,17 @@ def _learn(
     """Learns the table of `nfe` calls, writes it to the file, and says in a line what came out."""
     from ersde_lit.cli.tune_trainer import last, trainer
     from ersde_lit.sampling.run import peak_memory
+    from ersde_lit.solvers import SavedTables
     from ersde_lit.tuning import tune as learn
 
-    how = {"steps": learning.steps, "batch_size": learning.batch_size, "stopping": learning.stopping}
-    start = time.monotonic()
-    checkpoint = folder / f"{nfe}-{_digest({**file.facts, **how, 'like': file.plain(earlier)})}.ckpt"
+    like = None if earlier is None else SavedTables({nfe: earlier}).digest(nfe)
+    how = {"batch_size": learning.batch_size, "stopping": learning.stopping, "like": like}
+    checkpoint = folder / f"{nfe}-{_digest([file.facts, how, learning.steps])}.ckpt"
+    run, start = trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY), time.monotonic()
     try:
         tuned: Tuned = learn(
             problem, nfe, stages=learning.chosen, gradients=not learning.gradient_free, steps=learning.steps,
-            batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY,
-            trainer=trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY),
+            batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY, trainer=run,
             candidates={} if earlier is None else {"like": earlier}, ckpt_path=last(checkpoint),
         )  # fmt: skip
     except SystemExit as stop:
@@ -219,14 +221,18 @@ def _learn(
             stop.code = CTRL_C  # Lightning says 1
         raise
     before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
-    minutes = {} if learning.minutes is None else {"minutes": learning.minutes}
-    spent = {"seconds": round(time.monotonic() - start, 1), "peak_memory": peak_memory(ranks.device)}
-    found = {"learned": better, "start": tuned.start, "before": before, "after": after, "error": tuned.error}
-    file.keep(nfe, tuned.tableau, {**found, **how, **minutes, **spent}, write=ranks.global_rank == 0)
+    found = {"learned": better, "start": tuned.start, "before": before, "after": after}
+    found |= {"error": tuned.error} if math.isfinite(tuned.error) else {}
+    spent = {
+        "steps": learning.steps if learning.gradient_free else run.global_step,
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory": peak_memory(ranks.device),
+    }
+    file.keep(nfe, tuned.tableau, {**found, **how, **spent}, write=ranks.global_rank == 0)
     of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
     if not better:
         return f"NFE {nfe}: nothing was better than default, whose own table is kept ({before:.4g} {of})"
-    error = f" ± {tuned.error:.2g}" if tuned.error == tuned.error else ""
+    error = f" ± {tuned.error:.2g}" if "error" in found else ""
     return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g}{error} learned ({of})"
 
 

@@ -10,7 +10,6 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors
 from ersde_lit.solvers import SavedTables, Tableau, read_tables, write_tables
 
-OF_TABLES = ("learning", "scores")  # facts that grow with the tables
 NO_MATTER = ("versions", "seeds")  # that may differ from one table to the next
 
 
@@ -71,11 +70,6 @@ class TablesFile:
         new = {score["nfe"] for score in scores}
         self.scores = [*(score for score in self.scores if score["nfe"] not in new), *scores]
         self._write(write)
-
-    @staticmethod
-    def plain(tableau: Tableau | None) -> Any:
-        """A table as plain data."""
-        return None if tableau is None else SavedTables({tableau.nfe: tableau}).digest(tableau.nfe)
 
     def _write(self, write: bool) -> None:
         if write:

@@ -1,12 +1,13 @@
 """Trainer of the command `tune`: its bar, the checkpoint of the learning under way, and the network in bf16."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ def trainer(
     """A Trainer on the ranks that were started, with a bar on a terminal."""
     shown = console.is_terminal and ranks.global_rank == 0
     callbacks: list[Any] = [KeepLast(checkpoint, every), *([TrainingBar()] if shown else [])]
+    if minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=minutes), verbose=False))
     return pl.Trainer(
         max_steps=steps,
-        max_time=None if minutes is None else {"seconds": minutes * 60},  # type: ignore[dict-item]
         gradient_clip_val=1.0,
         accelerator=machine.accelerator,
         devices=machine.devices,
