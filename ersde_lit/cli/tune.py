@@ -1,7 +1,6 @@
 """Command `tune`: learns the best table for a checkpoint's network at each number of calls."""
 
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -222,7 +221,7 @@ def _learn(
         raise
     before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
     found = {"learned": better, "start": tuned.start, "before": before, "after": after}
-    found |= {"error": tuned.error} if math.isfinite(tuned.error) else {}
+    found |= {"error": tuned.error} if len(tuned.after) > 1 else {}
     spent = {
         "steps": learning.steps if learning.gradient_free else run.global_step,
         "seconds": round(time.monotonic() - start, 1),
@@ -264,13 +263,15 @@ def _check_gradients(model: GuidedModel) -> None:
 
 
 def _check_into(what: TuneOptions, model: GuidedModel) -> None:
-    """Raises UserError where `into` is something else than an earlier result for the same network."""
+    """Raises UserError where `into` is something else than an earlier result for the same model."""
     from ersde_lit.training import load, weights_digest
 
     if what.into is None or not Path(what.into).exists():
         return
     try:
-        same = weights_digest(load(what.into, what.trust).ema_denoiser.network) == weights_digest(model.network)
+        there = load(what.into, what.trust)
+        same = weights_digest(there.ema_denoiser.network) == weights_digest(model.network)
+        same = same and there.spec == load(what.ckpt_path, what.trust).spec
     except UserError:
         same = False
     if not same:
