@@ -181,7 +181,7 @@ def tune(
                 said = _learn(nfe, problem, learning, machine, file, earlier.get(nfe), folder, ranks)
             if first:
                 print(said, flush=True)
-            if not file.is_scored(nfe, learning.images):
+            if not file.is_scored(nfe, learning.images, judges.names):
                 file.keep_scores(judges.of_nfe(nfe, file.saved), write=first)
         shutil.rmtree(folder, ignore_errors=True)
         if not first:

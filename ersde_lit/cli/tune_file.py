@@ -62,8 +62,9 @@ class TablesFile:
         self.learning[str(nfe)] = how
         self._write(write)
 
-    def is_scored(self, nfe: int, images: int) -> bool:
-        return any(score["nfe"] == nfe and score["images"] == images for score in self.scores)
+    def is_scored(self, nfe: int, images: int, features: set[str]) -> bool:
+        """Whether there are scores of so many images in all these features."""
+        return features <= {s["features"] for s in self.scores if (s["nfe"], s["images"]) == (nfe, images)}
 
     def keep_scores(self, scores: Sequence[dict[str, Any]], write: bool = True) -> None:
         """Replaces those of these NFEs."""

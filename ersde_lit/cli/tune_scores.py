@@ -30,7 +30,8 @@ from ersde_lit.tuning import EnergyDistance
 LEARNED = "learned"
 RIVALS = ("default", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm")
 MEASURES = {"fid": "Frechet distance", "kid": "kernel distance"}
-PIXELS = 2000  # real images
+PIXELS = "pixels"
+REAL = 2000  # images whose pixels are compared with
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,17 @@ class Judges:
     def described(self) -> dict[str, Any]:
         """Data and features that are learned in."""
         features, real = self.scores[0].features, self.scores[0].reference
-        data = f"{real.description} ({statistics_in_brief(real.statistics)})"
-        return {"data": data, "features": f"{features.description} ({features.fingerprint})"}
+        return {
+            "data": real.description,
+            "statistics": statistics_in_brief(real.statistics),
+            "features": features.description,
+            "fingerprint": features.fingerprint,
+        }
+
+    @property
+    def names(self) -> set[str]:
+        """Descriptions of all features, and of pixels."""
+        return {scores.features.description for scores in self.scores} | ({PIXELS} if self.pixels else set())
 
     def of_nfe(self, nfe: int, tables: SavedTables) -> list[dict[str, Any]]:
         """Scores of all samplers at this NFE, on all ranks."""
@@ -115,7 +125,7 @@ class Judges:
             found += [(MEASURES[name], scores.features.description, value) for name, value in _scores(scores, images)]
         if self.pixels is not None:
             value = None if images is None else float(self.pixels(_flat(images), None, None))
-            found.append(("energy distance", "pixels", value))
+            found.append(("energy distance", PIXELS, value))
         return found
 
 
@@ -134,7 +144,8 @@ def show(file: TablesFile, nfes: Sequence[int], images: int) -> None:
         for name in (*RIVALS, LEARNED):
             cells = [(value.get((name, nfe), math.nan), nfe) for nfe in nfes]
             rows.append([name, *(f"**{v:.4g}**" if v == best[nfe] else f"{v:.4g}" for v, nfe in cells)])
-        heading = f"{measure[0].upper()}{measure[1:]} of {images:,} samples to {file.facts['data']}, {features}"
+        of = f"{measure[0].upper()}{measure[1:]} of {images:,} samples to {file.facts['data']}"
+        heading = f"{of}, {features}" + (" (learned in these)" if features == file.facts["features"] else "")
         console.print(Sheet(heading, ["sampler", *(f"NFE {nfe}" for nfe in nfes)], rows).table())
 
 
@@ -150,7 +161,7 @@ def _scores(scores: Scores, images: Tensor | None) -> list[tuple[str, float | No
 
 def _pixels(data: ImageDataModule) -> EnergyDistance:
     real = data.split("train").images
-    chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:PIXELS]
+    chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:REAL]
     return EnergyDistance(torch.Tensor.float, _flat(real[chosen]))
 
 

@@ -21,10 +21,9 @@ from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.tuning import TableTuner, Tuned
 
 SMALL = [
-    "--data=tiny.Pictures", "--steps=6", "--batch_size=8", "--stopping=600", "--images=16", "--accelerator=cpu",
+    "--data=tiny.Pictures", "--stages=drift,noise", "--steps=6", "--batch_size=50", "--stopping=100", "--images=16",
+    "--accelerator=cpu",
 ]  # fmt: skip
-# The package's name for it is the function's.
-STARTS = "ersde_lit.tuning.tune"
 
 
 def checkpoint(path: str, seed: int = 0, process: Any = None, preconditioning: str = "edm", prediction: str = "edm"):
@@ -73,7 +72,7 @@ def test_from_a_checkpoint_to_images(capsys) -> None:
     facts = tables.facts
     assert facts["network"] == weights_digest(load("m.ckpt").ema_denoiser.network)
     assert facts["guidance"] == {}
-    assert "44 training images of Pictures" in facts["data"]
+    assert facts["data"] == "44 training images of Pictures"
     learning = facts["learning"]["3"]
     assert learning["learned"]
     assert learning["after"] < learning["before"]
@@ -127,7 +126,7 @@ def test_the_same_command_goes_on_and_keeps_what_is_there(capsys) -> None:
         ("m.ckpt", ["--eps_scale=1.005"], "their guidance is none, and here {'eps_scale': '1.005'}"),
         ("m.ckpt", ["--labels=1"], "their labels is random"),
         ("m.ckpt", ["--objective=energy"], "their objective is kernel distance"),
-        ("m.ckpt", ["--stages=grid"], "their stages is"),
+        ("m.ckpt", ["--stages=grid"], "their stages is ['drift', 'noise'], and here ['grid']"),
         ("m.ckpt", ["--precision=bf16"], "their precision is fp32"),
     ],
 )
@@ -230,7 +229,7 @@ def test_guidance_is_kept_with_the_tables(capsys) -> None:
 
 def test_of_a_model_of_discrete_levels_it_samples(capsys) -> None:
     checkpoint("vp.ckpt", 0, VP(steps=1000), "vp", "eps")
-    assert tune("--nfe=3", "--out=vp.tables", ckpt_path="vp.ckpt") == 0
+    assert tune("--nfe=3", "--out=vp.tables", "--stages=grid,drift,noise", ckpt_path="vp.ckpt") == 0
     levels = load("vp.ckpt").ema_denoiser.levels
     for lam in read_tables("vp.tables").tables[3].lams[:-1]:
         assert torch.isclose(levels, lam, rtol=1e-9, atol=0).any()
@@ -267,9 +266,9 @@ def test_real_images_may_be_a_reference(capsys) -> None:
     assert "--reference bare.npz has statistics alone, and learning needs features" in error
     assert error.count("\n") == 1
     Path("bare.npz").unlink()
-    kept = ["--features=efficientnet", "--keep_features=44", "--out=bare.npz"]
+    kept, few = ["--features=efficientnet", "--keep_features=44", "--out=bare.npz"], "--images=2"
     assert main(["reference", "--data=tiny.Pictures", *kept]) == 0
-    assert main(["tune", "--ckpt_path=m.ckpt", "--out=r.tables", *given, *how]) == 0
+    assert main(["tune", "--ckpt_path=m.ckpt", "--out=r.tables", *given, *how, few]) == 0
     assert {s["measure"] for s in read_tables("r.tables").facts["scores"]} == {"Frechet distance", "kernel distance"}
 
 
