@@ -19,6 +19,7 @@ from ersde_lit.tuning.rows import full_history, theory
 Freedom = Literal["levels", "rows", "gain", "calls", "noise"]
 LEAST_LEVEL, MOST_LEVEL = 1e-4, 1e4  # of the first, where the denoiser has no range
 LEAST_RATIO, MOST_RATIO = 1e-3, 10.0  # in ln lam, of a step
+MOST_TOLD = 1.0  # in ln lam, from the state's level
 MOST_NOISE = 4.0  # phi = lam^17
 FREEDOMS: tuple[Freedom, ...] = get_args(Freedom)
 
@@ -146,6 +147,7 @@ class LearnedTable(nn.Module):
     def project_(self) -> None:
         """Moves the levels into [lam_min, lam_max] and what strayed back to where numbers are safe, after a step."""
         self.noise.clamp_(-MOST_NOISE, MOST_NOISE)
+        self.told.clamp_(-MOST_TOLD, MOST_TOLD)
         if "levels" not in self.learn:
             return
         self.log_start.clamp_(math.log(max(self.lam_min, LEAST_LEVEL)), math.log(min(self.lam_max, MOST_LEVEL)))
@@ -161,7 +163,7 @@ class LearnedTable(nn.Module):
             self.noise.copy_(torch.where(self.noise.abs() < least, least, self.noise))
 
     def _calls(self, told: Tensor) -> Tensor:
-        told = told.clamp(self.lam_min, self.lam_max)
+        told = told + (told.clamp(self.lam_min, self.lam_max) - told).detach()  # `project_` keeps it from straying
         if self.known is None:
             return told
         return self.known[(told.detach().log().unsqueeze(1) - self.known.log()).abs().argmin(1)]

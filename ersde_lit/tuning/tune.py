@@ -128,7 +128,7 @@ def tune(
         (trainer or quiet_trainer(problem, steps)).fit(tuner, ckpt_path=ckpt_path)
         found, after = tuner.best, tuner.best_scores
     else:
-        evolve(table, problem, steps, batch=batch)
+        evolve(table, problem, steps, min(1000, validation), batch)
         found = table.tableau()
         after = problem.scores(found, STOPPING[:validation], batch)
     if after is None or after.mean() >= best.after.mean():

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from tiny import network
 
+from ersde_lit.denoisers import VE, VP, Denoiser, Flow
 from ersde_lit.errors import UserError
-from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, default, grids, power, sample
+from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, TableSampler, default, grids, power, sample
 from ersde_lit.solvers.oracles import Gaussian
 from ersde_lit.solvers.registry import solver
 from ersde_lit.tuning import FREEDOMS, LearnedTable, full_history
@@ -122,3 +124,25 @@ def test_what_cannot_be_learned_is_refused() -> None:
         LearnedTable(DPMSolverPP().tableau(grids.edm(4, zero=False)))
     with pytest.raises(UserError, match="not colour"):
         LearnedTable(DPMSolverPP().tableau(grids.edm(4)), learn=["colour"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("process", "preconditioning", "prediction"), [
+    (VE(), "edm", "edm"), (VP(), "vp", "eps"), (Flow(), "flow", "v"), (VE(), "ve", "score"),
+])  # fmt: skip
+def test_gradients_pass_through_networks_of_all_processes(process, preconditioning, prediction) -> None:
+    torch.manual_seed(0)
+    denoiser = Denoiser(network(num_classes=0), process, preconditioning, prediction).eval().requires_grad_(False)
+    for p in denoiser.parameters():
+        p.normal_(std=0.2)
+    table = LearnedTable(
+        default(3).solver.tableau(TableSampler(DPMSolverPP()).lams(denoiser, 3)),
+        lam_min=denoiser.lam_min,
+        lam_max=denoiser.lam_max,
+    )
+    x = table.run(denoiser, SeededNoise(range(2), (1, 4, 4)))
+    x.square().mean().backward()
+    for name, p in table.named_parameters():
+        assert p.grad is not None
+        assert p.grad.isfinite().all(), name
+    assert table.told.grad is not None
+    assert table.told.grad[1:].all()
