@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from quick_start import CONFIGS
+from ranks import run_on_ranks
 from tiny import network
 
 import ersde_lit.cli.tune as command
@@ -315,3 +316,18 @@ def test_learned_digits_are_better_than_those_of_the_default(tmp_path) -> None:
     cells = map(json.loads, Path("cells/cells.jsonl").read_text().splitlines())
     fid = {cell["sampler"]: cell["scores"]["fid"] for cell in cells}
     assert fid["x.tables"] < 0.8 * fid["default"]
+
+
+def test_two_ranks_write_one_file() -> None:
+    arguments = ["tune", "--ckpt_path=m.ckpt", *SMALL, "--nfe=2,3", "--out=two.tables", "--devices=2"]
+    done = run_on_ranks("ranks.py", "command", arguments)
+    assert done.codes == [0, 0], done.said
+    assert "tables  two.tables" in done.said[0]
+    assert "NFE" not in done.said[1]
+    tables = read_tables("two.tables")
+    assert [*tables.tables] == [2, 3]
+    one = {(s["sampler"], s["measure"]): s["value"] for s in read_tables("three.tables").facts["scores"]}
+    for score in tables.facts["scores"]:  # of the same seeds, shared by the ranks
+        if (score["nfe"], score["sampler"]) == (3, "default"):
+            assert score["value"] == pytest.approx(one["default", score["measure"]], rel=1e-4)
+    assert not Path("two.tables.run").exists()
