@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from ersde_lit.cli import CTRL_C
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.cli.options.model import GuidedModel
@@ -217,7 +216,7 @@ def _learn(
         )  # fmt: skip
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
-            stop.code = CTRL_C  # Lightning says 1
+            raise KeyboardInterrupt from None  # the dispatcher says that the same command goes on
         raise
     before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
     found = {"learned": better, "start": tuned.start, "before": before, "after": after}
