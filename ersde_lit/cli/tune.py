@@ -5,23 +5,20 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from typing import TYPE_CHECKING, Any
 
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.cli.options.model import GuidedModel
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions
+from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
 from ersde_lit.cli.parser import Parser, split
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_apart, check_out, check_present, disk_errors, locked
-from ersde_lit.names import TABLES
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -30,82 +27,9 @@ if TYPE_CHECKING:
     from ersde_lit.cli.tune_scores import Judges
     from ersde_lit.tuning import Problem, Tuned
 
-STAGES = ("grid", "drift", "noise")
 ELSEWHERE = ("preview", "trajectory", "batch_size", "features", "metrics")  # options of the groups that are not here
 BANK = 5000  # real images that samples are compared with while learning
 EVERY = 25  # steps from one judging on the stopping seeds to the next
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """What is learned.
-
-    Args:
-        ckpt_path: checkpoint that `fit` wrote; its averaged weights are tuned for, and stay as they are.
-        out: file of the tables, NAME.tables, written after each NFE; the same command goes on there.
-        nfe: network calls an image, as in 4,5,6,8: a table for each.
-        into: write a copy of the checkpoint that carries the tables, NAME.ckpt, and samples with them by default.
-        like: file of earlier tables, of this network or another, from which to start where they are better.
-        labels: as for `sample`.
-        decoder: folder of a diffusers AutoencoderKL, for a model of latents; with gradient_free.
-        trust: import network classes from outside ersde_lit that the checkpoint names.
-    """
-
-    ckpt_path: str
-    out: str
-    nfe: str | int | list[int] = "4,5,6,8"
-    into: str | None = None
-    like: str | None = None
-    labels: str | int | None = None
-    decoder: str | None = None
-    trust: bool = False
-
-
-@dataclass(frozen=True)
-class LearningOptions:
-    """How it is learned.
-
-    Args:
-        stages: some of grid (levels planned by a fine run are tried), drift (levels, weights and the levels that the
-            network is told) and noise (how much at which step); drift and noise are learned together.
-        features: in which samples are compared with real images: classifier, trained on the data's labels;
-            efficientnet; dinov2; inception, with gradient_free; or a class.
-        objective: kernel: distance of moments up to the third, as KID; energy: energy distance.
-        gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
-        steps: of learning for each NFE (of gradient_free: runs of the sampler).
-        minutes: of learning for each NFE at most; all steps if not given.
-        batch_size: images a step, on each device.
-        stopping: images that decide which table is kept; never worse than default on them.
-        images: fresh ones that the reported distances are measured on.
-        also: features to report in besides those learned in and pixels, as in efficientnet.
-    """
-
-    stages: str | list[str] = "grid,drift,noise"
-    features: dict[str, Any] | str = "classifier"
-    objective: Literal["kernel", "energy"] = "kernel"
-    gradient_free: bool = False
-    steps: PositiveInt = 300
-    minutes: PositiveFloat | None = None
-    batch_size: PositiveInt = 200
-    stopping: PositiveInt = 3000
-    images: PositiveInt = 2000
-    also: str | list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.chosen or {*self.chosen} - {*STAGES}:
-            raise UserError(f"--stages {self.stages}: choose some of {','.join(STAGES)}")
-        if self.images < 2:
-            raise UserError("--images 1: distances need at least two images")
-        if self.features == "inception" and not self.gradient_free:
-            raise UserError(
-                "--features inception: Inception gives no gradients; learn in others, or add --gradient_free"
-            )
-
-    @property
-    def chosen(self) -> list[Any]:
-        return split(self.stages)
-
-
 GROUPS: Any = (TuneOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
 
 
@@ -127,15 +51,9 @@ def tune(
 ) -> None:
     """Learns a table for each NFE, keeps it in `out`, and reports what it brought."""
     nfes = SweepOptions(nfe=what.nfe).nfes
-    if not what.out.endswith(TABLES):
-        raise UserError(f"--out {what.out}: the file is a {TABLES}, name it so")
-    if what.into is not None and Path(what.into).suffix != ".ckpt":
-        raise UserError(f"--into {what.into}: the file is a .ckpt, name it so")
     if machine.precision == "fp16":
         raise UserError("--precision fp16: gradients are too small for it; choose bf16")
-    outputs = {name: path for name in ("out", "into") if (path := getattr(what, name)) is not None}
-    inputs = {name: path for name in ("ckpt_path", "like", "decoder") if (path := getattr(what, name)) is not None}
-    inputs |= {**reference.files, **guidance.checkpoints}
+    outputs, inputs = what.outputs, {**what.inputs, **reference.files, **guidance.checkpoints}
     for option, path in outputs.items():
         check_out(path, option)
     check_apart(outputs, inputs)
@@ -154,8 +72,7 @@ def tune(
     model = GuidedModel.open(what.ckpt_path, labels, guidance, machine, what.trust, what.decoder)
     if not learning.gradient_free:
         _check_gradients(model)
-    file = TablesFile(what.out)
-    file.settle(_of_model(model))
+    TablesFile(what.out).settle(_of_model(model))
     _check_into(what, model)
     earlier = _earlier(what.like, model, nfes)
     data = reference.open_data()
@@ -166,11 +83,14 @@ def tune(
     first = ranks.global_rank == 0
     judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
     problem = _problem(model, judges, learning, ranks)
-    file.settle(_of_learning(learning, judges, machine))
+    facts = _of_model(model) | _of_learning(learning, judges, machine)
     with ExitStack() as stack:
         with Ranks.of(ranks).fail_together():
             if first:
                 stack.enter_context(locked(f"{what.out}.lock", f"--out {what.out}: another `tune` is at it"))
+        with Ranks.of(ranks).fail_together():
+            file = TablesFile(what.out)
+            file.settle(facts)
         stack.enter_context(tf32(machine.precision == "tf32"))
         folder = Path(f"{what.out}.run")
         for nfe in nfes:
