@@ -165,6 +165,10 @@ def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ra
     extract: Any = ImageFeatures(features)
     if model.decoder is not None:
         decoder, extract = model.decoder, lambda x: features(decoder(x).to(ranks.device))
+    if not learning.gradient_free:
+        probe = torch.zeros(1, *model.image_shape, device=ranks.device, requires_grad=True)
+        if not extract(probe).requires_grad:
+            raise UserError("--features give no gradients: learn in others, or add --gradient_free")
     distance = {"kernel": KernelDistance, "energy": EnergyDistance}[learning.objective]
     objective = distance(extract, bank[:BANK].to(ranks.device)).to(ranks.device)
     denoiser = model.denoiser.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import network
 import ersde_lit.cli.tune as command
 from ersde_lit.cli import main
 from ersde_lit.denoisers import VE, VP
+from ersde_lit.metrics import Features
 from ersde_lit.sampling.formats import read_meta
 from ersde_lit.solvers import SavedTables, UniPC, default, grids, read_tables, write_tables
 from ersde_lit.training import DiffusionModule, load, weights_digest
@@ -305,6 +307,23 @@ def test_what_cannot_be_is_refused_in_one_line(capsys, options, message) -> None
     assert error.count("\n") == 1
     assert not Path("refused.tables").exists()
     assert Path("bad.tables").read_text() == "{"
+
+
+class Opaque(Features):
+    """Means and deviations of colours, without gradients."""
+
+    num_features = 2
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([images.float().mean((2, 3)), images.float().std((2, 3))], dim=1)
+
+
+def test_features_without_gradients_are_refused_or_need_none(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "of_a_user", sys.modules[__name__])
+    assert tune("--nfe=2", "--out=o.tables", "--features=of_a_user.Opaque") == 2
+    assert "--features give no gradients" in capsys.readouterr().err
+    assert tune("--nfe=2", "--out=o.tables", "--features=of_a_user.Opaque", "--gradient_free", "--steps=8") == 0
 
 
 @pytest.mark.slow
