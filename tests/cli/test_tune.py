@@ -338,7 +338,6 @@ def test_learned_digits_are_better_than_those_of_the_default(capsys) -> None:
     assert main(["evaluate", last, *data, *fresh]) == 0
     cells = map(json.loads, Path("cells/cells.jsonl").read_text().splitlines())
     fid = {cell["sampler"]: cell["scores"]["fid"] for cell in cells}
-    print(fid)
     assert fid["x.tables"] < 0.9 * fid["default"]
 
 
