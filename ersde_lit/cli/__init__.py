@@ -16,6 +16,7 @@ COMMANDS = {
     "data": ("data", "convert your images, and write a configuration: data SOURCE --out FOLDER --config_out FILE"),
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
     "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
+    "tune": ("tune", "the best sampler for a network, learned: tune --ckpt_path X --nfe 5,6 --data D --out X.tables"),
     "reference": ("files", "statistics of real images for FID: reference FOLDER --out stats.npz"),
     "analyze": ("analyze", "errors of solvers step by step: analyze --solvers er_sde,dpm++2m --nfe 10 --out FOLDER"),
     "ema": ("files", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),

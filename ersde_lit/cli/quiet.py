@@ -14,6 +14,8 @@ WARNINGS = (
 LINES = (
     "litlogger", "GPU available: False", "TPU available", "HPU available", "estimate number of stepping batches",
     "`Trainer.fit` stopped", "Restoring states from the checkpoint", "Restored all states", "Seed set to",
+    "`weights_only` was not set",  # the plugins that read checkpoints set it
+    "Detected KeyboardInterrupt",  # the commands say how to go on
 )  # fmt: skip
 
 
@@ -25,6 +27,7 @@ def quiet() -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.rank_zero",
         "lightning.fabric.utilities.seed",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
     ):
         logger = logging.getLogger(name)
         if _is_wanted not in logger.filters:

@@ -94,7 +94,7 @@ def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = Non
         if first and not work.done():
             work.clean()  # there is nothing to go on with
         raise
-    memory = max(Ranks.of(fabric).gather(_peak_memory(fabric.device)))
+    memory = max(Ranks.of(fabric).gather(peak_memory(fabric.device)))
     seconds = time.monotonic() - start
     if first:
         labels = job.labels_of(work.seeds)
@@ -144,7 +144,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes, of the GPU or else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.learned import Freedom, LearnedTable
 from ersde_lit.tuning.plan import plan_levels
-from ersde_lit.tuning.problem import STOPPING, Problem
+from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem
 from ersde_lit.tuning.tuner import TableTuner
 
 Stage = Literal["grid", "drift", "noise"]
@@ -64,7 +65,7 @@ def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: 
             "dpm++2m": TableSampler(DPMSolverPP()),
         }
     if plan:
-        levels = grids.Fixed(plan_levels(problem, [nfe])[nfe].tolist())
+        levels = grids.Fixed(plan_levels(problem, [nfe], LEARNING[-64:])[nfe].tolist())
         planned = ("default", "ode, rho 7") if given is None else ("given",)
         samplers |= {f"{name}, planned levels": replace(samplers[name], grid=levels) for name in planned}
     return {name: sampler.table(problem.denoiser, nfe) for name, sampler in samplers.items()}
@@ -85,6 +86,8 @@ def tune(
     validation: int = 3000,
     recomputed: int | None = None,
     trainer: pl.Trainer | None = None,
+    candidates: Mapping[str, Tableau] = {},
+    ckpt_path: str | Path | None = None,
 ) -> Tuned:
     """The best table of `nfe` calls for a problem; never worse than its start on the stopping seeds.
 
@@ -96,6 +99,8 @@ def tune(
         gradients: False: by `evolve`, in about as many runs as there are steps.
         steps, batch, learning_rate, validate_every, validation, recomputed: see `TableTuner`.
         trainer: with ``max_steps=steps`` and ``gradient_clip_val=1.0``; None: a quiet one on the problem's device.
+        candidates: further tables to start from, by name, if they are the best.
+        ckpt_path: the trainer's checkpoint of the same learning, to go on from.
 
     Raises:
         UserError: an unknown stage or freedom, or a start that cannot be learned from.
@@ -103,7 +108,7 @@ def tune(
     """
     if unknown := {*stages} - {*STAGES}:
         raise UserError(f"stages are {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
-    tables = starts(problem, nfe, start, plan="grid" in stages)
+    tables = starts(problem, nfe, start, plan="grid" in stages) | {**candidates}
     judged = {name: problem.scores(table, STOPPING[:validation], batch) for name, table in tables.items()}
     before = next(iter(judged.values()))
     name = min(judged, key=lambda k: float(judged[k].mean()))
@@ -116,7 +121,7 @@ def tune(
         tuner = TableTuner(
             table, problem, steps, batch, learning_rate, validate_every, validation, recomputed=recomputed
         )
-        (trainer or quiet_trainer(problem, steps)).fit(tuner)
+        (trainer or quiet_trainer(problem, steps)).fit(tuner, ckpt_path=ckpt_path)
         found, after = tuner.best, tuner.best_scores
     else:
         evolve(table, problem, steps, min(1000, validation), batch)
@@ -128,12 +133,14 @@ def tune(
 
 
 def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:
-    """A LearnedTable within the range and levels of the problem's denoiser."""
+    """A LearnedTable within the range and levels of the problem's denoiser; of discrete time, its levels stay."""
     limits: dict[str, Any] = {
         name: getattr(problem.denoiser, name)
         for name in ("lam_min", "lam_max", "levels")
         if getattr(problem.denoiser, name, None) is not None
     }
+    if "levels" in limits:
+        learn = {*learn} - {"levels"}
     return LearnedTable(start, learn, **limits)
 
 

@@ -102,7 +102,12 @@ class TableTuner(pl.LightningModule):
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.table.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-        if step % self.validate_every == 0 or step == self.steps:
+        due = step % self.validate_every == 0 or step == self.steps
+        if due and (score := self._stop_or_keep()) is not None:
+            self.log("stop", score, prog_bar=True, rank_zero_only=True)
+
+    def on_train_end(self) -> None:
+        if self.global_step % self.validate_every and self.global_step != self.steps:  # time was up
             self._stop_or_keep()
 
     def score(self, tableau: Tableau) -> Tensor:
@@ -117,16 +122,17 @@ class TableTuner(pl.LightningModule):
             scores = self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum").cpu()
         return scores
 
-    def _stop_or_keep(self) -> None:
+    def _stop_or_keep(self) -> float | None:
+        """Scores the average and keeps it if it is the best; None where it has no score."""
         tableau = self.average.tableau()
         try:
             scores = self.score(tableau)
         except FloatingPointError:
-            return
-        self.log("stop", float(scores.mean()), prog_bar=True, rank_zero_only=True)
+            return None
         assert self.best_scores is not None
         if scores.mean() < self.best_scores.mean():
             self.best, self.best_scores = tableau, scores
+        return float(scores.mean())
 
     def _share_of_rate(self, step: int) -> float:
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))

@@ -8,7 +8,8 @@ import pytest
 
 SAMPLE = ["sample", "--ckpt_path=x", "--out=x.npz"]
 EVALUATE = ["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a"]
-COMMANDS = ("sample", "evaluate", "reference", "analyze", "data", "ema", "import", "export")
+TUNE = ["tune", "--data=a.B", "--ckpt_path=a.ckpt", "--out=x.tables"]
+COMMANDS = ("sample", "evaluate", "tune", "reference", "analyze", "data", "ema", "import", "export")
 HELP = [["--help"], *([name, "--help"] for name in COMMANDS)]
 REFUSED = [  # the command, and a word of the line that it prints
     ([*SAMPLE, "--seeds=0", "--nfe=0"], "nfe"),
@@ -26,6 +27,12 @@ REFUSED = [  # the command, and a word of the line that it prints
     (["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"], "absent.npz"),
     ([*EVALUATE, "--seeds=9-0"], "runs downwards"),
     (["evaluate", "--solvers=ddim"], "--data or --reference"),
+    ([*TUNE, "--nfe=4,x"], "--nfe 4,x"),
+    ([*TUNE, "--out=x.npz"], "name it so"),
+    ([*TUNE, "--stages=colour"], "choose some of grid,drift,noise"),
+    ([*TUNE, "--features=inception"], "Inception gives no gradients"),
+    ([*TUNE, "--like=absent.tables"], "nothing at --ckpt_path a.ckpt, --like absent.tables"),
+    (["tune", "--ckpt_path=a.ckpt", "--out=x.tables"], "--data or --reference"),
     (["reference", "x"], "out"),
     (["reference", "--out=x.npz"], "no images"),
     (["reference", "x", "--out=y"], ".npz"),

@@ -1,0 +1,103 @@
+"""Options of `tune`: which tables are learned, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from ersde_lit.cli.parser import split
+from ersde_lit.errors import UserError
+from ersde_lit.names import TABLES
+
+STAGES = ("grid", "drift", "noise")
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What is learned.
+
+    Args:
+        ckpt_path: checkpoint that `fit` wrote; its averaged weights are tuned for, and stay as they are.
+        out: file of the tables, NAME.tables, written after each NFE; the same command goes on there.
+        nfe: network calls an image, as in 4,5,6,8: a table for each.
+        into: write a copy of the checkpoint that carries the tables, NAME.ckpt, and samples with them by default.
+        like: file of earlier tables, of this network or another, from which to start where they are better.
+        labels: as for `sample`.
+        decoder: folder of a diffusers AutoencoderKL, for a model of latents; with gradient_free.
+        trust: import network classes from outside ersde_lit that the checkpoint names.
+    """
+
+    ckpt_path: str
+    out: str
+    nfe: str | int | list[int] = "4,5,6,8"
+    into: str | None = None
+    like: str | None = None
+    labels: str | int | None = None
+    decoder: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.out.endswith(TABLES):
+            raise UserError(f"--out {self.out}: the file is a {TABLES}, name it so")
+        if self.into is not None and Path(self.into).suffix != ".ckpt":
+            raise UserError(f"--into {self.into}: the file is a .ckpt, name it so")
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Paths of the given files to write, by option."""
+        return self._given("out", "into")
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Paths of the given files to read, by option."""
+        return self._given("ckpt_path", "like", "decoder")
+
+    def _given(self, *names: str) -> dict[str, str]:
+        return {name: path for name in names if (path := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """How it is learned.
+
+    Args:
+        stages: some of grid (levels planned by a fine run are tried), drift (levels, weights and the levels that the
+            network is told) and noise (how much at which step); drift and noise are learned together.
+        features: in which samples are compared with real images: classifier, trained on the data's labels;
+            efficientnet; dinov2; inception, with gradient_free; or a class.
+        objective: kernel: distance of moments up to the third, as KID; energy: energy distance.
+        gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
+        steps: of learning for each NFE (of gradient_free: runs of the sampler).
+        minutes: of learning for each NFE at most; all steps if not given.
+        batch_size: images a step, on each device.
+        stopping: images that decide which table is kept; never worse than default on them.
+        images: fresh ones that the reported distances are measured on.
+        also: features to report in besides those learned in and pixels, as in efficientnet.
+    """
+
+    stages: str | list[str] = "grid,drift,noise"
+    features: dict[str, Any] | str = "classifier"
+    objective: Literal["kernel", "energy"] = "kernel"
+    gradient_free: bool = False
+    steps: PositiveInt = 300
+    minutes: PositiveFloat | None = None
+    batch_size: PositiveInt = 200
+    stopping: PositiveInt = 3000
+    images: PositiveInt = 2000
+    also: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.chosen or {*self.chosen} - {*STAGES}:
+            raise UserError(f"--stages {self.stages}: choose some of {','.join(STAGES)}")
+        if self.images < 2:
+            raise UserError("--images 1: distances need at least two images")
+        if self.features == "inception" and not self.gradient_free:
+            raise UserError(
+                "--features inception: Inception gives no gradients; learn in others, or add --gradient_free"
+            )
+
+    @property
+    def chosen(self) -> list[Any]:
+        """Names of the stages."""
+        return split(self.stages)

@@ -1,0 +1,247 @@
+"""Command `tune`: learns the best table for a checkpoint's network at each number of calls."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.options.sweep import SweepOptions
+from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
+from ersde_lit.cli.parser import Parser, split
+from ersde_lit.errors import UserError
+from ersde_lit.files import check_apart, check_out, check_present, disk_errors, locked
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from ersde_lit.cli.tune_file import TablesFile
+    from ersde_lit.cli.tune_scores import Judges
+    from ersde_lit.tuning import Problem, Tuned
+
+ELSEWHERE = ("preview", "trajectory", "batch_size", "features", "metrics")  # options of the groups that are not here
+BANK = 5000  # real images that samples are compared with while learning
+EVERY = 25  # steps from one judging on the stopping seeds to the next
+GROUPS: Any = (TuneOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    parser = Parser(command, "Learns a sampler for a checkpoint's network: the best table at each number of calls.")
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    for group in GROUPS:
+        parser.add_options(group, () if group is LearningOptions else ELSEWHERE)
+    _, (what, learning, reference, guidance, machine) = parser.read(arguments, *GROUPS)
+    tune(what, learning, reference, guidance, machine)
+
+
+def tune(
+    what: TuneOptions,
+    learning: LearningOptions,
+    reference: ReferenceOptions,
+    guidance: GuidanceOptions,
+    machine: MachineOptions,
+) -> None:
+    """Learns a table for each NFE, keeps it in `out`, and reports what it brought."""
+    nfes = SweepOptions(nfe=what.nfe).nfes
+    if machine.precision == "fp16":
+        raise UserError("--precision fp16: gradients are too small for it; choose bf16")
+    outputs, inputs = what.outputs, {**what.inputs, **reference.files, **guidance.checkpoints}
+    for option, path in outputs.items():
+        check_out(path, option)
+    check_apart(outputs, inputs)
+    check_present(inputs)
+
+    from ersde_lit.cli.quiet import quiet
+    from ersde_lit.cli.tune_file import TablesFile
+    from ersde_lit.cli.tune_scores import Judges, show
+    from ersde_lit.ranks import Ranks
+    from ersde_lit.tf32 import tf32
+    from ersde_lit.training import carry
+
+    quiet()
+    # Whatever can be wrong is found before other ranks are started and anything is written.
+    labels = None if what.labels is None else str(what.labels)
+    model = GuidedModel.open(what.ckpt_path, labels, guidance, machine, what.trust, what.decoder)
+    if not learning.gradient_free:
+        _check_gradients(model)
+    TablesFile(what.out).settle(_of_model(model))
+    _check_into(what, model)
+    earlier = _earlier(what.like, model, nfes)
+    data = reference.open_data()
+    own = model.image_shape
+    if data is not None and tuple(data.image_shape) != own:
+        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
+    ranks = model.start()
+    first = ranks.global_rank == 0
+    judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
+    problem = _problem(model, judges, learning, ranks)
+    facts = _of_model(model) | _of_learning(learning, judges, machine)
+    with ExitStack() as stack:
+        with Ranks.of(ranks).fail_together():
+            if first:
+                stack.enter_context(locked(f"{what.out}.lock", f"--out {what.out}: another `tune` is at it"))
+        with Ranks.of(ranks).fail_together():
+            file = TablesFile(what.out)
+            file.settle(facts)
+        stack.enter_context(tf32(machine.precision == "tf32"))
+        folder = Path(f"{what.out}.run")
+        for nfe in nfes:
+            if nfe in file.tables:
+                said = f"NFE {nfe}: in {what.out} already"
+            else:
+                said = _learn(nfe, problem, learning, machine, file, earlier.get(nfe), folder, ranks)
+            if first:
+                print(said, flush=True)
+            if not file.is_scored(nfe, learning.images, judges.names):
+                file.keep_scores(judges.of_nfe(nfe, file.saved), write=first)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not first:
+            return
+        if what.into is not None:
+            with disk_errors(what.into, "into"):
+                carry(what.ckpt_path, file.saved, what.into)
+        show(file, nfes, learning.images)
+    print(f"tables  {what.out}: python -m ersde_lit sample --ckpt_path {what.ckpt_path} --solver {what.out} ...")
+    if what.into is not None:
+        print(f"carried {what.into}: samples with them where no solver is named")
+
+
+def _learn(
+    nfe: int, problem: "Problem", learning: LearningOptions, machine: MachineOptions, file: "TablesFile",
+    earlier: Any, folder: Path, ranks: "Fabric",
+) -> str:  # fmt: skip
+    """Learns the table of `nfe` calls, writes it to the file, and says in a line what came out."""
+    from ersde_lit.cli.tune_trainer import last, trainer
+    from ersde_lit.sampling.run import peak_memory
+    from ersde_lit.solvers import SavedTables
+    from ersde_lit.tuning import tune as learn
+
+    like = None if earlier is None else SavedTables({nfe: earlier}).digest(nfe)
+    how = {"batch_size": learning.batch_size, "stopping": learning.stopping, "like": like}
+    checkpoint = folder / f"{nfe}-{_digest([file.facts, how, learning.steps])}.ckpt"
+    run, start = trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY), time.monotonic()
+    try:
+        tuned: Tuned = learn(
+            problem, nfe, stages=learning.chosen, gradients=not learning.gradient_free, steps=learning.steps,
+            batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY, trainer=run,
+            candidates={} if earlier is None else {"like": earlier}, ckpt_path=last(checkpoint),
+        )  # fmt: skip
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # the dispatcher says that the same command goes on
+        raise
+    before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
+    found = {"learned": better, "start": tuned.start, "before": before, "after": after}
+    found |= {"error": tuned.error} if len(tuned.after) > 1 else {}
+    spent = {
+        "steps": learning.steps if learning.gradient_free else run.global_step,
+        "seconds": round(time.monotonic() - start, 1),
+        "peak_memory": peak_memory(ranks.device),
+    }
+    file.keep(nfe, tuned.tableau, {**found, **how, **spent}, write=ranks.global_rank == 0)
+    of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
+    if not better:
+        return f"NFE {nfe}: nothing was better than default, whose own table is kept ({before:.4g} {of})"
+    error = f" ± {tuned.error:.2g}" if "error" in found else ""
+    return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g}{error} learned ({of})"
+
+
+def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Fabric") -> "Problem":
+    import torch
+
+    from ersde_lit.cli.tune_trainer import HalfPrecision
+    from ersde_lit.sampling.labels import labels_of
+    from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem
+
+    features, bank = judges.learned_in
+    extract: Any = ImageFeatures(features)
+    if model.decoder is not None:
+        decoder, extract = model.decoder, lambda x: features(decoder(x).to(ranks.device))
+    if not learning.gradient_free:
+        probe = torch.zeros(1, *model.image_shape, device=ranks.device, requires_grad=True)
+        if not extract(probe).requires_grad:
+            raise UserError("--features give no gradients: learn in others, or add --gradient_free")
+    distance = {"kernel": KernelDistance, "energy": EnergyDistance}[learning.objective]
+    objective = distance(extract, bank[:BANK].to(ranks.device)).to(ranks.device)
+    denoiser = model.denoiser.requires_grad_(False)
+    if model.machine.precision == "bf16":
+        denoiser = HalfPrecision(denoiser, torch.bfloat16)
+    labels: Any = partial(labels_of, model.denoiser, model.labels) if model.denoiser.num_classes else None
+    return Problem(denoiser, model.denoiser.image_shape, objective, labels, ranks.device)
+
+
+def _check_gradients(model: GuidedModel) -> None:
+    if model.decoder is not None:
+        raise UserError("--decoder gives no gradients: add --gradient_free")
+    if model.guidance.classifier is not None:
+        raise UserError("--classifier: no gradients pass its guidance; add --gradient_free")
+
+
+def _check_into(what: TuneOptions, model: GuidedModel) -> None:
+    """Raises UserError where `into` is something else than an earlier result for the same model."""
+    from ersde_lit.training import load, weights_digest
+
+    if what.into is None or not Path(what.into).exists():
+        return
+    try:
+        there = load(what.into, what.trust)
+        same = weights_digest(there.ema_denoiser.network) == weights_digest(model.network)
+        same = same and there.spec == load(what.ckpt_path, what.trust).spec
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(f"--into {what.into} exists, and is no copy of {what.ckpt_path}; choose another name")
+
+
+def _earlier(path: str | None, model: GuidedModel, nfes: Sequence[int]) -> dict[int, Any]:
+    """Tables of these NFEs in a file, as far as there are any, that fit the model."""
+    from ersde_lit.solvers import read_tables
+
+    if path is None:
+        return {}
+    tables = read_tables(path)
+    try:
+        return {nfe: tables.sampler.table(model.denoiser, nfe) for nfe in nfes if nfe in tables.tables}
+    except UserError as error:
+        raise UserError(f"--like {path}: {error}") from None
+
+
+def _of_model(model: GuidedModel) -> dict[str, Any]:
+    """What tables are learned for, as far as the model says it."""
+    from ersde_lit.training import weights_digest
+
+    others = {name: digest for name, digest in model.digests.items() if name != "ckpt_path"}
+    return {
+        "network": weights_digest(model.network),
+        "guidance": model.guidance.named(),
+        "files": others,
+        "labels": model.labels or "random" if model.denoiser.num_classes else None,
+    }
+
+
+def _of_learning(learning: LearningOptions, judges: "Judges", machine: MachineOptions) -> dict[str, Any]:
+    """The rest of it, and how it is learned."""
+    from ersde_lit.tuning import LEARNING, STOPPING
+
+    return {
+        **judges.described,
+        "objective": f"{learning.objective} distance" + " without gradients" * learning.gradient_free,
+        "stages": learning.chosen,
+        "precision": machine.precision,
+        "seeds": {
+            "learning": f"from {LEARNING[0]}", "stopping": f"from {STOPPING[0]}", "reporting": "from 0",
+        },
+        "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
+    }  # fmt: skip
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]

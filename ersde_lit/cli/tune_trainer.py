@@ -1,0 +1,84 @@
+"""Trainer of the command `tune`: its bar, the checkpoint of the learning under way, and the network in bf16."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from ersde_lit.callbacks.progress_bar import TrainingBar
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.denoisers.guidance import Wrapper
+from ersde_lit.files import disk_errors, replacing
+from ersde_lit.progress import console
+
+
+class Whole(TorchCheckpointIO):
+    """Checkpoints that a kill leaves as they were; reading executes no code from them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with replacing(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        return found
+
+
+class KeepLast(Checkpoint):
+    """Keeps the state every so many steps, between two of them, so that no part of a step is lost or done twice."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        if trainer.global_step and trainer.global_step % self.every == 0:
+            with disk_errors(self.path, None):
+                self.path.parent.mkdir(exist_ok=True)
+                trainer.save_checkpoint(self.path)
+
+
+class HalfPrecision(Wrapper):
+    """Runs a denoiser's network in half precision by autocast."""
+
+    def __init__(self, denoiser: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(denoiser)
+        self.dtype = dtype
+
+    def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
+        with torch.autocast(y.device.type, self.dtype):
+            return self.denoiser(y, lam, **({} if labels is None else {"labels": labels}))
+
+
+def trainer(
+    steps: int, minutes: float | None, machine: MachineOptions, ranks: Fabric, checkpoint: Path, every: int
+) -> pl.Trainer:
+    """A Trainer on the ranks that were started, with a bar on a terminal."""
+    shown = console.is_terminal and ranks.global_rank == 0
+    callbacks: list[Any] = [KeepLast(checkpoint, every), *([TrainingBar()] if shown else [])]
+    if minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=minutes), verbose=False))
+    return pl.Trainer(
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=DDPStrategy(process_group_backend="gloo") if ranks.world_size > 1 else "auto",
+        callbacks=callbacks,
+        plugins=[Whole()],
+        logger=False,
+        enable_progress_bar=shown,
+        enable_model_summary=False,
+    )
+
+
+def last(checkpoint: Path) -> str | None:
+    """The checkpoint to go on from, if there is one."""
+    return str(checkpoint) if checkpoint.is_file() else None
