@@ -3,10 +3,10 @@
     python -m ersde_lit sample --ckpt_path X.ckpt --seeds 0-49999 --nfe 20 --out samples.npz
 
 - Output: a folder (PNGs), `.npz` (`arr_0` uint8 NHWC, `arr_1` labels), `.zip` (EDM's data sets) or `.png` (a grid).
-- Sampler: `--preset fast`, `balanced`, `best` (8, 20, 50 calls) or `noisy` (for weak networks), or `--nfe` with
-  `--solver`, `--grid` and their options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid
-  edm:rho=5:sigma_max=40`. With none of them `ersde_lit.solvers.default(nfe)` samples. `--config FILE` reads options
-  from YAML.
+- Sampler: `--preset fast`, `balanced`, `best` (8, 20, 50 calls) or `noisy` (20), or `--nfe` with `--solver`, `--grid`
+  and their options, as flags or inline: `--solver er_sde:order=2:noise_scale=power:1.5 --grid edm:rho=5:sigma_max=40`.
+  With none of them `ersde_lit.solvers.default(nfe)` samples; `--solver noisy` is for weak networks. `--config FILE`
+  reads options from YAML.
 - Learned samplers: `--solver NAME.tables`, a file of one table a number of calls, each with noise levels of its own;
   images know it by its content. `export model.ckpt --tables NAME.tables --out tuned.ckpt` makes it a checkpoint's
   default. Where it was learned for another network or guidance, that is said.

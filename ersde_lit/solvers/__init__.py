@@ -2,7 +2,8 @@
 
     lams -> solver.tableau(lams) -> sample(denoiser, tableau, y, noise=noise) -> y at lams[-1]
 
-or all at once: ``default(nfe)(denoiser, SeededNoise(seeds, shape), nfe)``. No file here knows a network.
+or all at once: ``default(nfe)(denoiser, SeededNoise(seeds, shape), nfe)``, for weak networks ``noisy(nfe)``, and
+``learned("X.tables")`` for a file of learned tables. No file here knows a network.
 """
 
 from ersde_lit.solvers import grids, oracles, registry

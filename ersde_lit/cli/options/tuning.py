@@ -66,7 +66,7 @@ class LearningOptions:
             network is told) and noise (how much at which step); drift and noise are learned together.
         features: in which samples are compared with real images: classifier, trained on the data's labels;
             efficientnet; dinov2; inception, with gradient_free; or a class.
-        objective: kernel: distance of moments up to the third, as KID; energy: energy distance.
+        objective: energy: energy distance; kernel: distance of moments up to the third, as KID.
         gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
         steps: of learning for each NFE (of gradient_free: runs of the sampler).
         minutes: of learning for each NFE at most; all steps if not given.
@@ -78,7 +78,7 @@ class LearningOptions:
 
     stages: str | list[str] = "grid,drift,noise"
     features: dict[str, Any] | str = "classifier"
-    objective: Literal["kernel", "energy"] = "kernel"
+    objective: Literal["energy", "kernel"] = "energy"
     gradient_free: bool = False
     steps: PositiveInt = 300
     minutes: PositiveFloat | None = None
