@@ -1,10 +1,9 @@
 """Command `tune`: learns the best table for a checkpoint's network at each number of calls."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
 from ersde_lit.cli.parser import Parser, split
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_apart, check_out, check_present, disk_errors, locked
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def tune(
     nfes = SweepOptions(nfe=what.nfe).nfes
     if machine.precision == "fp16":
         raise UserError("--precision fp16: gradients are too small for it; choose bf16")
+    if what.labels not in (None, "random", "none"):
+        raise UserError(f"--labels {what.labels}: real images are of all classes; leave it out, or take none")
     outputs, inputs = what.outputs, {**what.inputs, **reference.files, **guidance.checkpoints}
     for option, path in outputs.items():
         check_out(path, option)
@@ -72,6 +73,9 @@ def tune(
     model = GuidedModel.open(what.ckpt_path, labels, guidance, machine, what.trust, what.decoder)
     if not learning.gradient_free:
         _check_gradients(model)
+    else:
+        with needs_extra("tune", "--gradient_free"):
+            import cmaes  # noqa: F401
     TablesFile(what.out).settle(_of_model(model))
     _check_into(what, model)
     earlier = _earlier(what.like, model, nfes)
@@ -81,6 +85,8 @@ def tune(
         raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
     ranks = model.start()
     first = ranks.global_rank == 0
+    if ranks.device.type == "mps":
+        raise UserError("tables are learned in float64, which --accelerator mps has not: take cpu")
     judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
     problem = _problem(model, judges, learning, ranks)
     facts = _of_model(model) | _of_learning(learning, judges, machine)
@@ -102,9 +108,10 @@ def tune(
                 print(said, flush=True)
             if not file.is_scored(nfe, learning.images, judges.names):
                 file.keep_scores(judges.of_nfe(nfe, file.saved), write=first)
-        shutil.rmtree(folder, ignore_errors=True)
         if not first:
             return
+        with suppress(OSError):  # not there, or another learning has its checkpoint in it
+            folder.rmdir()
         if what.into is not None:
             with disk_errors(what.into, "into"):
                 carry(what.ckpt_path, file.saved, what.into)
@@ -147,6 +154,8 @@ def _learn(
         "peak_memory": peak_memory(ranks.device),
     }
     file.keep(nfe, tuned.tableau, {**found, **how, **spent}, write=ranks.global_rank == 0)
+    if ranks.global_rank == 0:
+        checkpoint.unlink(missing_ok=True)
     of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
     if not better:
         return f"NFE {nfe}: nothing was better than default, whose own table is kept ({before:.4g} {of})"
@@ -194,7 +203,7 @@ def _check_into(what: TuneOptions, model: GuidedModel) -> None:
     try:
         there = load(what.into, what.trust)
         same = weights_digest(there.ema_denoiser.network) == weights_digest(model.network)
-        same = same and there.spec == load(what.ckpt_path, what.trust).spec
+        same = same and there.spec == load(what.ckpt_path, what.trust).spec and there.tables is not None
     except UserError:
         same = False
     if not same:

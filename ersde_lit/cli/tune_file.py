@@ -38,8 +38,10 @@ class TablesFile:
             saved = read_tables(path)
             self._known = {**saved.facts}
             self.tables = {**saved.tables}
-            self.learning = {**self._known.get("learning", {})}
-            self.scores = [*self._known.get("scores", [])]
+            learning, scores = self._known.get("learning", {}), self._known.get("scores", [])
+            if not (isinstance(learning, dict) and isinstance(scores, list) and all(map(_is_score, scores))):
+                raise UserError(f"--out {path} is no file that `tune` wrote; choose another name")
+            self.learning, self.scores = {**learning}, [*scores]
 
     def settle(self, facts: dict[str, Any]) -> None:
         """Says what tables are learned for; raises UserError where those of the file are for something else."""
@@ -76,6 +78,10 @@ class TablesFile:
         if write:
             with disk_errors(self.path):
                 write_tables(self.path, self.saved)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, dict) and {"sampler", "nfe", "images", "measure", "features", "value"} <= value.keys()
 
 
 def _in_words(value: Any) -> str:

@@ -87,7 +87,8 @@ class TableSampler(Sampler):
         lams = self.lams(denoiser, nfe)
         with torch.device("cpu"):
             tableau: Tableau = self.solver.tableau(lams)
-            return with_mean(tableau) if self.add_mean else tableau
+        _check_told(tableau, denoiser)
+        return with_mean(tableau) if self.add_mean else tableau
 
     @torch.no_grad()
     def __call__(
@@ -123,6 +124,17 @@ def adapt_grid(lams: Tensor, denoiser: Any) -> Tensor:
     if levels is not None:
         finite = _snap(finite, levels)
     return check_lams(torch.cat([finite, lams[len(finite) :]]))
+
+
+def _check_told(tableau: Tableau, denoiser: Any) -> None:
+    """Raises UserError where a table tells the denoiser a level outside its range."""
+    if tableau.calls is None:
+        return
+    low, high = float(getattr(denoiser, "lam_min", 0)), float(getattr(denoiser, "lam_max", math.inf))
+    outside = (tableau.calls < low * (1 - 1e-4)) | (tableau.calls > high * (1 + 1e-4))
+    if outside.any():
+        told = float(tableau.calls[outside][0])
+        raise UserError(f"the table tells the denoiser level {told:.6g}, outside its range, {high:.6g} to {low:.6g}")
 
 
 def _snap(lams: Tensor, levels: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ def evolve(
         from cmaes import CMA
 
     along = directions(table)
+    if not len(along):
+        return
     origin = _vector(table)
     search = CMA(mean=np.zeros(len(along)), sigma=0.5, seed=seed)
     for _ in range(max(1, evaluations // search.population_size)):
@@ -77,7 +79,7 @@ def directions(table: LearnedTable) -> Tensor:
         for target, move in moves
         if target.requires_grad and move.any()
     ]
-    return torch.stack(vectors)
+    return torch.stack(vectors) if vectors else torch.empty(0, 0)
 
 
 def _vector(table: LearnedTable) -> Tensor:

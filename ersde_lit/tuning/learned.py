@@ -58,6 +58,8 @@ class LearnedTable(nn.Module):
         super().__init__()
         if unknown := {*learn} - {*FREEDOMS}:
             raise UserError(f"a table learns {', '.join(FREEDOMS)}, not {', '.join(sorted(unknown))}")
+        if (start.b[:-1] >= start.lams[1:-1]).any():
+            raise UserError("a step of this table adds more noise than its level has: learn from another sampler")
         if start.lams[-1] != 0:
             raise UserError(f"a learned table ends at noise level 0, not {start.lams[-1]:.6g}: take such a grid")
         self.learn, self.nodes, self.lam_min, self.lam_max = frozenset(learn), nodes, lam_min, lam_max
@@ -146,8 +148,10 @@ class LearnedTable(nn.Module):
     @torch.no_grad()
     def project_(self) -> None:
         """Moves the levels into [lam_min, lam_max] and what strayed back to where numbers are safe, after a step."""
-        self.noise.clamp_(-MOST_NOISE, MOST_NOISE)
-        self.told.clamp_(-MOST_TOLD, MOST_TOLD)
+        if "noise" in self.learn:
+            self.noise.clamp_(-MOST_NOISE, MOST_NOISE)
+        if "calls" in self.learn:
+            self.told.clamp_(-MOST_TOLD, MOST_TOLD)
         if "levels" not in self.learn:
             return
         self.log_start.clamp_(math.log(max(self.lam_min, LEAST_LEVEL)), math.log(min(self.lam_max, MOST_LEVEL)))

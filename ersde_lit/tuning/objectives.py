@@ -69,6 +69,8 @@ class SetDistance(nn.Module):
         self.register_buffer("within", self._within(self.bank))
 
     def forward(self, x: Tensor, noise: Noise, labels: Tensor | None) -> Tensor:
+        if len(x) < 2:
+            raise UserError("a distance between sets needs batches and blocks of 2 samples or more")
         with torch.autocast(x.device.type, enabled=False):
             # A block that is only judged is larger than what is learned from.
             parts = [x] if torch.is_grad_enabled() else x.split(200)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import DPMSolverPP, SeededNoise, grids, sample
+from ersde_lit.solvers.loop import Denoise
 from ersde_lit.solvers.sampler import adapt_grid
 from ersde_lit.tuning.problem import Problem
 from ersde_lit.tuning.rows import leaps
 
 
 def plan_levels(
-    problem: Problem, nfes: Iterable[int], seeds: Sequence[int] = range(64), fine: int = 64, nodes: float = 2.0
+    problem: Problem, nfes: Iterable[int], seeds: Sequence[int] = range(64), fine: int | None = None, nodes: float = 2.0
 ) -> dict[int, Tensor]:
     """Levels (nfe + 1,) for each number of calls, the last 0, chosen among those of one fine run of the ODE.
 
@@ -31,18 +32,24 @@ def plan_levels(
         problem: its objective is not asked.
         nfes: numbers of calls, below `fine`.
         seeds: of the run; their number is that of the principal directions too.
-        fine: calls of the run, which are all the calls there are.
+        fine: calls of the run, which are all the calls there are; None: `fine_calls`.
         nodes: s of the leaps' rows (see `rows.theory`).
 
     Raises:
         UserError: as many calls as the run has.
     """
-    nfes = [*nfes]
+    nfes, fine = [*nfes], fine_calls(problem.denoiser) if fine is None else fine
     if max(nfes) >= fine:
         raise UserError(f"levels for {max(nfes)} calls are chosen from a finer run, of more than {fine} calls")
     lams = adapt_grid(grids.edm(fine, rho=12.0), problem.denoiser)
     costs = _Costs(lams, _run(problem, lams, seeds), nodes)
     return {n: lams[[*costs.cheapest(n), fine]] for n in nfes}
+
+
+def fine_calls(denoiser: Denoise) -> int:
+    """Calls of the run that levels are planned by: 64, or as many levels as the denoiser has."""
+    levels = getattr(denoiser, "levels", None)
+    return 64 if levels is None else min(64, len(levels))
 
 
 @torch.no_grad()
@@ -114,9 +121,11 @@ def _products(run: Tensor, lams: Tensor) -> Tensor:
     samples = run[len(lams) - 1]
     _, singular, directions = torch.linalg.svd(samples - samples.mean(0), full_matrices=False)
     std = singular.double() / len(samples) ** 0.5
-    along = run @ directions.T
-    products = torch.einsum("vbr, wbr -> rvw", along, along).double()
-    across = torch.einsum("vbd, wbd -> vw", run, run).double() - products.sum(0)
+    # In float64: leaps of neighbouring levels are small differences of large states.
+    along = (run @ directions.T).double()
+    products = torch.einsum("vbr, wbr -> rvw", along, along)
+    whole = sum(torch.einsum("vbd, wbd -> vw", part, part) for part in (p.double() for p in run.split(512, dim=2)))
+    across = whole - products.sum(0)
     left = std**2 / (std**2 + lams.unsqueeze(1) ** 2)  # (levels, directions), of the square
     smallest = left[:, -2:-1]  # the last direction is the one that centring took
     weighted = torch.einsum("lr, rvw -> lvw", left, products) + smallest.unsqueeze(2) * across

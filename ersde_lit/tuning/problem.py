@@ -64,14 +64,13 @@ class Problem:
 
     @torch.no_grad()
     def scores(self, tableau: Tableau, seeds: Sequence[int], batch: int = 200, block: int = 500) -> Tensor:
-        """The objective of each block of so many seeds, float64 on the CPU: the same blocks for each table.
+        """The objective of each block of seeds (see `blocks`), float64 on the CPU: the same blocks for each table.
 
         Args:
             batch: samples made at a time.
         """
         values = []
-        for first in range(0, len(seeds), block):
-            part = seeds[first : first + block]
+        for part in blocks(seeds, block):
             x = torch.cat([self._samples(tableau, part[k : k + batch]) for k in range(0, len(part), batch)])
             values.append(self.objective(x, *self.draw(part)))
         return torch.stack(values).double().cpu()
@@ -80,3 +79,9 @@ class Problem:
         noise, labels = self.draw(seeds)
         start = float(tableau.lams[0]) * noise.initial()
         return sample(self.denoiser, tableau, start, noise=noise, labels=labels)
+
+
+def blocks(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
+    """`seeds` in blocks of one size, to a seed, of at least `size` if there are as many."""
+    count, n = max(1, len(seeds) // size), len(seeds)
+    return [seeds[n * k // count : n * (k + 1) // count] for k in range(count)]

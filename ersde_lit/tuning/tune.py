@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ersde_lit.errors import UserError
+from ersde_lit.ranks import Ranks
 from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default, grids
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.learned import Freedom, LearnedTable
-from ersde_lit.tuning.plan import plan_levels
+from ersde_lit.tuning.plan import fine_calls, plan_levels
 from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem
 from ersde_lit.tuning.tuner import TableTuner
 
@@ -55,7 +58,7 @@ def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: 
     """Tables that learning may start from, by name: the first is the sampler given, or the default.
 
     Args:
-        plan: whether levels are planned for the denoiser too, by one fine run of it.
+        plan: whether levels are planned for the denoiser too, by one fine run of it, where that has more calls.
     """
     samplers = {"default": default(nfe)} if given is None else {"given": given}
     if given is None:
@@ -64,7 +67,7 @@ def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: 
             "ode, rho 10 from 50": TableSampler(SMOOTH, partial(grids.edm, lam_max=50.0, rho=10.0), add_mean=True),
             "dpm++2m": TableSampler(DPMSolverPP()),
         }
-    if plan:
+    if plan and nfe < fine_calls(problem.denoiser):
         levels = grids.Fixed(plan_levels(problem, [nfe], LEARNING[-64:])[nfe].tolist())
         planned = ("default", "ode, rho 7") if given is None else ("given",)
         samplers |= {f"{name}, planned levels": replace(samplers[name], grid=levels) for name in planned}
@@ -109,9 +112,13 @@ def tune(
     if unknown := {*stages} - {*STAGES}:
         raise UserError(f"stages are {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
     tables = starts(problem, nfe, start, plan="grid" in stages) | {**candidates}
-    judged = {name: problem.scores(table, STOPPING[:validation], batch) for name, table in tables.items()}
+    judged = {name: _judged(problem, table, validation, batch) for name, table in tables.items()}
     before = next(iter(judged.values()))
     name = min(judged, key=lambda k: float(judged[k].mean()))
+    if dist.is_available() and dist.is_initialized():  # ranks' arithmetic may differ
+        name = Ranks(dist.get_rank(), dist.get_world_size()).of_first(name)
+    if not judged[name].isfinite().all():
+        raise FloatingPointError(f"at {nfe} calls no sampler to start from gives finite samples")
     best = Tuned(tables[name], name, before, judged[name])
     learn = {f for stage in stages for f in FREEDOMS_OF[stage]} if learn is None else learn
     if not learn:
@@ -126,10 +133,18 @@ def tune(
     else:
         evolve(table, problem, steps, min(1000, validation), batch)
         found = table.tableau()
-        after = problem.scores(found, STOPPING[:validation], batch)
-    if after is None or after.mean() >= best.after.mean():
+        after = _judged(problem, found, validation, batch)
+    if after is None or not after.mean() < best.after.mean():
         return best
     return best._replace(tableau=found, after=after)
+
+
+def _judged(problem: Problem, tableau: Tableau, validation: int, batch: int) -> Tensor:
+    """The scores on the stopping seeds; infinite where samples are not finite."""
+    try:
+        return problem.scores(tableau, STOPPING[:validation], batch)
+    except FloatingPointError:
+        return torch.tensor([math.inf], dtype=torch.float64)
 
 
 def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:
@@ -146,11 +161,12 @@ def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> L
 
 def quiet_trainer(problem: Problem, steps: int) -> pl.Trainer:
     """A Trainer of one device that writes and prints nothing."""
+    device = torch.device(problem.device)
     return pl.Trainer(
         max_steps=steps,
         gradient_clip_val=1.0,
-        accelerator=str(problem.device).partition(":")[0].replace("cuda", "gpu"),
-        devices=1,
+        accelerator=device.type.replace("cuda", "gpu"),
+        devices=1 if device.index is None else [device.index],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

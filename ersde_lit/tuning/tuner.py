@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ersde_lit.solvers import Tableau
 from ersde_lit.tuning.learned import LearnedTable
-from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem
+from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem, blocks
 
 
 class TableTuner(pl.LightningModule):
@@ -57,6 +57,8 @@ class TableTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.table, self.problem = table, problem
+        if table.known is not None:
+            table.told.requires_grad_(False)  # the nearest of discrete levels has no gradient
         self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
         self.validate_every, self.validation, self.block = validate_every, validation, block
         self.decay, self.recomputed = decay, recomputed
@@ -112,12 +114,14 @@ class TableTuner(pl.LightningModule):
 
     def score(self, tableau: Tableau) -> Tensor:
         """The objective on the stopping seeds, block by block, (blocks,); each rank does its share."""
-        blocks = range(math.ceil(self.validation / self.block))
+        parts = blocks(STOPPING[: self.validation], self.block)
         ranks = self.trainer.world_size
-        scores = torch.zeros(len(blocks), dtype=torch.float64)
-        for block in blocks[self.trainer.global_rank :: ranks]:
-            seeds = STOPPING[block * self.block : min((block + 1) * self.block, self.validation)]
-            scores[block] = self.problem.scores(tableau, seeds, self.batch, self.block)[0]
+        scores = torch.zeros(len(parts), dtype=torch.float64)
+        for k in range(self.trainer.global_rank, len(parts), ranks):
+            try:
+                scores[k] = self.problem.scores(tableau, parts[k], self.batch, len(parts[k]))[0]
+            except FloatingPointError:  # on all ranks alike, below
+                scores[k] = math.inf
         if ranks > 1:
             scores = self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum").cpu()
         return scores
@@ -125,14 +129,12 @@ class TableTuner(pl.LightningModule):
     def _stop_or_keep(self) -> float | None:
         """Scores the average and keeps it if it is the best; None where it has no score."""
         tableau = self.average.tableau()
-        try:
-            scores = self.score(tableau)
-        except FloatingPointError:
-            return None
+        scores = self.score(tableau)
         assert self.best_scores is not None
         if scores.mean() < self.best_scores.mean():
             self.best, self.best_scores = tableau, scores
-        return float(scores.mean())
+        mean = float(scores.mean())
+        return mean if math.isfinite(mean) else None
 
     def _share_of_rate(self, step: int) -> float:
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))

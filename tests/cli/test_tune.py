@@ -127,7 +127,6 @@ def test_the_same_command_goes_on_and_keeps_what_is_there(capsys) -> None:
     [
         ("other.ckpt", [], "their network is"),
         ("m.ckpt", ["--eps_scale=1.005"], "their guidance is none, and here {'eps_scale': '1.005'}"),
-        ("m.ckpt", ["--labels=1"], "their labels is random"),
         ("m.ckpt", ["--objective=kernel"], "their objective is energy distance"),
         ("m.ckpt", ["--stages=grid"], "their stages is ['drift', 'noise'], and here ['grid']"),
         ("m.ckpt", ["--precision=bf16"], "their precision is fp32"),
@@ -294,11 +293,16 @@ def test_real_images_may_be_a_reference(capsys) -> None:
         (["--like=far.tables"], "--like far.tables: the table of 3 calls"),
         (["--decoder=."], "--decoder is for models of latents"),
         (["--data=ersde_lit.data.Digits"], "the data's images are (1, 8, 8), the model's (1, 4, 4)"),
-        (["--labels=7"], "no class 7"),
+        (["--labels=7"], "--labels 7: real images are of all classes"),
+        (["--batch_size=1"], "--batch_size 1: distances need at least two images"),
+        (["--stopping=1"], "--stopping 1: distances need at least two images"),
+        (["--gradient_free", "--minutes=1"], "leave --minutes out"),
+        (["--out=lists.tables"], "--out lists.tables is no file that `tune` wrote"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(capsys, options, message) -> None:
     Path("bad.tables").write_text("{")
+    write_tables("lists.tables", SavedTables({3: UniPC().tableau(grids.edm(3))}, {"learning": [1]}))
     write_tables("far.tables", SavedTables({3: UniPC().tableau(grids.edm(3, lam_max=1e6))}))
     checkpoint("vp.ckpt", 0, VP(), "vp", "eps")
     assert tune("--nfe=3", "--out=refused.tables", *options, ckpt_path="vp.ckpt") == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +145,17 @@ def test_the_denoiser_is_called_at_its_levels() -> None:
     TableSampler(ERSDE())(denoiser, NOISE, 12)
     assert set(denoiser.called) <= set(grids.vp_levels().tolist())
     assert len(set(denoiser.called)) == 12
+
+
+def test_a_table_that_tells_a_level_out_of_range_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Telling:
+        told: float
+
+        def tableau(self, lams: Tensor) -> Any:
+            return DDIM().tableau(lams)._replace(calls=torch.tensor([20.0, self.told], dtype=torch.float64))
+
+    assert TableSampler(Telling(20.0)).table(Denoiser(0.01, 20.0), 2).calls is not None
+    for told in (20.1, 0.009):
+        with pytest.raises(ValueError, match=f"level {told}, outside its range, 20 to 0.01"):
+            TableSampler(Telling(told)).table(Denoiser(0.01, 20.0), 2)

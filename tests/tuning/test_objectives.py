@@ -43,6 +43,12 @@ def test_it_is_the_mean_over_pairs(distance: type[SetDistance], kernel) -> None:
     torch.testing.assert_close(objective(x, NOISE, None), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_one_sample_is_no_set() -> None:
+    distance = EnergyDistance(lambda x: x, torch.randn(10, 3))
+    with pytest.raises(ValueError, match="2 samples or more"):
+        distance(torch.randn(1, 3), None, None)
+
+
 def test_a_bank_is_features() -> None:
     with pytest.raises(UserError, match=r"\[M, F\]"):
         EnergyDistance(lambda x: x, torch.zeros(4))

@@ -9,7 +9,7 @@ import torch
 from ranks import run_on_ranks
 
 from ersde_lit.errors import UserError
-from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, TableSampler, default, grids
+from ersde_lit.solvers import ERSDE, DPMSolverPP, SavedTables, SeededNoise, TableSampler, default, grids
 from ersde_lit.solvers.oracles import Gaussian, Mixture
 from ersde_lit.tuning import (
     LEARNING,
@@ -22,11 +22,13 @@ from ersde_lit.tuning import (
     exact_gaussian,
     learnable,
     quiet_trainer,
+    starts,
     tune,
 )
+from ersde_lit.tuning.problem import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 600}
+SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 1000}
 EXACT = {"batch": 1, "validation": 1, "validate_every": 25}
 
 
@@ -149,6 +151,56 @@ def test_ranks_learn_one_table_and_share_the_judging() -> None:
     first, second = done.values
     assert first == second
     assert first["kept"] == pytest.approx(first["alone"], abs=1e-6)
+
+
+def test_blocks_are_whole_and_of_one_size() -> None:
+    for n, size in ((3000, 500), (501, 500), (999, 500), (7, 500), (1001, 500)):
+        parts = blocks(range(n), size)
+        assert [seed for part in parts for seed in part] == [*range(n)]
+        assert min(map(len, parts)) >= min(n, size)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_start_that_diverges_is_left_out() -> None:
+    problem, start = clusters(), TableSampler(DPMSolverPP())
+    table = start.table(problem.denoiser, 3)
+    bad = table._replace(r=torch.full_like(table.r, 1e300))
+    found = tune(problem, 3, start, stages=[], validation=600, candidates={"bad": bad})
+    assert found.start == "given"
+    assert found.after.isfinite().all()
+    with pytest.raises(FloatingPointError, match="no sampler to start from"):
+        tune(problem, 3, TableSampler(SavedTables({3: bad}), SavedTables({3: bad}).grid), stages=[], validation=600)
+
+
+def test_scores_of_a_table_that_diverges_are_not_kept() -> None:
+    problem = clusters()
+    table = learnable(problem, default(3).table(problem.denoiser, 3), ["rows"])
+    tuner = TableTuner(table, problem, steps=1, validation=600)
+    tuner.trainer = quiet_trainer(problem, 1)
+    tuner.on_train_start()
+    best = tuner.best_scores
+    with torch.no_grad():
+        tuner.average.state.fill_(1e36)
+    assert tuner._stop_or_keep() is None
+    assert tuner.best_scores is best
+
+
+def test_levels_told_of_a_discrete_denoiser_have_no_gradient_to_wait_for() -> None:
+    problem = clusters()
+    table = LearnedTable(default(3).table(problem.denoiser, 3), levels=grids.vp_levels())
+    assert not TableTuner(table, problem).table.told.requires_grad
+
+
+def test_levels_are_planned_only_where_there_is_a_finer_run() -> None:
+    problem = clusters()
+    assert any("planned" in name for name in starts(problem, 3))
+    assert not any("planned" in name for name in starts(problem, 64))
+
+
+def test_nothing_to_evolve_is_no_error() -> None:
+    problem = clusters()
+    found = tune(problem, 1, stages=["noise"], gradients=False, steps=8, validation=600)
+    assert found.tableau.nfe == 1
 
 
 def test_unknown_stages_are_refused() -> None:

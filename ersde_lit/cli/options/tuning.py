@@ -23,7 +23,7 @@ class TuneOptions:
         nfe: network calls an image, as in 4,5,6,8: a table for each.
         into: write a copy of the checkpoint that carries the tables, NAME.ckpt, and samples with them by default.
         like: file of earlier tables, of this network or another, from which to start where they are better.
-        labels: as for `sample`.
+        labels: random, or none; of some classes alone no table can be learned, as real images are of all.
         decoder: folder of a diffusers AutoencoderKL, for a model of latents; with gradient_free.
         trust: import network classes from outside ersde_lit that the checkpoint names.
     """
@@ -68,8 +68,8 @@ class LearningOptions:
             efficientnet; dinov2; inception, with gradient_free; or a class.
         objective: energy: energy distance; kernel: distance of moments up to the third, as KID.
         gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
-        steps: of learning for each NFE (of gradient_free: runs of the sampler).
-        minutes: of learning for each NFE at most; all steps if not given.
+        steps: of learning for each NFE (of gradient_free: runs of the sampler, begun anew after a kill).
+        minutes: of learning for each NFE at most, not of gradient_free; all steps if not given.
         batch_size: images a step, on each device.
         stopping: images that decide which table is kept; never worse than default on them.
         images: fresh ones that the reported distances are measured on.
@@ -90,8 +90,11 @@ class LearningOptions:
     def __post_init__(self) -> None:
         if not self.chosen or {*self.chosen} - {*STAGES}:
             raise UserError(f"--stages {self.stages}: choose some of {','.join(STAGES)}")
-        if self.images < 2:
-            raise UserError("--images 1: distances need at least two images")
+        for name in ("images", "batch_size", "stopping"):
+            if getattr(self, name) < 2:
+                raise UserError(f"--{name} 1: distances need at least two images")
+        if self.gradient_free and self.minutes is not None:
+            raise UserError("--gradient_free is limited by --steps, runs of the sampler: leave --minutes out")
         if self.features == "inception" and not self.gradient_free:
             raise UserError(
                 "--features inception: Inception gives no gradients; learn in others, or add --gradient_free"
@@ -99,5 +102,6 @@ class LearningOptions:
 
     @property
     def chosen(self) -> list[Any]:
-        """Names of the stages."""
-        return split(self.stages)
+        """Names of the stages, in their order."""
+        given = split(self.stages)
+        return [*(stage for stage in STAGES if stage in given), *(stage for stage in given if stage not in STAGES)]
