@@ -160,7 +160,7 @@ def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> L
 
 
 def quiet_trainer(problem: Problem, steps: int) -> pl.Trainer:
-    """A Trainer of one device that writes and prints nothing."""
+    """A Trainer of one device, without logger, checkpoints and bar."""
     device = torch.device(problem.device)
     return pl.Trainer(
         max_steps=steps,
