@@ -15,20 +15,16 @@ from torch import Tensor, nn
 from ersde_lit.callbacks.progress_bar import TrainingBar
 from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.denoisers.guidance import Wrapper
-from ersde_lit.files import disk_errors, replacing
+from ersde_lit.files import disk_errors
 from ersde_lit.progress import console
+from ersde_lit.training.checkpoint import AtomicCheckpointIO
 
 
-class Whole(TorchCheckpointIO):
-    """Checkpoints that a kill leaves as they were; reading executes no code from them."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with replacing(path) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+class TuningCheckpointIO(AtomicCheckpointIO):
+    """Checkpoints of a learning, which are none of a model; reading executes no code from them."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
-        return found
+        return TorchCheckpointIO.load_checkpoint(self, path, map_location, weights_only=True)
 
 
 class KeepLast(Checkpoint):
@@ -72,7 +68,7 @@ def trainer(
         num_nodes=machine.num_nodes,
         strategy=DDPStrategy(process_group_backend="gloo") if ranks.world_size > 1 else "auto",
         callbacks=callbacks,
-        plugins=[Whole()],
+        plugins=[TuningCheckpointIO()],
         logger=False,
         enable_progress_bar=shown,
         enable_model_summary=False,
