@@ -14,7 +14,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
-from ersde_lit.solvers.tableau import Solver, Tableau, check_lams, with_mean
+from ersde_lit.solvers.tableau import SAME_LEVEL, Solver, Tableau, check_lams, with_mean
 
 
 class Noise(StepNoise, Protocol):
@@ -131,7 +131,7 @@ def _check_told(tableau: Tableau, denoiser: Any) -> None:
     if tableau.calls is None:
         return
     low, high = float(getattr(denoiser, "lam_min", 0)), float(getattr(denoiser, "lam_max", math.inf))
-    outside = (tableau.calls < low * (1 - 1e-4)) | (tableau.calls > high * (1 + 1e-4))
+    outside = (tableau.calls < low * (1 - SAME_LEVEL)) | (tableau.calls > high * (1 + SAME_LEVEL))
     if outside.any():
         told = float(tableau.calls[outside][0])
         raise UserError(f"the table tells the denoiser level {told:.6g}, outside its range, {high:.6g} to {low:.6g}")

@@ -15,11 +15,10 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.solvers.grids import check_nfe
 from ersde_lit.solvers.sampler import TableSampler
-from ersde_lit.solvers.tableau import Tableau, check_lams
+from ersde_lit.solvers.tableau import SAME_LEVEL, Tableau, check_lams
 
 FAMILY = "ersde-lit tables "
 FORMAT = f"{FAMILY}1"
-SAME_LEVEL = 1e-4  # relative; flow times of float32 are this exact where lam is 1000
 _ROWS = {"r": 1, "c": 2, "b": 1, "corrector": 2, "calls": 1}  # fields with a row a step, and their dimensions
 
 

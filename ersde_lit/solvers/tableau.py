@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 
+SAME_LEVEL = 1e-4  # relative; flow times of float32 are this exact where lam is 1000
+
 
 class Tableau(NamedTuple):
     """A sampler with N steps, ready for `sample`: float64 CPU tensors throughout.

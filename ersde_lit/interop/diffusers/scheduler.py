@@ -36,7 +36,7 @@ from ersde_lit.interop.diffusers.levels import (
 )
 from ersde_lit.interop.diffusers.steps import COMPATIBLE, SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import Tableau, check_lams, grids
-from ersde_lit.solvers.saved import SAME_LEVEL
+from ersde_lit.solvers.tableau import SAME_LEVEL
 
 __all__ = [
     "ERSDEEDMScheduler",
