@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.latents import Latents
+from ersde_lit.denoisers.noise_laws import NoiseLaw, White
 from ersde_lit.denoisers.preconditioning import (
     PRECONDITIONINGS,
     PREDICTIONS,
@@ -24,12 +25,13 @@ class Denoiser(nn.Module):
     Args:
         network: the raw F.
         process: the noising process; it fixes the times that "vp", "iddpm" and "flow" networks are told.
-        preconditioning: "edm", "vp", "iddpm", "ve" or "flow"; scales the network's input.
+        preconditioning: "edm", "vp", "iddpm", "ve", "flow" or "eda"; scales the network's input.
         prediction: what the network predicts: "edm" (the skip combination of Karras et al. 2022), "eps", "x0", "v"
-            (v of VP, velocity of flow) or "score" (sigma times it).
+            (v of VP, velocity of flow), "score" (sigma times it) or "eda" (N, at weight 1 on x0).
         sigma_data: standard deviation of the data, for "edm".
         uncertainty: whether to learn the uncertainty of the loss at each noise level (`Uncertainty`).
         latents: what its samples are where they are an autoencoder's latents; None: pixels in [-1, 1].
+        noise: the law of N in y = x0 + lam N; None: `White`. Others go with process `EDA` and preconditioning "eda".
 
     Attributes:
         lam_min, lam_max: the range in which it may be called; samplers fit their grids into it.
@@ -38,7 +40,7 @@ class Denoiser(nn.Module):
         class_names: one a class, or none at all.
 
     Raises:
-        ValueError: process, preconditioning and prediction do not go together; latents of other channels.
+        ValueError: process, preconditioning, prediction and noise do not go together; latents of other channels.
     """
 
     def __init__(
@@ -50,10 +52,19 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
         uncertainty: bool = False,
         latents: Latents | None = None,
+        noise: NoiseLaw | None = None,
     ) -> None:
         super().__init__()
         process = VE() if process is None else process
+        self.noise = White() if noise is None else noise
+        if isinstance(self.noise, White) == (preconditioning == "eda"):
+            raise UserError(
+                f"noise {type(self.noise).__name__} does not go with preconditioning {preconditioning!r}: noise other "
+                "than White needs process EDA, preconditioning 'eda' and prediction 'eda', and these need such noise"
+            )
         check(preconditioning, prediction, process)
+        if latents is not None and not isinstance(self.noise, White):
+            raise UserError("a model of latents samples images; one that restores them works on pixels: leave one out")
         if not 0 < sigma_data < math.inf:
             raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
         if latents is not None and len(latents.mean) != network.image_shape[0]:
@@ -82,7 +93,7 @@ class Denoiser(nn.Module):
         """x0 prediction [B, C, H, W] from y [B, C, H, W] at lam ([] or [B]); labels int64 [B], -1 = unconditional."""
         lam = lam.to(y.dtype)  # on its own device: a 0-dim host tensor mixes with any device, and nothing waits
         preconditioning = PRECONDITIONINGS[self.preconditioning]
-        c_in = preconditioning.c_in(lam, self.sigma_data, self.process)
+        c_in = preconditioning.c_in(lam * self.noise.std, self.sigma_data, self.process)
         c_noise = preconditioning.c_noise(lam, self.process.t_of_lam(lam))
         c_skip, c_out = PREDICTIONS[self.prediction].coefficients(lam, self.sigma_data, self.process)
         dtype = next(self.network.parameters()).dtype

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.labels import trained_of
+from ersde_lit.denoisers.noise_laws import White
 from ersde_lit.errors import UserError
 
 Interval = tuple[float, float]
@@ -50,7 +51,8 @@ class Guidance(Wrapper):
             per image, and all are computed with guidance and without.
 
     Raises:
-        ValueError: a scale that is not finite, an interval that is empty; in a call, labels that are missing.
+        ValueError: a scale that is not finite, an interval that is empty, a denoiser that restores images; in a call,
+            labels that are missing.
     """
 
     plain = 1.0
@@ -58,6 +60,7 @@ class Guidance(Wrapper):
 
     def __init__(self, denoiser: nn.Module, scale: float, interval: Interval | None = None) -> None:
         super().__init__(denoiser)
+        _check_samples(denoiser)
         if not math.isfinite(scale):
             raise UserError(f"the guidance scale must be a finite number, got {scale}")
         if interval is not None and not 0 <= interval[0] < interval[1]:
@@ -134,6 +137,7 @@ class Autoguidance(Guidance):
 
     def __init__(self, denoiser: nn.Module, guide: nn.Module, scale: float, interval: Interval | None = None) -> None:
         super().__init__(denoiser, scale, interval)
+        _check_samples(guide)
         for name in ("image_shape", "num_classes", "lam_min", "lam_max", "latents"):
             its, own = getattr(guide, name, None), getattr(denoiser, name, None)
             if its != own and not (name == "num_classes" and its == 0):
@@ -216,6 +220,11 @@ class EpsilonScaling(Wrapper):
         if self.slope:
             divisor = self.scale + self.slope * _per_image(self.process.t_of_lam(lam.to(y.dtype)), y.ndim)
         return x0 + (1 - 1 / divisor) * (y - x0)
+
+
+def _check_samples(denoiser: nn.Module) -> None:
+    if not isinstance(getattr(denoiser, "noise", White()), White):
+        raise UserError("guidance is for models that sample images, and this one restores them")
 
 
 def _trained(denoiser: Any) -> Sequence[int]:

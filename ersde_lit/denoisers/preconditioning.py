@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers.density import LogNormal, LogUniform, NoiseDensity, UniformTime
-from ersde_lit.denoisers.processes import VE, VP, Cosine, Flow, Process
+from ersde_lit.denoisers.processes import EDA, VE, VP, Cosine, Flow, Process
 from ersde_lit.errors import UserError
 
-PreconditioningName = Literal["edm", "vp", "iddpm", "ve", "flow"]
-PredictionName = Literal["edm", "eps", "x0", "v", "score"]
+PreconditioningName = Literal["edm", "vp", "iddpm", "ve", "flow", "eda"]
+PredictionName = Literal["edm", "eps", "x0", "v", "score", "eda"]
 
 
 class Preconditioning(NamedTuple):
@@ -53,6 +53,7 @@ PRECONDITIONINGS: dict[str, Preconditioning] = {
     "iddpm": Preconditioning(_alpha, lambda lam, t: 999 * t, (Cosine,), Process.lam_range, UniformTime()),
     "ve": Preconditioning(_alpha, lambda lam, t: (lam / 2).log(), (VE,), Process.lam_range, LogUniform()),
     "flow": Preconditioning(_alpha, lambda lam, t: 1000 * t, (Flow,), Process.lam_range, LogNormal(0.0, 1.0)),
+    "eda": Preconditioning(_unit_variance, lambda lam, t: 999 * t, (EDA,), Process.lam_range, UniformTime(0.01)),
 }
 
 
@@ -82,6 +83,8 @@ PREDICTIONS: dict[str, Prediction] = {
     "eps": Prediction(lambda lam, *_: (torch.ones_like(lam), -lam), _of_output, (Process,)),  # Ho et al. 2020
     "x0": Prediction(lambda lam, *_: (torch.zeros_like(lam), torch.ones_like(lam)), _min_snr, (Process,)),
     "v": Prediction(_v_output, _of_output, (VP, Flow, Cosine)),  # Salimans & Ho 2022, appendix D
+    # F = N, and weight 1 on x0: Qiu et al. 2026
+    "eda": Prediction(lambda lam, *_: (torch.ones_like(lam), -lam), lambda lam, c_out: torch.ones_like(lam), (EDA,)),
     # F = sigma * score = -eps: Song et al. 2021
     "score": Prediction(lambda lam, *_: (torch.ones_like(lam), lam), _of_output, (Process,)),
 }

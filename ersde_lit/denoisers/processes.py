@@ -4,6 +4,7 @@
 A process only says how its own time t maps to lam, and what alpha is there. Solvers never see one.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -186,6 +187,48 @@ class VE(Process):
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         return lam
+
+    def alpha_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.ones_like(lam)
+
+
+@dataclass(frozen=True)
+class EDA(Process):
+    """Degradations of strength lam in (0, 1], alpha = 1: lam(t) is the sigma of DDPM's VP, 1 at t = 1.
+
+    With "noise" other than white y is the clean image at lam = 0 and the degraded one at lam = 1 (Qiu et al. 2026).
+
+    Args:
+        beta_min, beta_max: of the VP process.
+        t_min: where samplers end; 0.01, the first of the 100 published levels, is also where UniformTime(0.01) begins.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 0.01
+
+    def __post_init__(self) -> None:
+        VP(self.beta_min, self.beta_max, t_min=self.t_min)  # raises as it does
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return self.t_min, 1.0
+
+    @property
+    def _last(self) -> float:
+        """VP's sigma^2 at t = 1."""
+        return -math.expm1(-(self.beta_min + self.beta_max) / 2)
+
+    def lam(self, t: Tensor) -> Tensor:
+        exponent = t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
+        return (-torch.expm1(-exponent) / self._last).sqrt()
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        slope = self.beta_max - self.beta_min
+        lam = lam.clamp(max=1)
+        left = (1 - lam) * (1 + lam) + math.exp(-(self.beta_min + self.beta_max) / 2) * lam**2  # 1 - sigma^2, exactly
+        exponent = torch.log1p(self._last * lam**2 / left)
+        return ((self.beta_min**2 + 2 * slope * exponent).sqrt() - self.beta_min) / slope
 
     def alpha_of_lam(self, lam: Tensor) -> Tensor:
         return torch.ones_like(lam)

@@ -30,6 +30,7 @@ def sample(
     y: Tensor,
     *,
     noise: StepNoise | None = None,
+    mean: Tensor | None = None,
     labels: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -46,6 +47,7 @@ def sample(
         y: [B, ...] the state ``x / alpha`` at ``lams[0]``, usually ``lams[0] * standard normal``. Its dtype, but at
             least float32, is that of all arithmetic here; the denoiser may return another.
         noise: gives the noise of the steps that add some; None draws from torch's global generator.
+        mean: of the noise N in y = x0 + lam N, which broadcasts to y; None: zero. `noise` is N less its mean then.
         labels: handed on to the denoiser.
         callback: called as ``callback(i, lam, y, x0)`` after each evaluation, with the very y that x0 was evaluated at
             (before its correction, if the table has one) and its noise level, which need not be what x0's was told.
@@ -59,6 +61,8 @@ def sample(
     told = tableau.told.to("cpu", y.dtype).unbind()
     r, c, b = tableau.r.tolist(), tableau.c.tolist(), tableau.b.tolist()
     corrector = [[]] * len(r) if tableau.corrector is None else tableau.corrector.tolist()
+    kept = tableau.r * tableau.lams[:-1] + (tableau.c.sum(1) if tableau.history == "d" else 0)  # of the mean of N
+    grown = (tableau.lams[1:] - kept).tolist()
     condition = {} if labels is None else {"labels": labels}
     history: deque[Tensor] = deque(maxlen=max(len(c[0]), len(corrector[0])))
     totals = []
@@ -78,6 +82,8 @@ def sample(
         if b[i]:
             z = torch.randn_like(y) if noise is None else check_shape("noise", noise.step(i), y)
             base.add_(z, alpha=b[i])
+        if mean is not None:
+            base.add_(mean, alpha=grown[i])
         y = weighted_sum(base, c[i], history)
 
     raise_if_not_finite(totals, lams)

@@ -4,7 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ersde_lit.denoisers import VE, VP, Cosine, Denoiser, Flow, LogNormal, LogUniform, Process, UniformTime
+from ersde_lit.denoisers import (
+    EDA,
+    VE,
+    VP,
+    BiasField,
+    Cosine,
+    Denoiser,
+    FieldNoise,
+    Flow,
+    Latents,
+    LogNormal,
+    LogUniform,
+    PairNoise,
+    Process,
+    UniformTime,
+    White,
+)
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PREDICTIONS, PreconditioningName
 from ersde_lit.networks import Network
 
@@ -18,6 +34,7 @@ VALID = [
     (Flow(), "flow", "v"), (Flow(), "flow", "x0"),
 ]  # fmt: skip
 COSINE_499 = math.sin(math.pi / 2 * 0.499 / 1.008) / math.sin(math.pi / 2 / 1.008)  # alpha of iDDPM at j = 499
+EDA_HALF = (0.25 + math.expm1(-2.5375) / math.expm1(-10.05)) ** -0.5  # c_in at t = 1/2, of unit noise
 LAMS = torch.tensor([0.05, 0.5, 5.0, 50.0], dtype=torch.float64)
 
 
@@ -139,6 +156,7 @@ def test_a_discrete_network_is_told_the_step(process: Process, name: Preconditio
         ("ve", VE(), 5.0, 1.0, math.log(5 / 2), LogUniform()),
         ("vp", VP(), math.sqrt(math.expm1(0.05 + 19.9 / 8)), math.exp(-(0.05 + 19.9 / 8) / 2), 499.5, UniformTime()),
         ("flow", Flow(), 3.0, 0.25, 750.0, LogNormal(0.0, 1.0)),
+        ("eda", EDA(), math.sqrt(math.expm1(-2.5375) / math.expm1(-10.05)), EDA_HALF, 499.5, UniformTime(0.01)),
         ("iddpm", Cosine(), math.sqrt(COSINE_499**-2 - 1), COSINE_499, 1000 - 1 - 499, UniformTime()),
     ],
 )
@@ -147,6 +165,28 @@ def test_what_the_network_is_given_is_as_published(name, process, lam, c_in, c_n
     assert table.c_in(at, 0.5, process).item() == pytest.approx(c_in)
     assert table.c_noise(at, process.t_of_lam(at)).item() == pytest.approx(c_noise)
     assert table.density == density
+
+
+@pytest.mark.parametrize("noise", [FieldNoise(std=0.3), BiasField(), PairNoise(std=0.7)], ids=str)
+def test_a_degradation_is_predicted_by_the_network_as_published(noise) -> None:
+    seen = []
+
+    class Probe(Oracle):
+        def forward(self, x: Tensor, c_noise: Tensor, labels=None, augment=None) -> Tensor:
+            seen.append(x)
+            return x.sin()
+
+    denoiser = Denoiser(Probe(EDA(), "eda", LAMS, LAMS), EDA(), "eda", "eda", sigma_data=STD, noise=noise)
+    x0, n = torch.randn(2, 4, 1, 1, 1, dtype=torch.float64)
+    lam = torch.tensor([0.1, 0.3, 0.7, 1.0], dtype=torch.float64)
+    column = lam.view(-1, 1, 1, 1)
+    y = x0 + column * n
+    c_in = 1 / (STD**2 + (column * noise.std) ** 2).sqrt()
+    torch.testing.assert_close(denoiser(y, lam), y - column * (c_in * y).sin(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(seen[0], c_in * y, rtol=1e-14, atol=1e-14)
+    error = (lam * (n - (c_in * y).sin()).flatten()).square()  # of x0, at weight 1
+    torch.testing.assert_close(denoiser.loss(x0, lam, n), error, rtol=1e-12, atol=1e-14)
+    assert (denoiser.lam_min, denoiser.lam_max) == pytest.approx((EDA().lam(torch.tensor(0.01)).item(), 1.0))
 
 
 def test_a_direct_prediction_has_min_snr_weight() -> None:
@@ -166,6 +206,17 @@ def test_a_direct_prediction_has_min_snr_weight() -> None:
         ((VE(), "edm", "noise"), "unknown prediction 'noise': choose one of edm, eps"),
         ((VE(), "karras", "edm"), "unknown preconditioning 'karras'"),
         ((VE(), "edm", "edm", 0.0), "sigma_data is a standard deviation"),
+        ((VE(), "eda", "eda"), "preconditioning 'eda' needs the process EDA, got VE"),
+        ((VE(), "edm", "eda"), "prediction 'eda' needs the process EDA, got VE"),
+        ((EDA(), "vp", "eda"), "preconditioning 'vp' needs the process VP, got EDA"),
+        ((EDA(), "eda", "eda"), "noise White does not go with preconditioning 'eda'"),
+        ((EDA(), "eda", "eda", 0.5, False, None, White()), "noise White does not go with preconditioning 'eda'"),
+        (
+            (EDA(), "edm", "edm", 0.5, False, None, FieldNoise()),
+            "noise FieldNoise does not go with preconditioning 'edm'",
+        ),
+        ((VP(), "vp", "eps", 0.5, False, None, PairNoise()), "needs process EDA, preconditioning 'eda' and"),
+        ((EDA(), "eda", "eda", 0.5, False, Latents((0.0,), (1.0,)), PairNoise()), "a model of latents samples images"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from tiny import network
 from torch import Tensor, nn
 
-from ersde_lit.denoisers import VE, VP, Denoiser
+from ersde_lit.denoisers import EDA, VE, VP, Denoiser, FieldNoise
 from ersde_lit.denoisers.clean_classifier import CleanClassifier, smoothed
 from ersde_lit.denoisers.guidance import (
     Autoguidance,
@@ -383,6 +383,22 @@ def test_wrappers_nest_and_answer_for_the_denoiser_they_wrap() -> None:
 def test_what_cannot_be_guided_is_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(two_classes())
+
+
+@pytest.mark.parametrize(
+    "guided",
+    [
+        lambda restores, samples: ClassifierFree(restores, 2.0),
+        lambda restores, samples: ClassifierGuidance(restores, BayesClassifier(), 1.0),
+        lambda restores, samples: Autoguidance(restores, samples, 2.0),
+        lambda restores, samples: Autoguidance(samples, restores, 2.0),
+        lambda restores, samples: ClassifierFree(EpsilonScaling(restores, 1.01), 2.0),
+    ],
+)
+def test_models_that_restore_are_not_guided(guided) -> None:
+    restores = Denoiser(network(num_classes=2), EDA(), "eda", "eda", noise=FieldNoise())
+    with pytest.raises(ValueError, match="this one restores them"):
+        guided(restores, two_classes())
 
 
 def test_a_guide_must_have_seen_all_classes_of_the_guided_model():

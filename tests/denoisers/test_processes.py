@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ersde_lit.denoisers import VE, VP, Cosine, Flow, Process, ScaledLinear
+from ersde_lit.denoisers import EDA, VE, VP, Cosine, Flow, Process, ScaledLinear
 
-PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), ScaledLinear(), Cosine(), Cosine(offset=0.02), Flow()]
+PROCESSES = [VE(), VP(), VP(0.2, 15.0), VP(steps=1000), ScaledLinear(), Cosine(), Cosine(offset=0.02), Flow(), EDA()]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -83,6 +83,8 @@ def test_flow_is_straight() -> None:
         lambda: VP(t_min=0),
         lambda: ScaledLinear(steps=None),
         lambda: VE(1, 0.5),
+        lambda: EDA(2, 1),
+        lambda: EDA(t_min=0),
         lambda: Cosine(steps=1),
         lambda: Cosine(offset=-0.1),
         lambda: Cosine(max_beta=1),
@@ -91,6 +93,18 @@ def test_flow_is_straight() -> None:
 def test_impossible_schedules_are_refused(build) -> None:
     with pytest.raises(ValueError, match="needs"):
         build()
+
+
+@pytest.mark.parametrize("process", [EDA(), EDA(0.2, 15.0), EDA(beta_max=80.0, t_min=0.1)], ids=str)
+def test_a_degradations_strength_is_vps_sigma_over_its_last(process: EDA) -> None:
+    vp, t = VP(process.beta_min, process.beta_max), torch.linspace(0.001, 1, 50, dtype=torch.float64)
+    torch.testing.assert_close(process.lam(t), vp.sigma(t) / vp.sigma(t[-1:]), rtol=1e-12, atol=0)
+    for dtype in (torch.float64, torch.float32):
+        one = torch.ones(1, dtype=dtype)
+        torch.testing.assert_close(process.lam(one), one)
+        torch.testing.assert_close(process.t_of_lam(one), one)
+    assert process.lam_range() == pytest.approx((process.lam(torch.tensor(process.t_min).double()).item(), 1.0))
+    torch.testing.assert_close(process.alpha(t), torch.ones_like(t))
 
 
 def test_scaled_linear_is_that_of_latent_diffusion() -> None:

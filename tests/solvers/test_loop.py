@@ -62,6 +62,31 @@ def test_runs_any_table(n: int, k: int, m: int, history: str, seed: int) -> None
     )
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["x0", "d"]), st.integers(0, 2**31 - 1))
+def test_noise_with_a_mean_is_that_without_in_a_moving_frame(n: int, k: int, m: int, history: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64) - 0.3
+
+    y, noise, mean, c = random(2, 3), ListNoise(random(n, 2, 3)), random(3), random(n, k)
+    corrector = random(n, m) if m else None
+    for i in range(n):  # rows as tables have them: none reaches behind the start
+        c[i, i + 1 :] = 0
+        if corrector is not None:
+            corrector[i, i + 2 :] = 0
+    if corrector is not None and history == "d":  # as much of the mean as the row keeps
+        corrector[:, 0] += c.sum(1) - corrector.sum(1)
+    lams = grids.log_uniform(n, 0.1, 3, zero=False)
+    tableau = Tableau(lams, random(n), c, random(n).relu(), corrector, history)  # type: ignore[arg-type]
+
+    moving = sample(lambda y, lam: shrink(y + lam * mean, lam), tableau, y - lams[0] * mean, noise=noise)
+    torch.testing.assert_close(
+        sample(shrink, tableau, y, noise=noise, mean=mean), moving + lams[-1] * mean, rtol=1e-11, atol=1e-11
+    )
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_fewer_steps_than_history(n: int) -> None:
     tableau = ERSDE(6, corrector=5).tableau(grids.edm(n))
