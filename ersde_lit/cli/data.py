@@ -23,11 +23,12 @@ def run(command: str, arguments: Sequence[str]) -> None:
 def convert_data(
     source: str,
     *,
+    clean: str | None = None,
     out: str | None = None,
     config_out: str | None = None,
     minutes: PositiveFloat = 60.0,
-    size: PositiveInt = 64,
-    channels: Literal[1, 3] = 3,
+    size: PositiveInt | None = None,
+    channels: Literal[1, 3] | None = None,
     resize: Literal["area", "lanczos"] = "area",
     unlabelled: bool = False,
     val_size: NonNegativeInt | None = None,
@@ -38,19 +39,24 @@ def convert_data(
 
     Args:
         source: the data set; or a converted folder, to be checked.
+        clean: folder of the clean images of those in the folder source, of equal names and sizes; OUT/degraded and
+            OUT/clean are made then, without classes, for ersde_lit.data.ImagePairs.
         out: the new folder, for ersde_lit.data.ImageArray; the same command resumes after an interruption.
         config_out: YAML file to write, for `fit --config`, its network and epochs sized to the images by timed steps.
         minutes: how long that training may take on this machine.
-        size: pixels along the side of an image.
-        channels: 3 for RGB, 1 for grey.
+        size: pixels along the side of an image; 64 if not given, or the images' own with clean.
+        channels: 3 for RGB, 1 for grey; 3 if not given, or the images' own with clean.
         resize: of images that are not of this size; area averages pixels, lanczos does as EDM's data tool.
         unlabelled: leave classes out; any folder or zip of images will do then.
         val_size: images to hold out for validation; a twentieth, but no more than 5000, if not given.
         seed: of the choice of held-out images.
         exif: apply turns images as their EXIF orientation says; ignore does not, as EDM's data tool and torchvision.
     """
-    if not Path(source).expanduser().exists():
-        raise UserError(f"there is no file or folder {source}")
+    for place in filter(None, (source, clean)):
+        if not Path(place).expanduser().exists():
+            raise UserError(f"there is no file or folder {place}")
+    if clean is not None and (out is None or config_out is not None):
+        raise UserError("--clean needs --out, and --config_out is not for pairs: leave it out")
     if config_out is not None:
         if val_size == 0:
             raise UserError("--config_out is for a training that is validated: leave --val_size 0 out")
@@ -63,9 +69,11 @@ def convert_data(
             raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
         _check(source)
     else:
-        how = {"size": size, "channels": channels, "resize": resize, "unlabelled": unlabelled, "val_size": val_size}
-        command = {**how, "seed": seed, "exif": exif}
-        _convert(source, out, command)
+        how = {"resize": resize, "unlabelled": unlabelled, "val_size": val_size, "seed": seed, "exif": exif}
+        if clean is None:
+            _convert(source, out, {"size": size or 64, "channels": channels or 3, **how})
+        else:
+            _convert_pairs(source, clean, out, {"size": size, "channels": channels, **how})
     if config_out is not None:
         _configure(source if out is None else out, config_out, minutes)
 
@@ -75,6 +83,24 @@ def _check(folder: str) -> None:
 
     info = check_array(folder)
     print(f"{folder} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
+
+
+def _convert_pairs(degraded: str, clean: str, out: str, how: dict[str, Any]) -> None:
+    from ersde_lit.data.convert import check_place
+    from ersde_lit.data.image_files import check_pairs, shape_of
+
+    names = check_pairs(degraded, clean)
+    check_place(out, clean)
+    shapes = {shape_of(Path(clean).expanduser() / name) for name in names}
+    channels, height, width = min(shapes)
+    if how["size"] is None and (len(shapes) > 1 or height != width):
+        raise UserError(
+            "the images are not all squares of one size and colour: give --size and --channels, which resizes them, or "
+            "train on the two folders as they are (ImagePairs with crop)"
+        )
+    how = how | {"size": how["size"] or height, "channels": how["channels"] or channels, "unlabelled": True}
+    for name, source in (("degraded", degraded), ("clean", clean)):  # of equal names, so in one order
+        _convert(source, f"{out}/{name}", how)
 
 
 def _convert(source: str, out: str, how: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ersde_lit.cli.parser import merged_options
 from ersde_lit.cli.typos import find_class
 from ersde_lit.data import ImageDataModule
+from ersde_lit.errors import UserError
 
 NUMBER_OF_CLASSES = ("num_classes", "label_dim")
 
@@ -45,7 +46,7 @@ def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any
 
 
 def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> ImageDataModule | None:
-    """The data module of the command; None where it cannot be made, which the command's own parser will say."""
+    """The data module of the command; None where its options are wrong, which the command's own parser will say."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
     options = [f"--data={json.dumps(content['data'])}" for content in files.values() if "data" in content]
@@ -57,7 +58,9 @@ def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> I
     try:
         made: ImageDataModule = parser.instantiate(parser.parse_args(options)).data
         return made
-    except (ArgumentError, ValueError, TypeError, OSError):
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        if isinstance(error.__cause__, UserError):  # the data's own
+            raise error.__cause__ from None
         return None
 
 

@@ -16,14 +16,30 @@ lanczos --exif ignore` gives what EDM's tool makes of them). Images are what Pil
 files left out and classes without images are named. A killed command resumes; `python -m ersde_lit data data/mine`
 checks the result. A twentieth, at most 5,000 images, is held out; to train on all, pass `--val_size 0` and give
 `ImageArray` a second folder as `val_root`. `sample --labels cat,dog` knows the folders' names.
+
+`ImagePairs` are degraded and clean images, to train the restoration of the ones to the others: two folders of images
+of equal names, or what `data DEGRADED --clean CLEAN --out data/pairs` makes of them.
 """
 
 from ersde_lit.data.array import ImageArray
 from ersde_lit.data.augment import Augment
 from ersde_lit.data.base import ImageDataModule, Split
+from ersde_lit.data.brain import BrainSlices
 from ersde_lit.data.cifar10 import CIFAR10
 from ersde_lit.data.digits import Digits
 from ersde_lit.data.emoji import Emoji
 from ersde_lit.data.fashion_mnist import FashionMNIST
+from ersde_lit.data.image_pairs import ImagePairs
 
-__all__ = ["CIFAR10", "Augment", "Digits", "Emoji", "FashionMNIST", "ImageArray", "ImageDataModule", "Split"]
+__all__ = [
+    "CIFAR10",
+    "Augment",
+    "BrainSlices",
+    "Digits",
+    "Emoji",
+    "FashionMNIST",
+    "ImageArray",
+    "ImageDataModule",
+    "ImagePairs",
+    "Split",
+]

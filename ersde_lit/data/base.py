@@ -16,7 +16,7 @@ from ersde_lit.data.classes import about_empty
 from ersde_lit.data.order import SeededOrder, run_seed
 from ersde_lit.errors import UserError
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # images, labels and, for pairs, degraded images
 
 
 class Split(NamedTuple):
@@ -26,7 +26,7 @@ class Split(NamedTuple):
     labels: Tensor  # int64 [N]
 
 
-class _Batches(Dataset[Batch]):
+class Batches(Dataset[Batch]):
     """Serves whole batches: float32 images in [-1, 1] and int64 labels; index k + len is image k mirrored."""
 
     def __init__(self, split: Split) -> None:
@@ -36,8 +36,7 @@ class _Batches(Dataset[Batch]):
         return len(self.split.labels)
 
     def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        return tuple(part[0] for part in self.__getitems__([index]))
 
     def __getitems__(self, indices: list[int]) -> Batch:
         given = torch.tensor(indices)
@@ -114,6 +113,15 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"no split named {name!r}: choose from {', '.join(self._splits)}")
         return self._splits[name]
 
+    def dataset(self, name: str) -> Batches:
+        """Serves batches of a split."""
+        return Batches(self.split(name))
+
+    @property
+    def variants(self) -> int:
+        """Of a training image, among which each epoch draws: see `SeededOrder`."""
+        return 2 if self.horizontal_flip else 1
+
     def labelled_images(self, split: str, chunk: int = 500) -> Iterator[Batch]:
         """Yields (uint8 [n, C, H, W], int64 [n]) with n <= chunk, in order, never mirrored."""
         images, labels = self.split(split)
@@ -124,25 +132,23 @@ class ImageDataModule(LightningDataModule, ABC):
         return (images for images, _ in self.labelled_images("train", chunk))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        train = self.split("train")
-        if self.batch_size > len(train.labels):
-            raise UserError(f"batch_size {self.batch_size} exceeds the {len(train.labels)} training images: lower it")
+        train = self.dataset("train")
+        if self.batch_size > len(train):
+            raise UserError(f"batch_size {self.batch_size} exceeds the {len(train)} training images: lower it")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = SeededOrder(
-            train.labels, self.batch_size, rank, ranks, run_seed(), self.horizontal_flip, self._images_done
-        )
-        return self._loader(_Batches(train), order)
+        order = SeededOrder(train, self.batch_size, rank, ranks, run_seed(), self.variants, self._images_done)
+        return self._loader(train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(_Batches(self.split("val")))
+        return self._loader(self.dataset("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(_Batches(self.split("test")))
+        return self._loader(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
 
-    def _loader(self, dataset: _Batches, sampler: SeededOrder | None = None) -> DataLoader[Batch]:
+    def _loader(self, dataset: Batches, sampler: SeededOrder | None = None) -> DataLoader[Batch]:
         return DataLoader(  # all by name: Lightning builds it anew with another sampler
             dataset=dataset,
             batch_size=self.images_at_a_time,

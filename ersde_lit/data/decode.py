@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Literal
 
@@ -64,12 +65,22 @@ def decode(data: bytes, channels: Literal[1, 3] | None = None, exif: Exif = "app
     image.load()
     grey = image.mode in GREY
     if exif == "apply":
-        image = _upright(image)
+        image = upright(image)
     if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             raise UserError("it is transparent: put it on a background first")
     return image.convert("L" if channels == 1 or (channels is None and grey) else "RGB")
+
+
+@contextmanager
+def decoder_errors(what: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into a UserError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{what}: {reason}") from None
 
 
 @cache
@@ -85,7 +96,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(kind for kind in Image.ID if kind not in UNREADABLE)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Image turned by its EXIF orientation; ImageOps.exif_transpose fails where any other tag is broken."""
     turn = None
     with suppress(Exception):  # a block that cannot be read says nothing

@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-from ersde_lit.data.decode import Exif, decode, image_endings
+from ersde_lit.data.decode import Exif, decode, decoder_errors, image_endings
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.archives import open_zip
 
@@ -57,11 +57,8 @@ class Files(ABC):
 
     def decode(self, name: str, channels: Literal[1, 3] | None, exif: Exif) -> Image.Image:
         """Decoded image (`decode`); raises UserError, which names the file."""
-        try:
+        with decoder_errors(f"{self.where(name)} cannot be used"):
             return decode(self.read(name), channels, exif)
-        except Exception as error:  # decoders raise anything
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"{self.where(name)} cannot be used: {reason}") from None
 
     def where(self, name: str) -> str:
         """Place of a file, for messages."""

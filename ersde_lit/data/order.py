@@ -25,7 +25,7 @@ class SeededOrder(DistributedSampler[int]):
         batch_size: images a step over all ranks, a multiple of `ranks`.
         rank, ranks: which share of how many.
         seed: of the run.
-        flip: mirror each image with probability 1/2: its index is then given plus len(dataset).
+        variants: how many there are of each image; index k + v len(dataset) is variant v of image k, drawn uniformly.
         done: tells, when it starts to deal, how many images of this epoch this rank has had before (a resumed run).
     """
 
@@ -36,12 +36,12 @@ class SeededOrder(DistributedSampler[int]):
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
-        flip: bool = False,
+        variants: int = 1,
         done: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(dataset, ranks, rank, seed=seed)  # type: ignore[arg-type]
         self.images = len(dataset) // batch_size * batch_size
-        self.flip, self.done = flip, done
+        self.variants, self.done = variants, done
 
     def __len__(self) -> int:
         return self.images // self.num_replicas
@@ -51,7 +51,6 @@ class SeededOrder(DistributedSampler[int]):
         generator = torch.Generator().manual_seed(random.Random(f"order {self.seed} {self.epoch}").getrandbits(48))
         count = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(count, generator=generator)
-        if self.flip:
-            order += count * torch.randint(2, (count,), generator=generator)
+        order += count * torch.randint(self.variants, (count,), generator=generator)
         share = order[self.rank : self.images : self.num_replicas]
         return iter(share[self.done() :].tolist())

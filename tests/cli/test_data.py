@@ -1,16 +1,18 @@
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from image_sets import edm_files, edm_name, encoded, pixels, png, write_batches, write_folder, write_zip
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from ersde_lit.cli import main
-from ersde_lit.data import ImageArray
+from ersde_lit.data import ImageArray, ImagePairs
 from ersde_lit.training import suggestion
 
 IMAGES = pixels(6)
@@ -291,6 +293,70 @@ def test_grey_and_unlabelled(tmp_path) -> None:
     assert data.split("train").labels.tolist() == [-1]
 
 
+def write_pairs(folder: Path) -> list[str]:
+    """Photographs with brighter ones beside them, of two sizes; returns the command that converts them."""
+    photographs = {f"{k}.png": pixels(1, 8 + 8 * (k % 2), seed=k)[0] // 2 for k in range(6)}
+    for name, shift in (("bright", 40), ("clean", 0)):
+        write_folder(folder / name, {key: png(image + np.uint8(shift)) for key, image in photographs.items()})
+    places = [str(folder / "bright"), f"--clean={folder / 'clean'}", f"--out={folder / 'made' / 'pairs'}"]
+    return ["data", *places, "--size=8", "--val_size=2"]
+
+
+def test_pairs_are_converted_alike_and_trained_on(tmp_path, capsys) -> None:
+    command = write_pairs(tmp_path)
+    assert main(command) == 0
+    said, made = capsys.readouterr().out, tmp_path / "made" / "pairs"
+    for name in ("degraded", "clean"):
+        assert f"6 images of 0 classes in {made / name}, the last 2 of them held out\n" in said
+    data = ImagePairs(str(made / "degraded"), str(made / "clean"), batch_size=4)
+    for clean, _, degraded in [*data.train_dataloader(), *data.val_dataloader()]:
+        torch.testing.assert_close(degraded - clean, torch.full_like(clean, 40 / 127.5), atol=1.01 / 127.5, rtol=0)
+    shutil.rmtree(made / "clean")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(f"{made / 'degraded'} is finished: nothing to do\n6 images")
+
+
+def test_pairs_keep_their_size_and_colour_unless_told_otherwise(tmp_path, capsys) -> None:
+    for name, shift in (("bright", 40), ("clean", 0)):
+        write_folder(
+            tmp_path / name, {f"{k}.png": png(pixels(1, 12, 1, seed=k)[0] // 2 + np.uint8(shift)) for k in range(3)}
+        )
+    where = [str(tmp_path / "bright"), f"--clean={tmp_path / 'clean'}", f"--out={tmp_path / 'made'}"]
+    assert main(["data", *where, "--val_size=1"]) == 0
+    data = ImagePairs(str(tmp_path / "made/degraded"), str(tmp_path / "made/clean"), batch_size=2)
+    assert data.image_shape == (1, 12, 12)
+    command = write_pairs(tmp_path / "several")
+    command.remove("--size=8")
+    assert main(command) == 2
+    assert "not all squares of one size and colour: give --size and --channels" in capsys.readouterr().err
+    assert not (tmp_path / "several/made").exists()
+
+
+PAIRS = {
+    "a name in one folder only": ("8.png", png(IMAGES[0]), [], "1 images without a partner of the same name: 8.png"),
+    "sizes that differ": ("1.png", png(IMAGES[0]), [], "1.png is 16x16 (colour) in "),
+    "no image": ("1.png", b"?", [], "clean/1.png cannot be used"),
+    "no folder": ("1.png", b"?", ["--clean=absent"], "there is no file or folder absent"),
+    "a configuration": ("a.txt", b"?", ["--config_out=a.yaml"], "--config_out is not for pairs"),
+    "inside": ("a.txt", b"?", ["--out=clean/pairs"], "would lie inside the data set"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_that_are_none_get_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, case: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, content, options, message = PAIRS[case]
+    command = write_pairs(tmp_path)
+    write_folder(tmp_path / "clean", {name: content})
+    before = snapshot(tmp_path)
+    assert main([*command, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "made").exists()
+
+
 def turned(image: np.ndarray, orientation: int, kind: str = "png") -> bytes:
     """Stored so that it is `image` once it is turned as its EXIF says."""
     back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -456,4 +522,4 @@ def test_crops_of_photographs_are_trained_in_a_minute(tmp_path, capsys, monkeypa
     fids = [float(row.split("│")[-2].split()[0]) for row in out.splitlines() if row.startswith("│ default")]
     assert fids  # one alone where the machine is slow or busy
     assert fids[-1] <= fids[0]
-    assert "best FID    runs/mine/checkpoints/best.ckpt" in out
+    assert "best        runs/mine/checkpoints/best.ckpt" in out

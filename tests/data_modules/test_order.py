@@ -30,11 +30,11 @@ def test_orders_depend_on_the_seed_and_on_nothing_else() -> None:
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 30), st.booleans())
-def test_all_ranks_together_take_the_same_images_in_every_step(ranks: int, share: int, extra: int, flip: bool) -> None:
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 30), st.sampled_from([1, 2, 2**32]))
+def test_all_ranks_together_take_the_same_images_in_every_step(ranks: int, share: int, extra: int, kinds: int) -> None:
     batch, images = ranks * share, range(ranks * share * 3 + extra)
-    whole = list(SeededOrder(images, batch, flip=flip))
-    shares = [list(SeededOrder(images, batch, rank, ranks, flip=flip)) for rank in range(ranks)]
+    whole = list(SeededOrder(images, batch, variants=kinds))
+    shares = [list(SeededOrder(images, batch, rank, ranks, variants=kinds)) for rank in range(ranks)]
     assert all(len(part) == len(SeededOrder(images, batch, 0, ranks)) for part in shares)
     dealt = [index for together in zip(*shares, strict=True) for index in together]
     assert dealt == whole  # so any batch, of any size, is made of neighbours in the one order
@@ -55,7 +55,7 @@ def test_where_to_go_on_is_asked_when_the_first_image_is_dealt() -> None:
 
 
 def test_flips_mirror_half_of_the_images_and_change_no_order() -> None:
-    plain, flipped = list(SeededOrder(range(1000), 10)), list(SeededOrder(range(1000), 10, flip=True))
+    plain, flipped = list(SeededOrder(range(1000), 10)), list(SeededOrder(range(1000), 10, variants=2))
     assert [index % 1000 for index in flipped] == plain
     assert 420 < sum(index >= 1000 for index in flipped) < 580
 
