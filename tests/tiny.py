@@ -1,11 +1,13 @@
-"""A data set, a network and a trainer small enough to train in a test."""
+"""Data sets, a network, a model and a trainer small enough to train in a test."""
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ersde_lit.data import ImageDataModule, Split
+from ersde_lit.denoisers import EDA, NoiseLaw
 from ersde_lit.networks import UNet
+from ersde_lit.training import DiffusionModule
 
 
 class Noise(pl.LightningDataModule):
@@ -31,15 +33,32 @@ class Pictures(ImageDataModule):
     image_shape, num_classes = (1, 4, 4), 3
 
     def load(self) -> dict[str, Split]:
-        images = torch.randint(0, 256, (44, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        generator, shape = torch.Generator().manual_seed(0), (44, *self.image_shape)
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         split = Split(images, torch.arange(44) % 3)
         return {"train": split, "val": split, "test": split}
+
+
+class Larger(Pictures):
+    """Pictures of 16x16."""
+
+    image_shape = (1, 16, 16)
 
 
 def network(**changes) -> UNet:
     arguments = {"image_shape": (1, 4, 4), "num_classes": 3, "width": 8, "multipliers": (1,), "blocks": 1,
                  "attention": (), "head_width": 8}  # fmt: skip
     return UNet(**{**arguments, **changes})
+
+
+def restores(noise: NoiseLaw, **changes) -> DiffusionModule:
+    """A model that restores `Larger`: raw weights as they begin, which predict no noise, averaged ones at random."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        made = DiffusionModule(network(image_shape=Larger.image_shape, **changes), EDA(), "eda", "eda", noise=noise)
+        for weight in made.ema_denoiser.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.05)
+    return made
 
 
 def trainer(folder, **changes) -> pl.Trainer:

@@ -12,12 +12,14 @@ class Network(nn.Module):
     Attributes:
         image_shape: (C, H, W) of the images it takes and returns.
         num_classes: number of class labels; 0 for an unconditional network.
+        multiple: what the sides of other images than these, which it takes too, are multiples of.
         spec: {"class_path": ..., "init_args": ...}, plain data that rebuilds the architecture (not the weights).
             Constructor arguments of subclasses must therefore be plain data too: numbers, strings, lists.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
+    multiple: int = 1
     spec: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Network":

@@ -133,6 +133,7 @@ class EDM2UNet(Network):
         super().__init__()
         sides = resolutions(img_resolution, len(channel_mult))
         self.image_shape, self.num_classes = (img_channels, img_resolution, img_resolution), label_dim
+        self.multiple = 2 ** (len(channel_mult) - 1)
         self.label_balance, self.concat_balance = label_balance, concat_balance
         widths = [int(model_channels * m) for m in channel_mult]
         noise = widths[0] if channel_mult_noise is None else int(model_channels * channel_mult_noise)

@@ -131,7 +131,7 @@ class ResidualUNet(Network):
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is a probability, got {label_dropout}")
         self.image_shape = (in_channels, img_resolution, img_resolution)
-        self.num_classes = label_dim
+        self.num_classes, self.multiple = label_dim, 2 ** (len(widths) - 1)
         self.label_dropout = label_dropout
         self.num_blocks = num_blocks
         self.levels = [f"{side}x{side}" for side in sides]

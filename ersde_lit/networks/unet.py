@@ -62,7 +62,7 @@ class UNet(Network):
         self.num_classes = num_classes
         self.width = width
         self.patch_size = patch_size
-        self.multiple = patch_size * 2 ** (len(multipliers) - 1)
+        self.padded_to = patch_size * 2 ** (len(multipliers) - 1)
 
         embed = 4 * width
         self.embed_noise = nn.Sequential(nn.Linear(width, embed), nn.SiLU(), nn.Linear(embed, embed))
@@ -106,7 +106,7 @@ class UNet(Network):
         if augment is not None and self.embed_augment is None:
             raise UserError("this network cannot be told of augmentation: set its augment_dim, or leave augment out")
         height, side = x.shape[-2:]
-        x = F.pad(x, (0, -side % self.multiple, 0, -height % self.multiple))
+        x = F.pad(x, (0, -side % self.padded_to, 0, -height % self.padded_to))
         x = self.enter(F.pixel_unshuffle(x, self.patch_size))
 
         embedding = self.embed_noise(positional(c_noise, self.width).to(x.dtype))

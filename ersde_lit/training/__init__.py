@@ -12,13 +12,18 @@ the command line, every class replaced by `class_path`; `--print_config` shows a
 - EDM2: `networks.EDM2UNet` normalises its weights in each training step; `uncertainty: true` learns the loss at each
   noise level beside any network and weighs the levels by it (`val/loss` stays without); an EMA with half_life 1e12 and
   ramp_up 0.0873 is the power-function average of width 0.10.
+- Restoration (EDA, Qiu et al. 2026): with `noise` other than white (`denoisers.BiasField`, `FieldNoise`, `PairNoise`)
+  and process, preconditioning and prediction `EDA`, "eda", "eda", y = x0 + lam N goes from the clean image to the
+  degraded one at lam = 1, and `restore` goes back (`model.restore` in Python). `configs/bias_field.yaml` trains it on
+  brain slices under random fields, `emoji_shadows.yaml` on pairs; `callbacks.RestorationCallback` tracks PSNR and SSIM.
 - Images of your own: `python -m ersde_lit data ... --config_out FILE` writes a configuration (`ersde_lit.data`). Image
   size and classes that a configuration leaves out are the data's (`num_classes: 0` trains without classes).
 - Runs: `runs/<name of the configuration>`, or `--run NAME`. A run is saved every ten minutes (`--checkpoint.minutes`),
   before and after each validation, on Ctrl-C and on SIGTERM, and the same command resumes it, bit for bit on a CPU.
   More epochs or steps, another cadence of validation and other callbacks go on in the same run, unless the learning
   rate has begun to fall. A run that diverges ends with exit code 2 and names its last good checkpoint; weights that are
-  not finite are never saved. With an FIDCallback, best.ckpt is the checkpoint of the lowest FID.
+  not finite are never saved. With an FIDCallback, best.ckpt is the checkpoint of the lowest FID, with a
+  RestorationCallback of the highest PSNR.
 - Fine-tuning: `fit --config mine.yaml --init_from model.ckpt` starts a new run from averaged weights (a checkpoint's,
   or of anything that `import` reads); other classes by `--init_skip embed_label` (`map_label` in EDM's networks).
 - Curves: TensorBoard, or `--trainer.logger WandbLogger --trainer.logger.project NAME` (Weights & Biases).

@@ -10,10 +10,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ersde_lit.data.base import Batch
 from ersde_lit.data.order import run_seed
 from ersde_lit.denoisers import NoiseDensity, Process
 from ersde_lit.errors import UserError
-from ersde_lit.solvers import SeededNoise
 from ersde_lit.training.ema import EMA, not_in_half
 from ersde_lit.training.fsdp import FSDP2, average_whole_gradients, is_sharded, shard
 from ersde_lit.training.guard import GuardedModule
@@ -78,11 +78,11 @@ class AveragedModule(GuardedModule):
             "ema": describe(self.ema),
         }
 
-    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
-        """Computes training losses [B] of images x0 and noise eps [B, C, H, W]; other random draws come from seeds."""
+    def image_losses(self, batch: Batch, seeds: range) -> Tensor:
+        """Computes training losses [B] of a batch; image k is noised, and all else drawn, from seeds[k]."""
         raise NotImplementedError
 
-    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    def evaluation(self, batch: Batch, lam: Tensor, seeds: range) -> dict[str, Tensor]:
         """Evaluates the averaged weights at noise levels lam [B]; returns means by name, "loss" among them."""
         raise NotImplementedError
 
@@ -130,13 +130,12 @@ class AveragedModule(GuardedModule):
         super().on_fit_start()
         self.train()  # a module that was loaded is in eval mode
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x0, labels = batch
-        seeds = image_seeds(run_seed(), self._dealt(self.images_seen, len(x0)))
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = len(batch[0])
+        seeds = image_seeds(run_seed(), self._dealt(self.images_seen, images))
         torch.manual_seed(seeds[0])  # for dropout
-        eps = SeededNoise(seeds, x0.shape[1:], x0.device, x0.dtype).initial()
-        losses = self.image_losses(x0, labels, seeds, eps)
-        self.images_seen += len(x0) * self.trainer.world_size
+        losses = self.image_losses(batch, seeds)
+        self.images_seen += images * self.trainer.world_size
         self._loss_of_step = self._loss_of_step + losses.detach().sum()
         return losses.mean()
 
@@ -220,30 +219,29 @@ class AveragedModule(GuardedModule):
             raise UserError(f"the checkpoint is not one of a {type(self).__name__}")
         values = {"network": self.network, "process": self.process}
         theirs, ours = (
-            {name: with_defaults(spec.get(name, own[name]), values.get(name)) for name in self.SETTINGS}
-            for spec in (self.BEFORE | kept, own)
+            {name: with_defaults(spec.get(name, own.get(name)), values.get(name)) for name in self.SETTINGS}
+            for spec in (self.BEFORE | kept, self.BEFORE | own)
         )
         return differences(theirs, ours)
 
     # --- evaluation
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", batch, batch_idx)
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x0, labels = batch
-        x0 = x0.to(next(self.averaged.parameters()).dtype)  # half precision would blur the noise levels
-        index = self._indices(len(x0), batch_idx)
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
+        dtype = next(self.averaged.parameters()).dtype  # half precision would blur the noise levels
+        batch = tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
+        index = self._indices(len(batch[0]), batch_idx)
         u = ((torch.tensor(index, device=self.device) % VALIDATION_LEVELS).float() + 0.5) / VALIDATION_LEVELS
         lam = self.density.lam(u, self.process)
-        eps = SeededNoise(index, x0.shape[1:], device=x0.device, dtype=x0.dtype).initial()
-        values = self.evaluation(x0, labels, lam, eps)
+        values = self.evaluation(batch, lam, index)
         self.watch_validation(values["loss"], batch_idx)
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(x0))
+            self.log(f"{stage}/{name}", value, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(index))
 
     def _indices(self, count: int, batch_idx: int) -> range:
         """Computes the positions in the data set of this rank's images of an evaluation batch."""

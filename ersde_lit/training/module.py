@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from ersde_lit.data import Augment
-from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, Process
+from ersde_lit.data.base import Batch
+from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, NoiseLaw, Process, White
 from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
+from ersde_lit.sampling.restoration import restore, restorer
 from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
+from ersde_lit.solvers.tableau import SAME_LEVEL
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA
@@ -34,8 +37,8 @@ class DiffusionModule(AveragedModule):
     Args:
         network: the raw network F.
         process: the noising process; VE() if None.
-        preconditioning: scaling of the network's input and its noise condition: edm, vp, iddpm, ve or flow.
-        prediction: what the network's output means: edm (its own F), eps, x0, v or score.
+        preconditioning: scaling of the network's input and its noise condition: edm, vp, iddpm, ve, flow or eda.
+        prediction: what the network's output means: edm (its own F), eps, x0, v, score or eda (eps, at weight 1 on x0).
         sigma_data: standard deviation of the data's pixels in [-1, 1], of preconditioning and prediction "edm".
         density: noise levels to train on; None takes the one its preconditioning was published with.
         label_dropout: probability of training an image as unconditional (label -1).
@@ -45,6 +48,8 @@ class DiffusionModule(AveragedModule):
         uncertainty: whether to learn the uncertainty of the loss at each noise level beside the network (Karras et al.
             2024, EDM2); `train/loss` includes it, `val/loss` does not.
         latents: what the images are where they are latents of an autoencoder; None: pixels.
+        noise: what images are noised with; None: white Gaussian noise. With another law the model restores images
+            rather than sampling them, and process and preconditioning are `EDA` and "eda".
 
     Attributes:
         tables: learned for the averaged weights as they are, which a checkpoint carries; None: none. The module samples
@@ -56,8 +61,8 @@ class DiffusionModule(AveragedModule):
     """
 
     TRAINED = "denoiser"
-    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents", "uncertainty")
-    BEFORE: ClassVar[dict[str, Any]] = {"latents": None, "uncertainty": False}
+    SETTINGS = ("network", "process", "preconditioning", "prediction", "sigma_data", "latents", "uncertainty", "noise")
+    BEFORE: ClassVar[dict[str, Any]] = {"latents": None, "uncertainty": False, "noise": None}
     denoiser: Denoiser
     ema_denoiser: Denoiser
 
@@ -75,11 +80,18 @@ class DiffusionModule(AveragedModule):
         augment: Augment | None = None,
         uncertainty: bool = False,
         latents: Latents | None = None,
+        noise: NoiseLaw | None = None,
     ) -> None:
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is a probability, got {label_dropout}")
-        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty, latents)
+        denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty, latents, noise)
         density = density or PRECONDITIONINGS[preconditioning].density
+        largest = float(density.lam(torch.tensor(1 - 1e-6, dtype=torch.float64), denoiser.process))
+        if not isinstance(denoiser.noise, White) and largest > denoiser.lam_max * (1 + SAME_LEVEL):
+            raise UserError(
+                f"the density reaches noise level {largest:.3g}, and degraded images are at {denoiser.lam_max:.3g}: "
+                "leave density out, or take one that ends there"
+            )
         super().__init__(denoiser, denoiser.process, density, optimizer, ema)
         self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet
@@ -102,7 +114,12 @@ class DiffusionModule(AveragedModule):
             "augment": describe(self.augment),
             "uncertainty": self.denoiser.uncertainty is not None,
             "latents": describe(self.denoiser.latents),
-        }
+        } | ({"noise": describe(self.denoiser.noise)} if self.restores else {})  # as before there were other laws
+
+    @property
+    def restores(self) -> bool:
+        """Whether it restores images, its noise being their degradation, rather than sampling them."""
+        return not isinstance(self.denoiser.noise, White)
 
     def on_train_start(self) -> None:
         self.tables = None
@@ -114,15 +131,28 @@ class DiffusionModule(AveragedModule):
         for denoiser in (self.denoiser, self.ema_denoiser):
             denoiser.trained_classes, denoiser.class_names = classes.trained, classes.names
 
-    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
+    def image_losses(self, batch: Batch, seeds: range) -> Tensor:
+        x0, labels, *degraded = batch
         u = uniform(seeds, 2 + (self.augment.num_draws if self.augment else 0), x0.device)
         lam = self.density.lam(u[:, 0], self.process)
         labels = labels.masked_fill(u[:, 1] < self.label_dropout, -1)
-        x0, conditions = self.augment(x0, u[:, 2:]) if self.augment else (x0, None)
-        return self.denoiser.loss(x0, lam, eps, self._conditional(labels), conditions)
+        conditions = None
+        if self.augment:
+            x0, conditions = self.augment(x0, u[:, 2:])
+            degraded = [self.augment(images, u[:, 2:])[0] for images in degraded]
+        x0, noise = self._noised(x0, degraded, seeds)
+        return self.denoiser.loss(x0, lam, noise, self._conditional(labels), conditions)
 
-    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.ema_denoiser.error(x0, lam, eps, self._conditional(labels)).mean()}
+    def evaluation(self, batch: Batch, lam: Tensor, seeds: range) -> dict[str, Tensor]:
+        x0, labels, *degraded = batch
+        x0, noise = self._noised(x0, degraded, seeds)
+        return {"loss": self.ema_denoiser.error(x0, lam, noise, self._conditional(labels)).mean()}
+
+    def _noised(self, x0: Tensor, degraded: Sequence[Tensor], seeds: range) -> tuple[Tensor, Tensor]:
+        """Encodes images, of pairs or not, and draws their noise."""
+        law = self.denoiser.noise
+        x0 = law.encode(x0)
+        return x0, law.draw(seeds, x0, *map(law.encode, degraded))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -136,9 +166,9 @@ class DiffusionModule(AveragedModule):
         self._set_classes(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
         self.tables = SavedTables.of_plain(checkpoint[TABLES_KEY]) if TABLES_KEY in checkpoint else None
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Generates an image for each image of the predict set, of its class, with its index as seed."""
-        x0, labels = batch
+        x0, labels = batch[:2]
         return self.sample(self._indices(len(x0), batch_idx), self._conditional(labels))
 
     @torch.no_grad()
@@ -159,14 +189,37 @@ class DiffusionModule(AveragedModule):
                 the module's own `tables` if they have this nfe, else `ersde_lit.solvers.default(nfe)`.
 
         Raises:
-            ValueError: labels that do not fit seeds or network, or no such solver.
+            ValueError: labels that do not fit seeds or network, no such solver, or a model that restores images.
         """
+        self.check_samples()
         noise = SeededNoise(seeds, self.image_shape, device=self.device)
         chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)
         labels = None if chosen is None else chosen.to(self.device)
         if solver is None and self.tables is not None and nfe in self.tables.tables:
             solver = self.tables
         return registry.as_sampler(solver)(self.ema_denoiser, noise, nfe, labels=labels)
+
+    @torch.no_grad()
+    def restore(
+        self,
+        degraded: Tensor,
+        solver: Sampler | Solver | str | None = None,
+        nfe: int = 5,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Restores degraded images [B, C, H, W] in [-1, 1] by the averaged weights: see `sampling.restoration.restore`.
+
+        Args:
+            solver: a sampler with a table, a solver or the name of one; None: `sampling.restoration.restorer(nfe)`.
+        """
+        sampler = restorer(nfe) if solver is None else registry.as_sampler(solver)
+        return restore(self.ema_denoiser, sampler, degraded.to(self.device), nfe, seeds)
+
+    def check_samples(self) -> None:
+        """Raises UserError for a model that restores images, which no noise leads to."""
+        if self.restores:
+            law = type(self.denoiser.noise).__name__
+            raise UserError(f"the model was trained on {law}, so it restores images and samples none: take `restore`")
 
     def _conditional(self, labels: Tensor) -> Tensor | None:
         return labels if self.num_classes else None

@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process
+from ersde_lit.data.base import Batch
+from ersde_lit.denoisers import VE, LogUniform, NoiseDensity, Process, White
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, check
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
@@ -82,13 +83,15 @@ class NoisyClassifier(AveragedModule):
         c_in = preconditioning.c_in(lam, self.sigma_data, self.process).view(-1, 1, 1, 1)
         return network(c_in * y, preconditioning.c_noise(lam, self.process.t_of_lam(lam))).log_softmax(1)
 
-    def image_losses(self, x0: Tensor, labels: Tensor, seeds: range, eps: Tensor) -> Tensor:
+    def image_losses(self, batch: Batch, seeds: range) -> Tensor:
+        x0, labels = batch[:2]
         lam = self.density.lam(uniform(seeds, 1, x0.device)[:, 0], self.process)
-        log_p = self._log_p(self.network, x0 + lam.view(-1, 1, 1, 1) * eps, lam)
+        log_p = self._log_p(self.network, x0 + lam.view(-1, 1, 1, 1) * White().draw(seeds, x0), lam)
         return F.nll_loss(log_p, labels, reduction="none")
 
-    def evaluation(self, x0: Tensor, labels: Tensor, lam: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        log_p = self(x0 + lam.view(-1, 1, 1, 1) * eps, lam)
+    def evaluation(self, batch: Batch, lam: Tensor, seeds: range) -> dict[str, Tensor]:
+        x0, labels = batch[:2]
+        log_p = self(x0 + lam.view(-1, 1, 1, 1) * White().draw(seeds, x0), lam)
         return {"loss": F.nll_loss(log_p, labels), "accuracy": (log_p.argmax(1) == labels).float().mean()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

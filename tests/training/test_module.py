@@ -10,14 +10,14 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny import Noise, Pictures, network, trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from ersde_lit.data import Augment
-from ersde_lit.denoisers import LogNormal
+from ersde_lit.denoisers import EDA, BiasField, FieldNoise, LogNormal, NoiseLaw, PairNoise, White
 from ersde_lit.denoisers.labels import labels_of_seeds
 from ersde_lit.sampling.generate import generate
 from ersde_lit.solvers import DDIM, ERSDE, Heun, SeededNoise, TableSampler, default
-from ersde_lit.training import EMA, AdamWConfig, DiffusionModule
+from ersde_lit.training import EMA, AdamWConfig, DiffusionModule, load
 from ersde_lit.training.spec import build
 
 
@@ -358,3 +358,101 @@ def test_label_dropout_is_a_probability() -> None:
 def test_the_density_is_the_published_one_unless_given() -> None:
     assert DiffusionModule(network()).density == LogNormal(-1.2, 1.2)
     assert DiffusionModule(network(), density=LogNormal(0, 1)).density == LogNormal(0, 1)
+
+
+class Pairs(Noise):
+    """Random images of 3 classes, each with its mirror image as the degraded one."""
+
+    def loader(self) -> DataLoader:
+        return DataLoader(TensorDataset(self.images, torch.arange(32) % 3, self.images.flip(-1)), self.batch_size)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+def restoring(law: NoiseLaw, **options) -> DiffusionModule:
+    torch.manual_seed(0)
+    recipe = {"optimizer": AdamWConfig(lr=1e-2), "ema": EMA(half_life=20, ramp_up=0.05)}
+    return DiffusionModule(network(), EDA(), "eda", "eda", noise=law, **(recipe | options))
+
+
+LAWS = [FieldNoise(std=0.5), BiasField(FieldNoise(2, 0, 0.4)), PairNoise(std=1.4)]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+def test_a_model_of_a_noise_law_is_kept_in_its_checkpoint_and_restores(law: NoiseLaw, tmp_path) -> None:
+    module, runner = restoring(law), trainer(tmp_path, max_epochs=20)
+    data = Pairs() if isinstance(law, PairNoise) else Pictures(batch_size=8)
+    (before,) = runner.validate(module, datamodule=data, verbose=False)
+    runner.fit(module, datamodule=data)
+    (after,) = runner.validate(module, datamodule=data, verbose=False)
+    assert after["val/loss"] < 0.9 * before["val/loss"]
+
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    twin = load(tmp_path / "last.ckpt")
+    assert twin.denoiser.noise == twin.ema_denoiser.noise == law
+    assert twin.spec == module.spec
+    degraded = 2 * torch.rand(3, 1, 4, 4) - 1
+    restored = module.restore(degraded, nfe=3)
+    assert torch.equal(twin.restore(degraded, nfe=3), restored)
+    assert not torch.equal(module.restore(degraded, "ddim", nfe=3), restored)
+    with pytest.raises(ValueError, match=f"trained on {type(law).__name__}, so it restores images and samples none"):
+        twin.sample(range(2))
+
+
+def test_levels_beyond_the_degraded_image_are_not_trained() -> None:
+    law = {"process": EDA(), "preconditioning": "eda", "prediction": "eda", "noise": PairNoise()}
+    with pytest.raises(ValueError, match="the density reaches noise level"):
+        DiffusionModule(network(), density=LogNormal(-0.8, 1.2), **law)
+    module = DiffusionModule(network(), density=LogNormal(0, 0), **law)  # regression
+    assert module.density.lam(torch.rand(4), EDA()).tolist() == [1, 1, 1, 1]
+
+
+def test_training_noise_is_the_laws_and_pairs_are_augmented_alike() -> None:
+    law, seeds = PairNoise(), range(100, 108)
+    module = restoring(law, augment=Augment(1.0))
+    given = []
+    module.denoiser.loss = lambda *args: given.append(args) or torch.zeros(8)
+    images = torch.randn(8, 1, 4, 4)
+    module.image_losses((images, torch.zeros(8, dtype=torch.int64), images * 2), seeds)
+    ((x0, lam, noise, *_),) = given
+    assert not torch.equal(x0, images)
+    assert torch.equal(noise, law.draw(seeds, x0, 2 * x0))
+    assert (lam <= 1).all()
+
+
+def test_pairs_are_needed_where_noise_is_of_pairs(tmp_path) -> None:
+    with pytest.raises(ValueError, match="PairNoise is learned from pairs"):
+        trainer(tmp_path).fit(restoring(PairNoise()), datamodule=Noise())
+
+
+def test_training_does_not_go_on_with_another_law(tmp_path) -> None:
+    runner = trainer(tmp_path, max_epochs=1)
+    runner.fit(restoring(FieldNoise()), datamodule=Pictures(batch_size=8))
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    for law, message in ((FieldNoise(degree=2), r"\.degree is 3 there and 2 here"), (BiasField(), ".*BiasField")):
+        with pytest.raises(ValueError, match=rf"the checkpoint is of another model: noise{message}"):
+            trainer(tmp_path).fit(restoring(law), datamodule=Pictures(batch_size=8), ckpt_path=tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"the checkpoint is of another model: .*noise is .*FieldNoise there"):
+        trainer(tmp_path).fit(
+            DiffusionModule(network()), datamodule=Pictures(batch_size=8), ckpt_path=tmp_path / "last.ckpt"
+        )
+
+
+def test_a_model_of_white_noise_is_as_before_there_were_other_laws(tmp_path) -> None:
+    runs = []
+    for options in ({}, {"noise": White()}):
+        torch.manual_seed(0)
+        module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1e-2), **options)
+        trainer(tmp_path, max_steps=2).fit(module, datamodule=Noise())
+        assert "noise" not in module.spec
+        runs.append((module.spec, module.state_dict(), module.sample(range(3), [0, 1, 2], nfe=4)))
+    (spec, weights, samples), (other, others, again) = runs
+    assert spec == other
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert torch.equal(samples, again)
+
+
+def test_double_precision_restores_in_double() -> None:
+    module = restoring(FieldNoise(eta=2.0)).double()
+    degraded = 2 * torch.rand(2, 1, 4, 4, dtype=torch.float64) - 1
+    assert module.restore(degraded, ERSDE(2, "sde"), nfe=3).dtype == torch.float64
