@@ -1,5 +1,6 @@
-"""Lightning callbacks: FID of samples at each validation."""
+"""Lightning callbacks: at each validation FID of samples, or PSNR and SSIM of restored images."""
 
 from ersde_lit.callbacks.fid import FIDCallback
+from ersde_lit.callbacks.restoration import RestorationCallback
 
-__all__ = ["FIDCallback"]
+__all__ = ["FIDCallback", "RestorationCallback"]

@@ -3,17 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ersde_lit.callbacks.fid_measure import RealImages, measure, precision_of, sample_images
+from ersde_lit.callbacks.fid_measure import RealImages, measure, sample_images
 from ersde_lit.callbacks.fid_output import log_picture, table
 from ersde_lit.callbacks.progress_bar import images_shown
+from ersde_lit.callbacks.validation import ValidationCallback, precision_of
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
@@ -22,14 +23,13 @@ from ersde_lit.metrics.choice import Choice, features_and_reference
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.protocol import title
 from ersde_lit.metrics.scores import MetricName
-from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.grid import image_grid
 from ersde_lit.solvers import Sampler, TableSampler
 
 ROWS = 10  # of a picture, at most
 
 
-class FIDCallback(Callback):
+class FIDCallback(ValidationCallback):
     """Samples at each validation with every sampler at every NFE, and logs metrics and pictures.
 
     - `fid/<sampler>/nfe<k>`: FID of the images of seeds first_seed .. first_seed + num_samples - 1 to the reference,
@@ -71,6 +71,8 @@ class FIDCallback(Callback):
             or other metrics than the features or the reference can serve.
     """
 
+    mode: ClassVar[str] = "min"
+
     def __init__(
         self,
         samplers: dict[str, Sampler],
@@ -87,35 +89,29 @@ class FIDCallback(Callback):
         reference: str | None = None,
         metrics: Sequence[MetricName] = ("fid",),
     ) -> None:
+        super().__init__()
         if not (samplers and nfes and metrics):
             raise UserError("FIDCallback needs at least one sampler, one NFE and one metric")
         if max_seconds is not None and not max_seconds > 0:
             raise UserError(f"FIDCallback: max_seconds must be above 0, not {max_seconds}")
-        least = {"num_samples": 2, "batch_size": 1, "every_n_validations": 1, "nearest_images": 0, "columns": 1}
-        given = locals()
-        for name, bound in least.items():
-            if given[name] < bound:
-                raise UserError(f"FIDCallback: {name} must be at least {bound}, not {given[name]}")
+        self._check_counts(locals(), num_samples=2, batch_size=1, every_n_validations=1, nearest_images=0, columns=1)
         self.samplers, self.nfes, self.num_samples, self.features = samplers, nfes, num_samples, features
         self.batch_size, self.every_n_validations, self.first_seed = batch_size, every_n_validations, first_seed
         self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
         self.weights, self.reference, self.metrics = weights, reference, tuple(metrics)
         self._real: RealImages | None = None
-        self._ranks = Ranks()
-        self._validations = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the real images, once, on all ranks."""
-        if stage not in ("fit", "validate") or _is_trial(trainer):
-            return
         if not hasattr(pl_module, "ema_denoiser"):
             raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
+        if getattr(pl_module, "restores", False):
+            raise UserError("FIDCallback measures samples, and the model restores images: take RestorationCallback")
         if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
         for name, sampler in self.samplers.items():
             if isinstance(sampler, TableSampler):
                 self._check(name, sampler, cast(Denoiser, pl_module.ema_denoiser))
-        self._ranks = Ranks.beside(trainer)
         self._real = self._real or self._measure_real(trainer, pl_module)
 
     def _check(self, name: str, sampler: TableSampler, denoiser: Denoiser) -> None:
@@ -125,9 +121,6 @@ class FIDCallback(Callback):
                 sampler.table(denoiser, nfe)
             except UserError as error:
                 raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
 
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
@@ -156,9 +149,7 @@ class FIDCallback(Callback):
         features.cpu()
         return real
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or _is_trial(trainer) or not self._due(trainer):
-            return
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._real is not None
         denoiser = cast(Denoiser, pl_module.ema_denoiser)
         scores = self._real.scores(self.metrics, self._ranks).to(pl_module.device)
@@ -204,7 +195,7 @@ class FIDCallback(Callback):
 
     @property
     def monitor(self) -> str | None:
-        """What a ModelCheckpoint (mode min) may monitor: FID or KID of the first sampler; None if neither is measured.
+        """What a ModelCheckpoint may monitor: FID or KID of the first sampler; None if neither is measured.
 
         At the largest NFE, but where `max_seconds` may leave it out, at the first.
         """
@@ -218,24 +209,9 @@ class FIDCallback(Callback):
         """Key in checkpoints, different for each FIDCallback of a trainer."""
         return self._generate_state_key(samplers=[*self.samplers], nfes=[*self.nfes], num_samples=self.num_samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
-
-    def _due(self, trainer: Trainer) -> bool:
-        if trainer.state.fn != TrainerFn.FITTING:
-            return True
-        self._validations += 1
-        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        return last or (self._validations - 1) % self.every_n_validations == 0
-
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yields the start of each of this rank's blocks of `count` images, and how many get a nearest image."""
-        size = self.batch_size
-        for first in range(self._ranks.rank * size, count, self._ranks.count * size):
-            yield first, max(self.nearest_images - first, 0)
+        """The start of each of this rank's blocks of `count` images, and how many get a nearest image."""
+        return ((first, max(self.nearest_images - first, 0)) for first in self._firsts(count))
 
     def _sampled(
         self, trainer: Trainer, denoiser: Denoiser, sampler: Sampler, nfe: int, advance: Callable[[int], None]
@@ -258,7 +234,3 @@ class FIDCallback(Callback):
             rank_zero_warn(f"no picture of {name}/nfe{nfe}: {error}")
             return
         log_picture(trainer, image_grid(images, self.columns), name, nfe)
-
-
-def _is_trial(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning sets it from outside

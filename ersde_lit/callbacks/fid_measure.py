@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from ersde_lit.callbacks.validation import autocast
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.nearest import nearest_distances
@@ -18,8 +19,6 @@ from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RealImages(NamedTuple):
@@ -41,18 +40,12 @@ class RealImages(NamedTuple):
         return Scores(self.features, self.reference, metrics, sync=ranks.count > 1, group=ranks.group)
 
 
-def precision_of(trainer: Trainer) -> str:
-    """Precision of the network while it is sampled: that of training, by autocast, as averages are float32."""
-    return {"bf16": "bf16", "16": "fp16", "64": "fp64"}.get(str(trainer.precision).partition("-")[0], "fp32")
-
-
 def sample_images(
     trainer: Trainer, denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], nfe: int, batch_size: int,
     labels: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Samples images, uint8 [B, C, H, W]; raises FloatingPointError where one is not finite."""
-    dtype = DTYPES.get(precision_of(trainer), torch.float32)
-    with torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(trainer):
         made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=batch_size)
         return torch.cat([quantise(block.images) for block in made])
 

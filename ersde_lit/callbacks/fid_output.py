@@ -1,8 +1,8 @@
-"""Output of the FID callback: pictures for the loggers and the disk, and a table to print."""
+"""Output of the callbacks: pictures for the loggers and the disk, and tables to print."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -46,22 +46,28 @@ def table(
         samples, real: numbers of images, sampled and held out.
         measured: words on the reference, the features and the step.
     """
-    columns = sorted({nfe for nfes in cells.values() for nfe in nfes})
-    rows = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))
 
     def cell(key: str) -> str:
         near = f" ({values[f'nearest/{key}']:.1f})" if f"nearest/{key}" in values else ""
         return f"{values[f'{metric}/{key}']:.4g}{near}" if f"{metric}/{key}" in values else ""
 
+    near = any(key.startswith("nearest/") for key in values)
+    grey = " (grey levels to the nearest training image)" if near else ""
+    lines = [f"{title(metric)}{grey} of {samples:,} samples to {measured}"]
+    if value := cell("real"):
+        biased = ": too high, as FID falls with the number of images" if metric == "fid" and real < samples else ""
+        lines.append(f"{real:,} real images{biased}: {value}")
+    return table_below(lines, cells, cell)
+
+
+def table_below(lines: Sequence[str], cells: Mapping[str, Sequence[int]], cell: Callable[[str], str]) -> str:
+    """Formats lines and below them a table by sampler and NFE, where `cell` is told "<sampler>/nfe<k>"."""
+    columns = sorted({nfe for nfes in cells.values() for nfe in nfes})
+    rows = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))
     for name in cells:
         rows.add_row(name, *(cell(f"{name}/nfe{nfe}") for nfe in columns))
-    near = any(key.startswith("nearest/") for key in values)
     with StringIO() as text:
         console = Console(file=text, width=100, soft_wrap=True)
-        grey = " (grey levels to the nearest training image)" if near else ""
-        console.print(f"{title(metric)}{grey} of {samples:,} samples to {measured}", highlight=False)
-        if value := cell("real"):
-            biased = ": too high, as FID falls with the number of images" if metric == "fid" and real < samples else ""
-            console.print(f"{real:,} real images{biased}: {value}")
+        console.print("\n".join(lines), highlight=False, markup=False)
         console.print(rows)
         return text.getvalue().rstrip()

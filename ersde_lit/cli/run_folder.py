@@ -48,7 +48,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         last, previous: the newest checkpoint and the one before.
-        best: the checkpoint of the best FID.
+        best: the checkpoint of the best FID or PSNR.
         finished: a file that marks the run as finished.
     """
 

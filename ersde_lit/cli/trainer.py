@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from ersde_lit.callbacks import FIDCallback
 from ersde_lit.callbacks.progress_bar import TrainingBar
+from ersde_lit.callbacks.validation import ValidationCallback
 from ersde_lit.cli import CTRL_C
 from ersde_lit.cli.data_sizes import sizes_of_data
 from ersde_lit.cli.fit_parser import Parser, add_run_options, arranged
@@ -131,7 +131,7 @@ class CLI(LightningCLI):
             callbacks.append(PredictionWriter(self.folder.path / "predictions"))
         if self.subcommand == "fit" and not self.trial:
             callbacks.append(KeepConfiguration(self.folder, self.configuration, self.resumed))
-            callbacks += self._best_by_fid(callbacks)
+            callbacks += self._best(callbacks)
         if self.subcommand != "fit":
             config.logger = False  # the curves are the training's
         if config.logger is None:
@@ -154,13 +154,13 @@ class CLI(LightningCLI):
             self.model.network.compile()  # in place: the names of the weights stay
         return trainer
 
-    def _best_by_fid(self, callbacks: Sequence[Any]) -> list[ModelCheckpoint]:
-        """Keeps the checkpoint of the best FID, unless a ModelCheckpoint is configured already."""
-        monitor = next((one.monitor for one in callbacks if isinstance(one, FIDCallback)), None)
-        if monitor is None or any(isinstance(one, ModelCheckpoint) for one in callbacks):
+    def _best(self, callbacks: Sequence[Any]) -> list[ModelCheckpoint]:
+        """Keeps the checkpoint of the best FID or PSNR, unless a ModelCheckpoint is configured already."""
+        watch = next((one for one in callbacks if isinstance(one, ValidationCallback)), None)
+        if not (watch and watch.monitor) or any(isinstance(one, ModelCheckpoint) for one in callbacks):
             return []
         best = self.folder.best
-        return [ModelCheckpoint(best.parent, best.stem, monitor, mode="min", enable_version_counter=False)]
+        return [ModelCheckpoint(best.parent, best.stem, watch.monitor, mode=watch.mode, enable_version_counter=False)]
 
     def before_fit(self) -> None:
         options = self.config_init[self.subcommand]
@@ -196,12 +196,14 @@ class CLI(LightningCLI):
         lines += [f"curves      {where}" for where in curves]
         lines += [f"checkpoint  {self.folder.last}"]
         if self.folder.best.exists():
-            lines += [f"best FID    {self.folder.best}{self._about_best()}"]
-        model = f"--ckpt_path {self.folder.last}"
-        if "class_path" in self.config[self.subcommand].model:
-            model = f"--ckpt_path DENOISER.ckpt --classifier {self.folder.last} --classifier_scale 1"
-        command = f"python -m ersde_lit sample {model} --seeds 0-499 --nfe 20 --out samples.npz"
-        _say("\n".join([*lines, "", "Next:", command]))
+            lines += [f"best        {self.folder.best}{self._about_best()}"]
+        model, last = self.config[self.subcommand].model, self.folder.last
+        command = f"sample --ckpt_path {last} --seeds 0-499 --nfe 20 --out samples.npz"
+        if "class_path" in model:
+            command = command.replace(str(last), f"DENOISER.ckpt --classifier {last} --classifier_scale 1")
+        elif model.noise is not None and not model.noise.class_path.endswith(".White"):
+            command = f"restore --ckpt_path {last} --images FOLDER --out restored"
+        _say("\n".join([*lines, "", "Next:", f"python -m ersde_lit {command}"]))
 
     def _about_best(self) -> str:
         """Value of the best checkpoint, where this process has measured it."""

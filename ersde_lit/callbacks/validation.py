@@ -1,0 +1,94 @@
+"""Base class of callbacks that evaluate a model at its validations, on all ranks and in the trainer's precision."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ersde_lit.errors import UserError
+from ersde_lit.ranks import Ranks
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ValidationCallback(Callback, ABC):
+    """Evaluates at the first validation, every `every_n_validations`-th after it, and the last of the run.
+
+    Nothing is done in a sanity check or with fast_dev_run. Blocks of `batch_size` images are dealt to the ranks.
+
+    Attributes:
+        monitor: what a ModelCheckpoint may monitor from the first validation on; None: nothing.
+        mode: its mode, "min" or "max".
+    """
+
+    mode: ClassVar[str]
+    batch_size: int
+    every_n_validations: int
+
+    def __init__(self) -> None:
+        self._ranks = Ranks()
+        self._validations = 0
+
+    @property
+    @abstractmethod
+    def monitor(self) -> str | None: ...
+
+    @abstractmethod
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is done once before the first validation; raises UserError where there can be none."""
+
+    @abstractmethod
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates and logs, on all ranks."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("fit", "validate") and not _is_trial(trainer):
+            self._ranks = Ranks.beside(trainer)
+            self.prepare(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (trainer.sanity_checking or _is_trial(trainer)) and self._due(trainer):
+            self.evaluate(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True
+        self._validations += 1
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return last or (self._validations - 1) % self.every_n_validations == 0
+
+    def _check_counts(self, given: Mapping[str, Any], **least: int) -> None:
+        for name, bound in least.items():
+            if given[name] < bound:
+                raise UserError(f"{type(self).__name__}: {name} must be at least {bound}, not {given[name]}")
+
+    def _firsts(self, count: int) -> range:
+        """The first image of each of this rank's blocks of `count` images."""
+        return range(self._ranks.rank * self.batch_size, count, self._ranks.count * self.batch_size)
+
+
+def precision_of(trainer: Trainer) -> str:
+    """Precision of the network while it is evaluated: that of training, by autocast, as averages are float32."""
+    return {"bf16": "bf16", "16": "fp16", "64": "fp64"}.get(str(trainer.precision).partition("-")[0], "fp32")
+
+
+def autocast(trainer: Trainer) -> torch.autocast:
+    """Autocast to `precision_of` a trainer."""
+    dtype = DTYPES.get(precision_of(trainer), torch.float32)
+    return torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning sets it from outside
