@@ -10,11 +10,12 @@ CTRL_C = 130  # exit code
 # command: (module with a `run`, what --help says)
 COMMANDS = {
     "fit": ("fit", "train a denoiser: fit --config configs/digits.yaml"),
-    "validate": ("fit", "losses and FID of a run on its validation data"),
+    "validate": ("fit", "losses, and FID or PSNR, of a run on its validation data"),
     "test": ("fit", "the loss of a run on its test data"),
     "predict": ("fit", "one generated image for each image of the test data"),
     "data": ("data", "convert your images, and write a configuration: data SOURCE --out FOLDER --config_out FILE"),
     "sample": ("sample", "images from a checkpoint: sample --ckpt_path X --seeds 0-499 --nfe 20 --out samples.npz"),
+    "restore": ("restore", "degraded images restored: restore --ckpt_path X --images FOLDER --nfe 5 --out restored"),
     "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
     "tune": ("tune", "the best sampler for a network, learned: tune --ckpt_path X --nfe 5,6 --data D --out X.tables"),
     "reference": ("files", "statistics of real images for FID: reference FOLDER --out stats.npz"),

@@ -10,7 +10,7 @@ from ersde_lit.training import RollingCheckpoint
 
 DESCRIPTIONS = {
     "fit": "Trains a denoiser, or resumes its run: fit --config configs/digits.yaml",
-    "validate": "Losses and FID of a run on its validation data.",
+    "validate": "Losses, and FID or PSNR, of a run on its validation data.",
     "test": "The loss of a run on its test data.",
     "predict": "One generated image for each image of the test data.",
 }

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.sampling.images import quantise
+from ersde_lit.training import DiffusionModule
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -21,7 +22,12 @@ class PredictionWriter(BasePredictionWriter):
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "predict" and getattr(pl_module.ema_denoiser, "latents", None) is not None:
+        if stage != "predict":
+            return
+        if not isinstance(pl_module, DiffusionModule):
+            raise UserError(f"predict writes images, and a {type(pl_module).__name__} makes none")
+        pl_module.check_samples()
+        if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("predict writes images, and the model samples latents: use `sample --decoder`")
 
     def write_on_batch_end(self, trainer: Trainer, *args: Any) -> None:

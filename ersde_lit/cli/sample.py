@@ -164,8 +164,5 @@ def sample(
         by = " by the checkpoint's own table" if named["solver"] == CARRIED else ""
         if model.carried is not None and sampling.solver is None and not by:
             by = f" (the checkpoint carries tables of {model.carried.nfes} calls)"
-        print(
-            f"{len(seeds):,} images in {image.out}, NFE {job.nfe}{by}: {report.images:,} now, "
-            f"{report.images / report.seconds:.3g} a second; peak memory {report.memory / 2**30:.2g} GiB"
-            + (" a rank" if ranks.world_size > 1 else "")
-        )
+        told = f"{len(seeds):,} images in {image.out}, NFE {job.nfe}{by}: {report}"
+        print(told + (" a rank" if ranks.world_size > 1 else ""))

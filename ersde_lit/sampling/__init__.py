@@ -20,8 +20,12 @@
   the same bytes, and refuses to mix two commands. `--devices 4 --num_nodes 2` shares the blocks.
 - Reproducing: options and checksums are stored with the images; `--like samples.npz --seeds 17 --out one.png` samples
   any of them again. Only options that determine images are read, so files of strangers are safe.
+- Restoring: a model that was trained with `--model.noise` removes degradations; `restore --ckpt_path X --images FOLDER
+  --out restored --nfe 5` starts from the images themselves, 8 or 16 bits, grey or in colour, of any size. Those larger
+  than the network's are restored in tiles (`--tile`, `--overlap`) that fade into each other. `--clean FOLDER` prints
+  PSNR and SSIM before and after; `--solver unipc2` and the like replace the sampler, and it resumes as `sample` does.
 - Viewing: `--trajectory steps.png` shows the x0 prediction of each step, `--preview now.png` images as they come.
 
-In Python: `generate` samples blocks of seeds, `Work` and `Job` are a resumable run.
+In Python: `generate` samples blocks of seeds, `Work` and `Job` (or `Restoration`) are a resumable run.
 Nothing is imported here, so that parsing `--seeds` or checking `--out` does not wait for torch.
 """

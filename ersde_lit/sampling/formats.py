@@ -51,8 +51,8 @@ class Format(ABC):
         """File names in an encoded block of these seeds."""
 
     @abstractmethod
-    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
-        """Encodes images, uint8 [n, H, W, C], of these seeds."""
+    def encode(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Encoded:
+        """Encodes images, uint8 [H, W, C] each, of these seeds."""
 
     @abstractmethod
     def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
@@ -85,7 +85,7 @@ class Pngs(Format):
     def names(self, seeds: Sequence[int]) -> list[str]:
         return [self.name(seed) for seed in seeds]
 
-    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
+    def encode(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Encoded:
         return {name: self._png(image) for name, image in zip(self.names(seeds), images, strict=True)}
 
     def _png(self, image: np.ndarray) -> bytes:
@@ -116,7 +116,7 @@ class Folder(Pngs):
     def write(self, path: Path, blocks: Iterable[Encoded], of: About) -> None:
         path.mkdir()
         for name, data in self.files(blocks, of):
-            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(data)
 
     def read_meta(self, path: Path) -> str:
@@ -152,9 +152,9 @@ class Arrays(Format):
     def names(self, seeds: Sequence[int]) -> list[str]:
         return [BLOCK]
 
-    def encode(self, images: np.ndarray, seeds: Sequence[int]) -> Encoded:
+    def encode(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Encoded:
         file = io.BytesIO()
-        npy.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
+        npy.write_array(file, np.stack(images), allow_pickle=False)
         return {BLOCK: file.getvalue()}
 
     @staticmethod

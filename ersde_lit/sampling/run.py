@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -24,6 +24,19 @@ from ersde_lit.sampling.views import Preview, Trajectory
 from ersde_lit.sampling.work import Work
 from ersde_lit.solvers import Sampler
 from ersde_lit.solvers.loop import Callback
+
+
+class Making(Protocol):
+    """What makes the images of a run."""
+
+    def labels_of(self, seeds: Sequence[int]) -> Tensor | None: ...
+
+    def count(self, seeds: Sequence[int]) -> int:
+        """How many inputs of the network there are for these images."""
+        ...
+
+    def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Any:
+        """Images [C, H, W] on the CPU, as the run's format takes them; the network gets `batch_size` at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,9 @@ class Job:
     def labels_of(self, seeds: Sequence[int]) -> Tensor | None:
         return labels_of(self.denoiser, self.labels, seeds)
 
+    def count(self, seeds: Sequence[int]) -> int:
+        return len(seeds)
+
     def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
         """Samples the images of these seeds, uint8 [n, C, H, W] on the CPU, `batch_size` at a time."""
         device = next(self.denoiser.parameters()).device
@@ -66,8 +82,12 @@ class Report(NamedTuple):
     seconds: float
     memory: int  # bytes, the peak of the rank that needed most
 
+    def __str__(self) -> str:
+        speed = f"{self.images:,} now, {self.images / self.seconds:.3g} a second"
+        return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB"
 
-def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = None) -> Report:
+
+def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = None) -> Report:
     """Samples the missing blocks of a run and publishes it; to be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
@@ -98,7 +118,7 @@ def complete(work: Work, job: Job, fabric: Fabric, preview: Preview | None = Non
     seconds = time.monotonic() - start
     if first:
         labels = job.labels_of(work.seeds)
-        halved = {"halved_to": work.chunk} if work.chunk < work.batch_size else {}
+        halved = {"halved_to": work.chunk} if work.chunk < (work.at_a_time or work.batch_size) else {}
         work.publish(None if labels is None else labels.tolist(), **halved, device=_name(fabric.device))
     return Report(len(work.seeds) - before, seconds, memory)
 
@@ -110,22 +130,22 @@ def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
     steps.save(path)
 
 
-def _sample(work: Work, numbers: Sequence[int], job: Job, local_rank: int, preview: Preview | None) -> None:
+def _sample(work: Work, numbers: Sequence[int], job: Making, local_rank: int, preview: Preview | None) -> None:
     parent = os.getppid()
     for number in numbers:
         seeds = work.block(number)
         images = _fitting(work, job, seeds, preview)
         if local_rank and os.getppid() != parent:
             raise SystemExit(1)  # the first rank was killed: whoever comes next begins with what is there
-        work.save(number, work.format.encode(rearrange(images, "n c h w -> n h w c").numpy(), seeds))
+        work.save(number, work.format.encode([rearrange(one, "c h w -> h w c").numpy() for one in images], seeds))
         if preview:
             preview.show(images)
 
 
-def _fitting(work: Work, job: Job, seeds: Sequence[int], preview: Preview | None) -> Tensor:
+def _fitting(work: Work, job: Making, seeds: Sequence[int], preview: Preview | None) -> Any:
     """Samples the images of these seeds, as many at a time as fit into memory."""
     while True:
-        size = min(work.chunk, len(seeds))
+        size = min(work.chunk, job.count(seeds))
         try:
             return job.images(seeds, size, preview)
         except (RuntimeError, MemoryError) as error:

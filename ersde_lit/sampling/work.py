@@ -35,6 +35,7 @@ class Work:
         seeds: of the images, in order; block k is the k-th `batch_size` of them.
         meta: description of the images; its "seeds", "options" and "checkpoints" must match for a run to be resumed.
         overwrite: replace `out`, and drop an unfinished run there, if either is of another command.
+        at_a_time: most that the network gets at a time; None: a block.
     """
 
     out: str | Path
@@ -43,6 +44,7 @@ class Work:
     batch_size: int
     meta: Meta
     overwrite: bool = False
+    at_a_time: int | None = None
 
     def __post_init__(self) -> None:
         self.target = Path(self.out).resolve()
@@ -175,11 +177,12 @@ class Work:
 
     @property
     def chunk(self) -> int:
-        """The number of images sampled at a time: `batch_size`, or less once a rank ran out of memory."""
+        """What the network gets at a time: `at_a_time`, or less once a rank ran out of memory."""
+        most = self.at_a_time or self.batch_size
         try:
-            return min(self.batch_size, int((self.folder / "chunk").read_text()))
+            return min(most, int((self.folder / "chunk").read_text()))
         except (FileNotFoundError, ValueError):
-            return self.batch_size
+            return most
 
     def shrink(self, chunk: int) -> bool:
         """Lowers `chunk` for all ranks and for resumed runs; False if it is as low already."""

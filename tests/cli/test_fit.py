@@ -154,7 +154,7 @@ def test_ctrl_c_names_the_command_that_goes_on(inside, capsys, monkeypatch) -> N
 
 def test_the_best_checkpoint_by_fid_is_kept_and_named(inside, capsys) -> None:
     assert main(fit(*SMALL_GRID, "--run=best")) == 0
-    assert "best FID    runs/best/checkpoints/best.ckpt (fid/er_sde/nfe3 " in capsys.readouterr().out
+    assert "best        runs/best/checkpoints/best.ckpt (fid/er_sde/nfe3 " in capsys.readouterr().out
     load("runs/best/checkpoints/best.ckpt")
 
 
@@ -453,6 +453,14 @@ def test_a_data_set_that_is_not_there_gets_one_line(inside, capsys, command) -> 
 def test_what_a_config_says_of_the_data_is_refused_in_one_line(inside, capsys, tmp_path) -> None:
     assert main(["fit", "--config", str(CONFIGS / "imagenet64_edm_adm.yaml"), "--run=absent2"]) == 2
     assert "there is no folder data/imagenet64" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_read_is_named_though_sizes_are_the_datas(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data=ersde_lit.data.ImagePairs", "--data.degraded=a", "--data.clean=b"]
+    assert main(["fit", "--model.network=ersde_lit.networks.UNet", "--run=pairs", *data]) == 2
+    assert capsys.readouterr().err == "ersde_lit: fit: there is no folder a\n"
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_classifier_is_trained_by_class_path_and_guides(inside, capsys) -> None:

@@ -9,7 +9,8 @@ import pytest
 SAMPLE = ["sample", "--ckpt_path=x", "--out=x.npz"]
 EVALUATE = ["evaluate", "--data=a.B", "--ckpt_path=a.ckpt", "--out=a"]
 TUNE = ["tune", "--data=a.B", "--ckpt_path=a.ckpt", "--out=x.tables"]
-COMMANDS = ("sample", "evaluate", "tune", "reference", "analyze", "data", "ema", "import", "export")
+RESTORE = ["restore", "--ckpt_path=.", "--images=.", "--out=x"]
+COMMANDS = ("sample", "restore", "evaluate", "tune", "reference", "analyze", "data", "ema", "import", "export")
 HELP = [["--help"], *([name, "--help"] for name in COMMANDS)]
 REFUSED = [  # the command, and a word of the line that it prints
     ([*SAMPLE, "--seeds=0", "--nfe=0"], "nfe"),
@@ -25,6 +26,17 @@ REFUSED = [  # the command, and a word of the line that it prints
     (["fit", "--config=absent.yaml"], "nothing at absent.yaml"),
     (["fit", "--ckpt_path=a.ckpt", "--init_from=b.ckpt"], "--init_from"),
     (["sample", "--like=absent.npz", "--seeds=0", "--out=x.npz"], "absent.npz"),
+    (RESTORE[:-1], "out"),
+    ([*RESTORE, "--nfe=0"], "nfe"),
+    ([*RESTORE, "--solver=heun"], "--solver heun restores no images: choose from er_sde"),
+    ([*RESTORE, "--solver=default"], "--solver default restores no images"),
+    ([*RESTORE, "--solver=x.tables"], "--solver x.tables restores no images"),
+    ([*RESTORE, "--solver=er_sde:steps=1"], "no option 'steps'"),
+    ([*RESTORE, "--preset=fast"], "--preset"),
+    ([*RESTORE, "--images=absent", "--clean=lost"], "nothing at --images absent, --clean lost"),
+    ([*RESTORE, "--out=x.png"], "whose name has no ending"),
+    (RESTORE, "--out x and --images . lie in one another"),
+    ([*RESTORE, "--out=absent/x"], "no folder"),
     ([*EVALUATE, "--seeds=9-0"], "runs downwards"),
     (["evaluate", "--solvers=ddim"], "--data or --reference"),
     ([*TUNE, "--nfe=4,x"], "--nfe 4,x"),

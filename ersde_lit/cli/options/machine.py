@@ -11,7 +11,7 @@ class MachineOptions:
     """Where and how fast.
 
     Args:
-        batch_size: images sampled and saved at a time; halved when memory does not suffice.
+        batch_size: images sampled (tiles restored) at a time, and images saved; halved when memory does not suffice.
         accelerator: auto, cpu, gpu, cuda or mps.
         devices: how many of them, on each node.
         num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.

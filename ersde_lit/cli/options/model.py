@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 def load_model(ckpt_path: str, labels: str | None, trust: bool, unconditional: bool = False) -> "DiffusionModule":
-    """A checkpoint's module; raises UserError where it must make images without labels and was not trained to."""
+    """A checkpoint's module; UserError where it restores, or must make images without labels and was not trained to."""
     from ersde_lit.training import load
 
     model = load(ckpt_path, trust)
+    model.check_samples()
     if not model.label_dropout and (unconditional or labels == "none"):
         raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
     return model
@@ -78,16 +79,21 @@ class GuidedModel:
 
     def job(self, sampler: "Sampler", nfe: int, seeds: Sequence[int]) -> "Job":
         """The sampling of these seeds; raises UserError where the labels do not go with the model."""
-        import torch
-
         from ersde_lit.sampling.run import Job
 
-        precision = self.machine.precision
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        decoder = {} if self.decoder is None else {"to_bytes": self.decoder}
-        job = Job(self.denoiser, sampler, nfe, self.labels, dtype, precision == "tf32", **decoder)
+        how = self.precision | ({} if self.decoder is None else {"to_bytes": self.decoder})
+        job = Job(self.denoiser, sampler, nfe, self.labels, **how)
         job.labels_of(seeds[:1])
         return job
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """`dtype` and `allow_tf32` of a job."""
+        import torch
+
+        name = self.machine.precision
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+        return {"dtype": dtype, "allow_tf32": name == "tf32"}
 
     @cached_property
     def digests(self) -> dict[str, str]:

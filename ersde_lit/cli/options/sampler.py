@@ -180,11 +180,11 @@ REPLACES = {
 
 
 def as_options(sampler: Any) -> dict[str, Any]:
-    """A sampler of `solvers.default` as options."""
+    """A sampler of a registered solver on a registered grid, such as that of `solvers.default`, as options."""
     from ersde_lit.solvers import registry
 
     name = next(name for name, made in registry.SOLVERS.items() if type(sampler.solver) is made)
     changed = {f.name: value for f in fields(sampler.solver) if (value := getattr(sampler.solver, f.name)) != f.default}
-    given = sampler.grid.keywords
+    grid, given = (next(k for k, made in registry.GRIDS.items() if made is sampler.grid.func), sampler.grid.keywords)
     of_grid = {option: given[key] for option in OF_GRID if (key := IN_PYTHON.get(option, option)) in given}
-    return {"solver": name, **changed, "add_mean": sampler.add_mean, "grid": "edm", **of_grid}
+    return {"solver": name, **changed, "add_mean": sampler.add_mean, "grid": grid, **of_grid}

@@ -93,6 +93,7 @@ class ImportedModel:
         denoiser = module.denoiser
         levels = f", {len(denoiser.levels)} levels" if denoiser.levels is not None else ""
         what = f"{denoiser.preconditioning}, prediction {denoiser.prediction}, process {_name(denoiser.process)}"
+        what += f", noise {denoiser.noise}: it restores images" if module.restores else ""
         lam = f"{denoiser.lam_min:.5g} to {denoiser.lam_max:.5g}{levels}"
         return _lines(self.origin, denoiser.network, len(self.averaged), what, lam, self.notes)
 

@@ -3,16 +3,18 @@ import stat
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import Noise, network, trainer
 
-from ersde_lit.denoisers import VP, LogNormal
-from ersde_lit.interop.weights.model import write
+from ersde_lit.denoisers import EDA, VP, BiasField, FieldNoise, LogNormal, PairNoise
+from ersde_lit.interop.weights.model import fit_config, write
 from ersde_lit.interop.weights.safetensors_file import export
 from ersde_lit.interop.weights.sources import read_source
 from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.training import EMA, AdamW, DiffusionModule, NoisyClassifier, load, load_classifier
+from ersde_lit.training.averaged import SPEC_KEY
 
 
 def trained(module, folder):
@@ -46,6 +48,29 @@ def test_weights_and_description_come_back_bit_for_bit(tmp_path) -> None:
     assert after.images_seen == before.images_seen == 32
     labels = torch.tensor([0, 1])
     assert torch.equal(after.sample(range(2), labels, nfe=4), before.sample(range(2), labels, nfe=4))
+
+
+LAWS = [FieldNoise(2, 1, 0.1), BiasField(FieldNoise(1, 0, 0.3), 0.02), PairNoise(3.0, 0.1)]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+def test_a_law_of_noise_comes_back_and_is_told(tmp_path, law) -> None:
+    before = DiffusionModule(network(num_classes=0), EDA(), "eda", "eda", noise=law)
+    for weight in before.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    torch.save({"state_dict": before.state_dict(), SPEC_KEY: before.spec}, tmp_path / "law.ckpt")
+    round_trip(tmp_path / "law.ckpt", tmp_path)
+    model = read_source(tmp_path / "net.safetensors")
+    assert f"process EDA, noise {law}: it restores images\n" in model.report(model.module())
+    after = load(tmp_path / "again.ckpt")
+    assert after.ema_denoiser.noise == law
+    degraded = 2 * torch.rand(2, 1, 4, 4) - 1
+    assert torch.equal(after.restore(degraded), before.eval().restore(degraded))
+    (tmp_path / "model.yaml").write_text(fit_config(model))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffusionModule, "model", fail_untyped=False)
+    given = parser.parse_path(str(tmp_path / "model.yaml"))
+    assert parser.instantiate(given).model.denoiser.noise == law
 
 
 def test_averaged_weights_alone_stand_for_both(tmp_path) -> None:
