@@ -127,7 +127,7 @@ def test_ssim_is_left_out_of_images_below_its_window(tmp_path):
     assert {*validated(tmp_path, model, Small())} == {"psnr/degraded", "psnr/restorer/nfe2"}
     black = -torch.ones(3, 1, 11, 11)
     assert fidelity(black, black)["ssim"].tolist() == [1, 1, 1]
-    assert fidelity(black, black)["psnr"].isinf().all()
+    assert fidelity(black, black)["psnr"].tolist() == [100, 100, 100]  # rather than infinite
 
 
 def test_a_fit_logs_pictures_and_values_at_the_same_steps_and_can_be_monitored(tmp_path):
