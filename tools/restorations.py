@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ersde_lit.metrics.fidelity import fidelity
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.restoration import restore, restorer
+from ersde_lit.sampling.restoration import RESTORER, restore
 from ersde_lit.solvers import DDIM, ERSDE, Solver, TableSampler
 from ersde_lit.training import DiffusionModule
 
@@ -45,7 +45,7 @@ def ode(model: DiffusionModule) -> Restore:
 
 
 def _restore(model: DiffusionModule, solver: Solver, nfe: int) -> Restore:
-    sampler = TableSampler(solver, restorer(nfe).grid)
+    sampler = TableSampler(solver, RESTORER.grid)
     return lambda degraded: torch.cat([restore(model.ema_denoiser, sampler, one, nfe) for one in degraded.split(1)])
 
 

@@ -20,7 +20,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.metrics.fidelity import fidelity
 from ersde_lit.sampling.grid import image_grid
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.restoration import degrade, restoration_table, restore, restorer
+from ersde_lit.sampling.restoration import RESTORER, degrade, restoration_table, restore
 from ersde_lit.solvers import Sampler
 from ersde_lit.tf32 import tf32
 
@@ -40,7 +40,7 @@ class RestorationCallback(ValidationCallback):
     its sampler and NFE are NaN, with a warning, and training goes on.
 
     Args:
-        samplers: with a table, by the name they get in the logs; None: "restorer", that of `sampling.restoration`.
+        samplers: with a table, by the name they get in the logs; None: "restorer", `sampling.restoration.RESTORER`.
         nfes: numbers of network calls an image.
         num_images: images for each value, or as many as are held out.
         batch_size: images restored at a time, and at most in a row of a picture.
@@ -67,7 +67,7 @@ class RestorationCallback(ValidationCallback):
     ) -> None:
         super().__init__()
         self._check_counts(locals(), num_images=1, batch_size=1, every_n_validations=1, first_seed=0, columns=1)
-        self.samplers: Mapping[str, Sampler | None] = {"restorer": None} if samplers is None else samplers
+        self.samplers = {"restorer": RESTORER} if samplers is None else samplers
         if not (self.samplers and nfes):
             raise UserError("RestorationCallback needs at least one sampler and one NFE")
         self.nfes, self.num_images, self.batch_size, self.columns = nfes, num_images, batch_size, columns
@@ -129,7 +129,7 @@ class RestorationCallback(ValidationCallback):
     def _cells(self) -> Iterator[tuple[str, int, Sampler]]:
         for name, sampler in self.samplers.items():
             for nfe in self.nfes:
-                yield name, nfe, sampler or restorer(nfe)
+                yield name, nfe, sampler
 
     def _images(
         self, dataset: Batches, count: int, law: NoiseLaw, device: torch.device

@@ -36,7 +36,8 @@ class RestoreOptions:
         nfe: network calls an image, or a tile of it.
         solver: er_sde, ddim, unipc2, ... as for `sample`, with its options, as in er_sde:order=3:noise_scale=ode; if
             not given, second order without noise.
-        grid: noise levels as for `sample`, with their options, as in edm:rho=3; nearly equal steps if not given.
+        grid: noise levels as for `sample`, with their options, as in edm:rho=3; if not given, of equal ratios, down to
+            sigma 0.3.
         seed: for solvers with noise: the first image has the noise of this seed, each further one that of the next.
         tile: side of the tiles that larger images are restored in; the size that the network was made for if not given.
         overlap: of neighbouring tiles, in pixels, at least; a quarter of a tile if not given.
@@ -68,10 +69,10 @@ class RestoreOptions:
         return SamplerOptions(nfe=self.nfe, solver=self.solver, grid=self.grid)
 
     def sampler(self, denoiser: Any) -> tuple["Sampler", dict[str, Any]]:
-        """The sampler and its options; solver or grid are those of `restorer` where they are not given."""
-        from ersde_lit.sampling.restoration import restorer
+        """The sampler and its options; solver or grid are those of `RESTORER` where they are not given."""
+        from ersde_lit.sampling.restoration import RESTORER
 
-        usual, given = as_options(restorer(self.nfe)), self.sampling
+        usual, given = as_options(RESTORER), self.sampling
         left = {"solver", *OF_SOLVER} if given.solver is None else set()
         left |= {"grid", *OF_GRID} if given.grid is None else set()
         found = {name: value for name, value in usual.items() if name in left and not getattr(given, name)}

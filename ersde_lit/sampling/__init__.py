@@ -24,6 +24,8 @@
   --out restored --nfe 5` starts from the images themselves, 8 or 16 bits, grey or in colour, of any size. Those larger
   than the network's are restored in tiles (`--tile`, `--overlap`) that fade into each other. `--clean FOLDER` prints
   PSNR and SSIM before and after; `--solver unipc2` and the like replace the sampler, and it resumes as `sample` does.
+  One call (`--nfe 1`) gives the mean of what the image may have been, nearest by PSNR on data like the training's; more
+  calls give one such image, and carry over better to other data.
 - Viewing: `--trajectory steps.png` shows the x0 prediction of each step, `--preview now.png` images as they come.
 
 In Python: `generate` samples blocks of seeds, `Work` and `Job` (or `Restoration`) are a resumable run.

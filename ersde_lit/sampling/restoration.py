@@ -12,16 +12,15 @@ from ersde_lit.solvers import ERSDE, Sampler, TableSampler, grids, sample
 from ersde_lit.solvers.loop import Callback
 from ersde_lit.solvers.tableau import SAME_LEVEL, Tableau
 
+# What restores where nothing is said: second order, without noise. The last call is at lam = 0.3, since a network sees
+# the degradation the worse the less there is of it (tools/results/bias_field.md, shadows.md).
+RESTORER = TableSampler(ERSDE(order=2, noise_scale="ode"), partial(grids.log_uniform, lam_max=1.0, lam_min=0.3))
+
 
 def degrade(law: NoiseLaw, images: Tensor, seeds: Sequence[int]) -> Tensor:
     """Degrades images [B, C, H, W] by N at lam = 1, that of image k from seeds[k], in [-1, 1] as a file holds them."""
     x0 = law.encode(images)
     return law.decode(x0 + law.draw(seeds, x0)).clip(-1, 1)
-
-
-def restorer(nfe: int) -> TableSampler:
-    """The sampler that restores where none is named: second order in sigma, without noise, at equal steps."""
-    return TableSampler(ERSDE(order=2, noise_scale="ode"), partial(grids.edm, rho=1, lam_max=1.0, lam_min=0.05))
 
 
 def restoration_table(denoiser: Denoiser, sampler: Sampler, nfe: int) -> Tableau:

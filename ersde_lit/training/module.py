@@ -13,7 +13,7 @@ from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
-from ersde_lit.sampling.restoration import restore, restorer
+from ersde_lit.sampling.restoration import RESTORER, restore
 from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
 from ersde_lit.solvers.tableau import SAME_LEVEL
 from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS, AveragedModule
@@ -210,9 +210,9 @@ class DiffusionModule(AveragedModule):
         """Restores degraded images [B, C, H, W] in [-1, 1] by the averaged weights: see `sampling.restoration.restore`.
 
         Args:
-            solver: a sampler with a table, a solver or the name of one; None: `sampling.restoration.restorer(nfe)`.
+            solver: a sampler with a table, a solver or the name of one; None: `sampling.restoration.RESTORER`.
         """
-        sampler = restorer(nfe) if solver is None else registry.as_sampler(solver)
+        sampler = RESTORER if solver is None else registry.as_sampler(solver)
         return restore(self.ema_denoiser, sampler, degraded.to(self.device), nfe, seeds)
 
     def check_samples(self) -> None:

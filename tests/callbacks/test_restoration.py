@@ -23,7 +23,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.metrics.fidelity import fidelity
 from ersde_lit.networks import ClassifierEncoder
 from ersde_lit.sampling.images import quantise
-from ersde_lit.sampling.restoration import restorer
+from ersde_lit.sampling.restoration import RESTORER
 from ersde_lit.solvers import DDIM, ERSDE, Heun, SavedTables, TableSampler, default
 from ersde_lit.training import DiffusionModule, NoisyClassifier
 
@@ -61,7 +61,7 @@ def test_logs_what_degrading_and_restoring_by_hand_gives(tmp_path, law):
     expected, seeds = {}, range(7, 19)
     clean = Larger().split("val").images[:12] / 127.5 - 1
     degraded = law.decode(law.encode(clean) + law.draw(seeds, law.encode(clean))).clip(-1, 1)
-    cells = {("euler", 1): EULER, ("euler", 3): EULER, ("second", 1): restorer(1), ("second", 3): restorer(3)}
+    cells = {("euler", 1): EULER, ("euler", 3): EULER, ("second", 1): RESTORER, ("second", 3): RESTORER}
     if isinstance(law, FieldNoise):
         cells |= {("noisy", 1): STOCHASTIC, ("noisy", 3): STOCHASTIC}
     restored = {f"{name}/nfe{nfe}": model.restore(degraded, s, nfe, seeds) for (name, nfe), s in cells.items()}
@@ -77,7 +77,7 @@ def test_logs_what_degrading_and_restoring_by_hand_gives(tmp_path, law):
 
 def test_the_default_is_the_restorer_of_no_name(tmp_path):
     model = restores(FieldNoise())
-    named = validated(tmp_path, model, samplers={"restorer": restorer(2)})
+    named = validated(tmp_path, model, samplers={"restorer": RESTORER})
     assert validated(tmp_path, model) == named
     assert {*named} == {f"{metric}/{cell}" for metric in ("psnr", "ssim") for cell in ("degraded", "restorer/nfe2")}
 

@@ -21,7 +21,7 @@ from ersde_lit.data.image_files import read_image, read_pixels, write_image
 from ersde_lit.denoisers import EDA, FieldNoise, NoiseLaw, PairNoise
 from ersde_lit.sampling import restored
 from ersde_lit.sampling.formats import read_meta
-from ersde_lit.sampling.restoration import restorer
+from ersde_lit.sampling.restoration import RESTORER
 from ersde_lit.solvers import TableSampler, UniPC
 from ersde_lit.training import DiffusionModule, load
 from ersde_lit.training.averaged import SPEC_KEY
@@ -105,7 +105,7 @@ def test_colours_and_other_endings(capsys) -> None:
     assert {*files("colours")} == {"a.png", "b.png", "meta.json"}
     others = {"batch_size": 1, "precision": "fp32", "tile": "32x32", "overlap": 8, "seed": 0}
     assert read_meta("colours")["options"] == {"nfe": 2, "solver": "unipc2", **usual(2)[1], **others}
-    sampler = TableSampler(UniPC(), restorer(2).grid)
+    sampler = TableSampler(UniPC(), RESTORER.grid)
     for name, bits in (("a.png", 16), ("b.jpg", 8)):
         expected = load("colour.ckpt").restore(read_image(f"in_colour/{name}")[0][None], sampler, 2)
         assert_pixels(f"colours/{name[0]}.png", expected[0], bits)
@@ -155,7 +155,7 @@ def test_what_is_not_given_of_the_sampler_is_the_usual() -> None:
 
     sampler, named = chosen()
     assert named == {"nfe": nfe, **solver, **grid}
-    for part, theirs in zip(sampler.table(denoiser, nfe)[:4], restorer(nfe).table(denoiser, nfe)[:4], strict=True):
+    for part, theirs in zip(sampler.table(denoiser, nfe)[:4], RESTORER.table(denoiser, nfe)[:4], strict=True):
         assert torch.equal(part, theirs)
     other = {"grid": "log_uniform", "sigma_min": 0.2}
     assert chosen(grid="log_uniform:sigma_min=0.2")[1] == {"nfe": nfe, **solver, **other}
@@ -164,7 +164,7 @@ def test_what_is_not_given_of_the_sampler_is_the_usual() -> None:
 
 def usual(nfe: int) -> tuple[dict, dict]:
     """The options of the usual sampler: its solver's and its grid's."""
-    options = {name: value for name, value in as_options(restorer(nfe)).items() if value is not False}
+    options = {name: value for name, value in as_options(RESTORER).items() if value is not False}
     grid = {name: value for name, value in options.items() if name in ("grid", *OF_GRID)}
     return {name: value for name, value in options.items() if name not in grid}, grid
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.denoisers import BiasField, FieldNoise, NoiseLaw, PairNoise, White
-from ersde_lit.sampling.restoration import restoration_table, restore, restorer
+from ersde_lit.sampling.restoration import RESTORER, restoration_table, restore
 from ersde_lit.solvers import (
     DDIM,
     ERSDE,
@@ -259,7 +259,7 @@ def test_restoration_goes_from_the_encoded_degraded_image_to_a_decoded_clean_one
             return law.encode(clean)
 
     states, counter = [], NFECounter(Knows(law))
-    out = restore(counter, restorer(5), degraded, 5, callback=lambda *state: states.append(state))
+    out = restore(counter, RESTORER, degraded, 5, callback=lambda *state: states.append(state))
     torch.testing.assert_close(out, clean)
     assert counter.nfe == 5
     _, lam, y, _ = states[0]
