@@ -126,8 +126,8 @@ def main(
         model,
         f"Fields of seeds {SEED:,} on, of up to {LARGEST:.0%}, in 8 bits. N4 is SimpleITK {sitk.__version__}; as it "
         "leaves the scale open, its slices are scaled by the factor that brings each nearest to the clean one, and in "
-        f"the column scaled those of all methods are. CV(WM): where the clean slice is above {WHITE} grey levels, a pixel "
-        "from all else.",
+        f"the column scaled those of all are. CV(WM): where the clean slice is above {WHITE} grey levels, a pixel from "
+        "all else.",
     )
     save_png(image_grid(quantise(torch.cat(picture)), columns=6), RESULTS / "bias_field.png")
 
