@@ -62,9 +62,11 @@ def measure(
     ckpt_path: Path = Path("runs/emoji_shadows/checkpoints/last.ckpt"),
     regression: Path = Path("runs/emoji_shadows_regression/checkpoints/last.ckpt"),
     root: Path = Path("data/shadows/test"),
+    count: int | None = None,
 ) -> None:
-    """PSNR and SSIM of the held-out emoji."""
+    """PSNR and SSIM of the held-out emoji, or of `count` of them, at equal distances."""
     names = image_names(root / "clean")
+    names = [names[k] for k in torch.linspace(0, len(names) - 1, count or len(names)).round().long()]
     clean, degraded = read(root / "clean", names), read(root / "degraded", names)
     model = load(ckpt_path)
     table = Table("Shadows removed from emoji", "python tools/shadows.py measure")
