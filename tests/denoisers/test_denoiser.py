@@ -206,7 +206,7 @@ def test_a_direct_prediction_has_min_snr_weight() -> None:
         ((VE(), "edm", "noise"), "unknown prediction 'noise': choose one of edm, eps"),
         ((VE(), "karras", "edm"), "unknown preconditioning 'karras'"),
         ((VE(), "edm", "edm", 0.0), "sigma_data is a standard deviation"),
-        ((VE(), "eda", "eda"), "preconditioning 'eda' needs the process EDA, got VE"),
+        ((VE(), "eda", "eda", 0.5, False, None, PairNoise()), "preconditioning 'eda' needs the process EDA, got VE"),
         ((VE(), "edm", "eda"), "prediction 'eda' needs the process EDA, got VE"),
         ((EDA(), "vp", "eda"), "preconditioning 'vp' needs the process VP, got EDA"),
         ((EDA(), "eda", "eda"), "noise White does not go with preconditioning 'eda'"),

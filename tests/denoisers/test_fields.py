@@ -75,7 +75,7 @@ def test_a_field_is_the_same_at_every_size_and_in_all_channels() -> None:
         (lambda: FieldNoise(std=0.0), "needs std > 0 and eta >= 0"),
         (lambda: FieldNoise(eta=-1.0), "needs std > 0 and eta >= 0"),
         (lambda: FieldNoise(std=math.nan), "needs std > 0 and eta >= 0"),
-        (lambda: BiasField(floor=0.0), "the floor of a BiasField is an intensity above 0, got 0.0"),
+        (lambda: BiasField(floor=0.0), "the floor of a BiasField is an intensity above 0, at most 1, got 0.0"),
         (lambda: FieldNoise(3, 1).basis(3, 8), "needs more than 3 pixels a side, got 3 x 8"),
         (lambda: FieldNoise(0, 2).basis(8, 4), "needs more than 4 pixels a side, got 8 x 4"),
     ],
