@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
         preconditioning: "edm", "vp", "iddpm", "ve", "flow" or "eda"; scales the network's input.
         prediction: what the network predicts: "edm" (the skip combination of Karras et al. 2022), "eps", "x0", "v"
             (v of VP, velocity of flow), "score" (sigma times it) or "eda" (N, at weight 1 on x0).
-        sigma_data: standard deviation of the data, for "edm".
+        sigma_data: standard deviation of the data, for "edm" and "eda" (of encoded images).
         uncertainty: whether to learn the uncertainty of the loss at each noise level (`Uncertainty`).
         latents: what its samples are where they are an autoencoder's latents; None: pixels in [-1, 1].
         noise: the law of N in y = x0 + lam N; None: `White`. Others go with process `EDA` and preconditioning "eda".

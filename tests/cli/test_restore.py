@@ -352,3 +352,13 @@ def noting(images, blocks: list):
         return images(self, seeds, batch_size, *rest)
 
     return noted
+
+
+def test_the_digest_is_of_names_sizes_bits_and_pixels() -> None:
+    digests = set()
+    for number, (name, side, bits, grey) in enumerate(
+        [("a", (8, 16), 8, 0), ("b", (8, 16), 8, 0), ("a", (16, 8), 8, 0), ("a", (8, 16), 8, 1), ("a", (8, 8), 16, 0)]
+    ):
+        write(f"digest{number}", f"{name}.png", torch.full((1, *side), float(grey)), bits)
+        digests.add(restored.Degraded.read(Path(f"digest{number}"), [f"{name}.png"], 1).digest)
+    assert len(digests) == 5
