@@ -87,11 +87,10 @@ def _check(folder: str) -> None:
 
 def _convert_pairs(degraded: str, clean: str, out: str, how: dict[str, Any]) -> None:
     from ersde_lit.data.convert import check_place
-    from ersde_lit.data.image_files import check_pairs, shape_of
+    from ersde_lit.data.image_files import pair_shapes
 
-    names = check_pairs(degraded, clean)
+    shapes = {*pair_shapes(degraded, clean).values()}
     check_place(out, clean)
-    shapes = {shape_of(Path(clean).expanduser() / name) for name in names}
     channels, height, width = min(shapes)
     if how["size"] is None and (len(shapes) > 1 or height != width):
         raise UserError(

@@ -104,7 +104,12 @@ def image_names(folder: str | Path) -> list[str]:
 
 
 def check_pairs(degraded: str | Path, clean: str | Path) -> list[str]:
-    """Names of the images of two folders, sorted.
+    """Names of the images of two folders, sorted; raises as `pair_shapes`."""
+    return [*pair_shapes(degraded, clean)]
+
+
+def pair_shapes(degraded: str | Path, clean: str | Path) -> dict[str, tuple[int, int, int]]:
+    """(C, H, W) of the images of two folders by name, sorted; each file's header is read once.
 
     Raises:
         UserError: an image is in one of them only or has another size or number of channels there, or they are the same
@@ -117,12 +122,13 @@ def check_pairs(degraded: str | Path, clean: str | Path) -> list[str]:
         told = ", ".join(f"{name} (only in {degraded if name in names else clean})" for name in single[:NAMED])
         more = ", ..." if len(single) > NAMED else ""
         raise UserError(f"{len(single)} images without a partner of the same name: {told}{more}")
+    shapes = {}
     for name in names:
-        shapes = [shape_of(Path(folder, name).expanduser()) for folder in (degraded, clean)]
-        if shapes[0] != shapes[1]:
-            theirs, ours = map(in_words, shapes)
-            raise UserError(f"{name} is {theirs} in {degraded} but {ours} in {clean}: a pair has one size and colour")
-    return names
+        theirs, shapes[name] = (shape_of(Path(folder, name).expanduser()) for folder in (degraded, clean))
+        if theirs != shapes[name]:
+            there, here = in_words(theirs), in_words(shapes[name])
+            raise UserError(f"{name} is {there} in {degraded} but {here} in {clean}: a pair has one size and colour")
+    return shapes
 
 
 def in_words(shape: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import center_crop
 from ersde_lit.data.array import INFO, ArrayInfo, read_array, splits
 from ersde_lit.data.base import Batch, Batches, ImageDataModule, Split
 from ersde_lit.data.convert import draw_held_out
-from ersde_lit.data.image_files import check_pairs, in_words, read_pixels, shape_of, to_float
+from ersde_lit.data.image_files import in_words, pair_shapes, read_pixels, to_float
 from ersde_lit.errors import UserError
 
 CROPS = 2**32  # far more than there are places in an image
@@ -120,9 +120,10 @@ class _Files:
     """Two folders of images of equal names."""
 
     def __init__(self, clean: Path, degraded: Path, val_size: int | None, seed: int) -> None:
-        names = check_pairs(degraded, clean)
+        shapes = pair_shapes(degraded, clean)
+        names = [*shapes]
         self.files = [[folder / name for name in names] for folder in (clean, degraded)]
-        self.shapes = {path: shape_of(path) for path in self.files[0]}
+        self.shapes = {clean / name: shape for name, shape in shapes.items()}
         self.held_out = draw_held_out(len(names), val_size, seed)
         if not len(self.held_out):
             raise UserError("val_size 0 holds no pair out: hold out one at least")
