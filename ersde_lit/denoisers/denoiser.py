@@ -57,13 +57,13 @@ class Denoiser(nn.Module):
         super().__init__()
         process = VE() if process is None else process
         self.noise = White() if noise is None else noise
-        if isinstance(self.noise, White) == (preconditioning == "eda"):
+        if self.restores != (preconditioning == "eda"):
             raise UserError(
                 f"noise {type(self.noise).__name__} does not go with preconditioning {preconditioning!r}: noise other "
                 "than White needs process EDA, preconditioning 'eda' and prediction 'eda', and these need such noise"
             )
         check(preconditioning, prediction, process)
-        if latents is not None and not isinstance(self.noise, White):
+        if latents is not None and self.restores:
             raise UserError("a model of latents samples images; one that restores them works on pixels: leave one out")
         if not 0 < sigma_data < math.inf:
             raise UserError(f"sigma_data is a standard deviation, got {sigma_data}")
@@ -80,6 +80,11 @@ class Denoiser(nn.Module):
         self.trained_classes: tuple[int, ...] | None = None
         self.class_names: tuple[str, ...] = ()
         self.levels = None if preconditioning == "edm" else process.levels
+
+    @property
+    def restores(self) -> bool:
+        """Whether it restores images, its noise being their degradation, rather than sampling them."""
+        return not isinstance(self.noise, White)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

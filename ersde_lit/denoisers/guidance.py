@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.labels import trained_of
-from ersde_lit.denoisers.noise_laws import White
 from ersde_lit.errors import UserError
 
 Interval = tuple[float, float]
@@ -223,7 +222,7 @@ class EpsilonScaling(Wrapper):
 
 
 def _check_samples(denoiser: nn.Module) -> None:
-    if not isinstance(getattr(denoiser, "noise", White()), White):
+    if getattr(denoiser, "restores", False):
         raise UserError("guidance is for models that sample images, and this one restores them")
 
 

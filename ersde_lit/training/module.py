@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ersde_lit.data import Augment
 from ersde_lit.data.base import Batch
-from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, NoiseLaw, Process, White
+from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, NoiseLaw, Process
 from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
@@ -87,7 +87,7 @@ class DiffusionModule(AveragedModule):
         denoiser = Denoiser(network, process, preconditioning, prediction, sigma_data, uncertainty, latents, noise)
         density = density or PRECONDITIONINGS[preconditioning].density
         largest = float(density.lam(torch.tensor(1 - 1e-6, dtype=torch.float64), denoiser.process))
-        if not isinstance(denoiser.noise, White) and largest > denoiser.lam_max * (1 + SAME_LEVEL):
+        if denoiser.restores and largest > denoiser.lam_max * (1 + SAME_LEVEL):
             raise UserError(
                 f"the density reaches noise level {largest:.3g}, and degraded images are at {denoiser.lam_max:.3g}: "
                 "leave density out, or take one that ends there"
@@ -118,8 +118,8 @@ class DiffusionModule(AveragedModule):
 
     @property
     def restores(self) -> bool:
-        """Whether it restores images, its noise being their degradation, rather than sampling them."""
-        return not isinstance(self.denoiser.noise, White)
+        """As of `Denoiser`."""
+        return self.denoiser.restores
 
     def on_train_start(self) -> None:
         self.tables = None
