@@ -36,14 +36,15 @@ NOISE = SeededNoise([1, 2], (64,), dtype=torch.float64)
 
 def test_default() -> None:
     above_5 = "window:0.6:5:10000:1"
-    chosen: list[tuple[int, str, float, float, float]] = [
-        (1, "ode", 2.68, 20, 5), (4, "ode", 1.93, 26, 5), (5, "ode", 1.88, 32.5, 9), (6, above_5, 1.85, 39, 9),
-        (20, above_5, 1.73, 80, 9), (50, above_5, 1.7, 80, 9),
+    chosen: list[tuple[int, str, float, float, float, float]] = [
+        (1, "ode", 1.0, 2.5, 20, 9.5), (3, "ode", 1.17, 0.0926, 20, 9.5), (5, "ode", 1.5, 0.02, 20, 9.5),
+        (6, above_5, 1.58, 0.0116, 28.8, 9.5), (10, above_5, 1.75, 0.0025, 80, 9), (20, above_5, 1.73, 0.002, 80, 9),
+        (50, above_5, 1.7, 0.002, 80, 9),
     ]  # fmt: skip
-    for nfe, noise, nodes, lam_max, rho in chosen:
+    for nfe, noise, nodes, lam_min, lam_max, rho in chosen:
         sampler = default(nfe)
         assert sampler.solver == ERSDE(2, noise, nodes=nodes, relative=True)
-        torch.testing.assert_close(sampler.grid(nfe), grids.edm(nfe, lam_max=lam_max, rho=rho))
+        torch.testing.assert_close(sampler.grid(nfe), grids.edm(nfe, lam_min=lam_min, lam_max=lam_max, rho=rho))
         assert sampler.add_mean
 
 
