@@ -291,6 +291,20 @@ class TestCarried:
             scores.append(next(cell["scores"]["fid"] for cell in cells if cell["nfe"] == 4))
         assert scores[0] == scores[1]
 
+    @pytest.mark.parametrize("out", ["x.ckpt", "x.safetensors"])
+    def test_of_another_network_is_said(self, capsys, out) -> None:
+        capsys.readouterr()
+        assert main(["export", LAST, "--tables=c.tables", f"--out={out}"]) == 0
+        assert "warning" not in capsys.readouterr().out
+        Path(out).unlink()
+        for facts, said in (({"network": "0123456789abcdef"}, 1), ({}, 0)):
+            saved("o.tables", **facts)
+            assert main(["export", LAST, "--tables=o.tables", f"--out={out}"]) == 0
+            lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+            here = f"(digest 0123456789abcdef; here {network_of()})"
+            assert lines == [f"warning: o.tables was learned for another network {here}"] * said
+            Path(out).unlink()
+
     def test_it_is_kept_when_exported_and_imported(self) -> None:
         assert main(["export", "c.ckpt", "--out=c.safetensors"]) == 0
         assert main(["export", LAST, "--tables=c.tables", "--out=direct.safetensors", "--averaged_only"]) == 0
