@@ -1,7 +1,9 @@
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -100,6 +102,67 @@ def test_without_gradients() -> None:
     assert after < 0.7 * before
 
 
+def killed_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets `Problem.scores` raise at one more call than that; returns the calls' numbers, a list that grows."""
+    scores, made = Problem.scores, list[int]()
+
+    def counted(*given: Any, **named: Any) -> torch.Tensor:
+        if len(made) == calls:
+            raise RuntimeError("killed")
+        made.append(len(made))
+        return scores(*given, **named)
+
+    monkeypatch.setattr(Problem, "scores", counted)
+    return made
+
+
+def search(record: Path | None) -> LearnedTable:
+    problem = clusters()
+    table = learnable(problem, default(4).table(problem.denoiser, 4), ["levels", "rows", "noise"])
+    evolve(table, problem, evaluations=40, samples=50, record=record)
+    return table
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not(tmp_path, monkeypatch) -> None:
+    record, whole = tmp_path / "run" / "x.json", search(None)
+    for calls in (25, 10, 1000):  # populations are of 9 points
+        with monkeypatch.context() as patch:
+            made = killed_after(calls, patch)
+            if calls == 1000:
+                table = search(record)
+            else:
+                with pytest.raises(RuntimeError, match="killed"):
+                    search(record)
+        assert len(json.loads(record.read_text())) == {25: 2, 10: 3, 1000: 4}[calls]
+    assert len(made) == 9
+    torch.testing.assert_close(table.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(search(record).state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert [path.name for path in record.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", '"x"', "[[1]]", "[[[1, 2]]]", '{"a": 1}', "[" * 10_000,
+     *(json.dumps([[[bad] + [0.0] * 6] * 9]) for bad in ("x", None, 1e40, float("nan"))),
+     json.dumps([[[0.0] * 6 + [float("inf")]] * 9])],
+)  # fmt: skip
+def test_a_damaged_record_is_refused_in_one_line(content, tmp_path) -> None:
+    record = tmp_path / "x.json"
+    record.write_text(content)
+    with pytest.raises(UserError, match="is damaged or of another search: delete it") as error:
+        search(record)
+    assert "\n" not in str(error.value)
+    assert record.read_text() == content
+
+
+def test_a_start_is_judged_once(monkeypatch) -> None:
+    made = killed_after(1000, monkeypatch)
+    start = TableSampler(DPMSolverPP())
+    found = tune(exact_gaussian(Gaussian.spectrum()), 3, start, stages=["drift"], steps=1, batch=1, validation=1)
+    assert found.start == "given"
+    assert len(made) == 2  # the start and what was learned
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path) -> None:
     def tuner() -> TableTuner:
         return TableTuner(LearnedTable(default(4).solver.tableau(default(4).grid(4))), clusters(), **SMALL)
@@ -151,6 +214,14 @@ def test_ranks_learn_one_table_and_share_the_judging() -> None:
     first, second = done.values
     assert first == second
     assert first["kept"] == pytest.approx(first["alone"], abs=1e-6)
+
+
+def test_ranks_share_a_search() -> None:
+    done = run_on_ranks(Path(__file__).with_name("tune_on_ranks.py"), "search")
+    assert done.codes == [0, 0], done.said
+    first, second = done.values
+    assert first["alone"] == first["shared"] == second["shared"]
+    assert first["calls"]["shared"] == second["calls"]["shared"] == first["calls"]["alone"] / 2
 
 
 def test_blocks_are_whole_and_of_one_size() -> None:
@@ -210,6 +281,31 @@ def test_unknown_stages_are_refused() -> None:
 
 def test_the_quiet_trainer_runs_where_the_problem_is() -> None:
     assert quiet_trainer(clusters(), 3).max_steps == 3
+
+
+def test_without_a_trainer_nothing_is_said_and_nothing_stays_changed() -> None:
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    said, handler = list[str](), Keep()
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
+    loggers = [logging.getLogger(name) for name in names]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        filters = [*warnings.filters]
+        logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            tune(exact_gaussian(Gaussian.spectrum()), 3, stages=["drift"], steps=1, batch=1, validation=1)
+            assert [logger.level for logger in loggers] == levels
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+        assert warnings.filters == filters
+    assert said == [str(one.message) for one in warned] == []
 
 
 def test_grids_start_a_table_by_hand() -> None:
