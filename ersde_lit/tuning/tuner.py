@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from ersde_lit.ranks import Ranks
 from ersde_lit.solvers import Tableau
-from ersde_lit.tuning.learned import LearnedTable
+from ersde_lit.tuning.learned import LearnedTable, bytes_of_a_call
 from ersde_lit.tuning.problem import LEARNING, Problem, judge
+
+REMEMBERED = 2**30  # bytes of all calls
 
 
 class TableTuner(pl.LightningModule):
@@ -37,7 +39,8 @@ class TableTuner(pl.LightningModule):
         validation: stopping seeds.
         block: of them, judged together: the larger, the less a distance between sets varies.
         decay: of the moving average of the parameters.
-        recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`).
+        recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`); None: as few as it
+            takes for the others to remember no more than `REMEMBERED`, 1 GiB, as the first step shows.
         start_scores: of the start, as `judge` has them, where they are known; None: it is judged before learning.
     """
 
@@ -91,6 +94,10 @@ class TableTuner(pl.LightningModule):
     def training_step(self, batch: Any, index: int) -> Tensor:
         position = (self.global_step * self.trainer.world_size + self.global_rank) * self.batch
         noise, labels = self.problem.draw(LEARNING[position : position + self.batch])
+        if self.recomputed is None:
+            y = noise.initial()
+            size = bytes_of_a_call(self.problem.denoiser, y, self.table.tableau().told[0].to(y.dtype), labels)
+            self.recomputed = max(0, self.table.nfe - REMEMBERED // max(1, size))
         x = self.table.run(self.problem.denoiser, noise, labels, recomputed=self.recomputed)
         loss = self.problem.objective(x, noise, labels)
         self.log("loss", loss, prog_bar=True)

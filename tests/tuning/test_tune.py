@@ -2,6 +2,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ranks import run_on_ranks
 
+import ersde_lit.tuning.tuner as of_tuner
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import ERSDE, DPMSolverPP, SavedTables, SeededNoise, TableSampler, default, grids
 from ersde_lit.solvers.oracles import Gaussian, Mixture
@@ -27,6 +29,7 @@ from ersde_lit.tuning import (
     starts,
     tune,
 )
+from ersde_lit.tuning.learned import bytes_of_a_call
 from ersde_lit.tuning.problem import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -81,6 +84,28 @@ def test_every_stage_alone_is_never_worse() -> None:
     assert "planned" in grid.start
     assert "planned" not in drift.start + noise.start
     assert drift.after.mean() < drift.before.mean()
+
+
+def test_calls_are_computed_again_as_far_as_memory_demands_it(monkeypatch) -> None:
+    heard, found = list[float](), {}
+
+    def denoiser(y: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        heard.append(float(lam.detach()))
+        return (y / (1 + lam)).sin()
+
+    problem = replace(clusters(), denoiser=denoiser)
+    size = bytes_of_a_call(denoiser, problem.draw(range(50))[0].initial(), torch.tensor(2.0))
+    for remembered, again in ((0, 4), (2 * size, 2), (10 * size, 0)):
+        monkeypatch.setattr(of_tuner, "REMEMBERED", remembered)
+        table = LearnedTable(default(4).table(denoiser, 4))
+        tuner = TableTuner(table, problem, steps=1, batch=50, validation=50, start_scores=torch.ones(1))
+        heard.clear()
+        quiet_trainer(problem, 1).fit(tuner)
+        assert tuner.recomputed == again
+        assert len(heard) == 1 + 4 + again + 4  # of the count, of the step, of the judging
+        found[again] = table.state_dict()
+    for again in (2, 0):
+        torch.testing.assert_close(found[again], found[4], rtol=0, atol=0)
 
 
 def test_learning_that_diverges_leaves_the_start() -> None:
