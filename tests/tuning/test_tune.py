@@ -1,7 +1,6 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,6 @@ from ersde_lit.tuning.problem import blocks
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 1000}
 EXACT = {"batch": 1, "validation": 1, "validate_every": 25}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def clusters() -> Problem:
@@ -319,7 +309,6 @@ def test_without_a_trainer_nothing_is_said_and_nothing_stays_changed() -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         filters = [*warnings.filters]
-        logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
         levels = [logger.level for logger in loggers]
         for logger in loggers:
             logger.addHandler(handler)
