@@ -15,6 +15,7 @@ from ersde_lit.sampling.formats import read_meta
 from ersde_lit.solvers import DEIS, ERSDE, SavedTables, Solver, UniPC, grids, read_tables, write_tables
 from ersde_lit.solvers.oracles import Gaussian, w2_error
 from ersde_lit.training import load, weights_digest
+from ersde_lit.training.averaged import SPEC_KEY
 
 LAST = "runs/digits/checkpoints/last.ckpt"
 TAUGHT = ERSDE(2, "sde", corrector=2)
@@ -139,7 +140,6 @@ class TestSample:
 
         from ersde_lit.denoisers import VP
         from ersde_lit.training import DiffusionModule
-        from ersde_lit.training.averaged import SPEC_KEY
 
         module = DiffusionModule(network(), VP(), "vp", "eps")
         torch.save({"state_dict": module.state_dict(), SPEC_KEY: module.spec}, "vp.ckpt")
@@ -304,6 +304,14 @@ class TestCarried:
             here = f"(digest 0123456789abcdef; here {network_of()})"
             assert lines == [f"warning: o.tables was learned for another network {here}"] * said
             Path(out).unlink()
+
+    def test_a_network_of_other_classes_is_not_imported_to_compare(self, capsys) -> None:
+        content = torch.load(LAST, weights_only=True)
+        content[SPEC_KEY]["network"]["class_path"] = "absent.Network"
+        torch.save(content, "foreign.ckpt")
+        assert main(["export", "foreign.ckpt", "--tables=c.tables", "--out=x.ckpt"]) == 0
+        assert "warning" not in capsys.readouterr().out
+        assert Path("x.ckpt").is_file()
 
     def test_it_is_kept_when_exported_and_imported(self) -> None:
         assert main(["export", "c.ckpt", "--out=c.safetensors"]) == 0
