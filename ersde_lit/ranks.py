@@ -29,7 +29,7 @@ def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
     """
     ranks = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)  # gloo, whatever the device
     try:
-        with _quiet():
+        with quiet():
             fabric = Fabric(
                 accelerator=accelerator,
                 devices=devices,
@@ -43,13 +43,13 @@ def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Lightning's messages about each rank's start."""
+def quiet() -> Iterator[None]:
+    """Silences Lightning's messages, such as those about each rank's start."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(max(logger.level, logging.WARNING))
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -72,6 +72,12 @@ class Ranks:
     @classmethod
     def of(cls, fabric: Fabric) -> "Ranks":
         return cls(fabric.global_rank, fabric.world_size)
+
+    @classmethod
+    def here(cls) -> "Ranks":
+        """Those that this process is one of, where a process group was started."""
+        started = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if started else cls()
 
     @classmethod
     def beside(cls, trainer: "Trainer") -> "Ranks":

@@ -11,7 +11,6 @@ Appends to tools/results/tuning.csv, so that two may run side by side, and write
 """
 
 import csv
-import logging
 import os
 import platform
 import time
@@ -149,7 +148,6 @@ def main(nfes: list[int] = [4, 5, 6, 8, 10], only: list[str] | None = None, root
         root: where the data sets are.
     """
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     known = cases(root)
     made = {name: cache(known[name]) for name in only or known}
     for name, make in made.items():

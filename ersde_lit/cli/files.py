@@ -1,12 +1,14 @@
 """Commands `ema`, `export`, `import` and `reference`: each a function, whose signature is its parser."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ersde_lit.cli.data import INFO
+from ersde_lit.cli.options.model import of_other_network
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
@@ -82,16 +84,21 @@ def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False, ta
 
     from ersde_lit.interop.weights.safetensors_file import export
     from ersde_lit.solvers import read_tables
-    from ersde_lit.training import carry
+    from ersde_lit.training import carry, load, weights_digest
 
     carried = None if tables is None else read_tables(tables)
     with disk_errors(out):
         if kind == ".ckpt" and carried is not None:
             carry(checkpoint, carried, out)
             print(f"{out}: {checkpoint} with tables of {carried.nfes} calls, by which it samples where none is named")
-            return
-        parts = export(checkpoint, out, averaged_only, carried)
-    print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
+        else:
+            parts = export(checkpoint, out, averaged_only, carried)
+            print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
+    if carried is not None and "network" in carried.facts:
+        with suppress(UserError):  # a network of classes that are not ours: `sample` says it
+            own = weights_digest(load(checkpoint).ema_denoiser.network)
+            for line in of_other_network(carried.facts, own, str(tables)):
+                print(line)
 
 
 def import_weights(source: str, *, out: str, config_out: str | None = None, **flags: Any) -> None:

@@ -133,13 +133,15 @@ def _learn(
 
     like = None if earlier is None else SavedTables({nfe: earlier}).digest(nfe)
     how = {"batch_size": learning.batch_size, "stopping": learning.stopping, "like": like}
-    checkpoint = folder / f"{nfe}-{_digest([file.facts, how, learning.steps])}.ckpt"
+    kind = "json" if learning.gradient_free else "ckpt"
+    checkpoint = folder / f"{nfe}-{_digest([file.facts, how, learning.steps])}.{kind}"
     run, start = trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY), time.monotonic()
     try:
         tuned: Tuned = learn(
             problem, nfe, stages=learning.chosen, gradients=not learning.gradient_free, steps=learning.steps,
             batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY, trainer=run,
             candidates={} if earlier is None else {"like": earlier}, ckpt_path=last(checkpoint),
+            record=checkpoint,
         )  # fmt: skip
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):

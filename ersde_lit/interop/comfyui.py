@@ -11,6 +11,9 @@ The name of that file is free, but for ersde_lit.py. The nodes are in sampling/c
 
 from __future__ import annotations
 
+import hashlib
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,6 +172,14 @@ class TablesNode:
                 "step_seed": STEP_SEED,
             }
         }
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None, **others: Any) -> Any:
+        """The file's content, by which ComfyUI knows whether the sampler of the last run will do; NaN is always new."""
+        try:
+            return hashlib.sha256(Path(file or "").expanduser().read_bytes()).hexdigest()
+        except OSError:  # absent, or a name that ComfyUI does not know yet
+            return math.nan
 
     def get_sampler(self, model: Any, file: str, steps: int, step_seed: int) -> tuple[Any, Tensor]:
         """A KSAMPLER and sigmas; ValueError, which ComfyUI shows, where the file has no such table."""

@@ -97,6 +97,8 @@ class SavedTables:
             raise UserError(f"its format is {kind[:40]!r}, and this version of ersde-lit reads {FORMAT!r}: update it")
         try:
             tables = {int(n): Tableau(**table) for n, table in plain["tables"].items()}
+            if len(tables) < len(plain["tables"]):
+                raise UserError("two of its tables are of the same number of calls")
             return cls(tables, plain.get("facts", {}))
         except UserError:
             raise

@@ -25,6 +25,7 @@ step, the levels that the denoiser is told.
 Learning, stopping and reporting use disjoint seeds: `LEARNING`, `STOPPING`, and those below, which people sample.
 """
 
+from ersde_lit.names import STAGES, Stage
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.exact import exact_gaussian
 from ersde_lit.tuning.learned import FREEDOMS, Freedom, LearnedTable
@@ -32,7 +33,7 @@ from ersde_lit.tuning.objectives import EnergyDistance, ImageFeatures, KernelDis
 from ersde_lit.tuning.plan import plan_levels
 from ersde_lit.tuning.problem import LEARNING, STOPPING, Objective, Problem
 from ersde_lit.tuning.rows import full_history
-from ersde_lit.tuning.tune import STAGES, Stage, Tuned, learnable, quiet_trainer, starts, tune
+from ersde_lit.tuning.tune import Tuned, learnable, quiet_trainer, starts, tune
 from ersde_lit.tuning.tuner import TableTuner
 
 __all__ = [

@@ -6,17 +6,31 @@ of the package `cmaes` (extra `tune`).
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ersde_lit.errors import needs_extra
+from ersde_lit.errors import UserError, needs_extra
+from ersde_lit.files import disk_errors, write_text
+from ersde_lit.ranks import Ranks
 from ersde_lit.tuning.learned import LearnedTable
 from ersde_lit.tuning.problem import LEARNING, Problem
 
 
 def evolve(
-    table: LearnedTable, problem: Problem, evaluations: int = 200, samples: int = 1000, batch: int = 200, seed: int = 0
+    table: LearnedTable,
+    problem: Problem,
+    evaluations: int = 200,
+    samples: int = 1000,
+    batch: int = 200,
+    seed: int = 0,
+    *,
+    record: str | Path | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Moves `table` along `directions` to where the objective of the first learning seeds is least, in place.
 
@@ -28,6 +42,12 @@ def evolve(
         samples: learning seeds.
         batch: seeds at a time.
         seed: of the search.
+        record: JSON file of what was tried and found, written after each population; where it is there, of the same
+            search, that goes on as if it had not stopped.
+        ranks: share each population, and all get the table; None: this process is alone.
+
+    Raises:
+        UserError: the record is damaged or of another search, or cannot be written.
     """
     with needs_extra("tune", "Learning without gradients"):
         from cmaes import CMA
@@ -37,19 +57,46 @@ def evolve(
         return
     origin = _vector(table)
     search = CMA(mean=np.zeros(len(along)), sigma=0.5, seed=seed)
-    for _ in range(max(1, evaluations // search.population_size)):
-        population = [search.ask() for _ in range(search.population_size)]
-        values = []
-        for point in population:
-            _move(table, origin + torch.from_numpy(point) @ along)
-            try:
-                value = float(problem.scores(table.tableau(), LEARNING[:samples], batch).mean())
-            except FloatingPointError:
-                value = float("inf")
-            values.append(value)
-        worst = max((v for v in values if np.isfinite(v)), default=0.0)
-        search.tell([(x, v if np.isfinite(v) else worst + 1) for x, v in zip(population, values, strict=True)])
-    _move(table, origin + torch.from_numpy(search.mean) @ along)
+
+    def value(point: np.ndarray) -> float:
+        _move(table, origin + torch.from_numpy(point) @ along)
+        try:
+            return float(problem.scores(table.tableau(), LEARNING[:samples], batch).mean())
+        except FloatingPointError:
+            return float("inf")
+
+    ranks, size = ranks or Ranks(), search.population_size
+    told = ranks.of_first([] if record is None or ranks.rank else _read(Path(record), size, len(along)))
+    for k in range(max(1, evaluations // size)):
+        # Asked for in what was told too, which moves the generator on. The first rank's: ranks' arithmetic may differ.
+        population = ranks.of_first([search.ask() for _ in range(size)])
+        if k == len(told):
+            shares = ranks.gather([value(point) for point in population[ranks.rank :: ranks.count]])
+            values = [shares[i % ranks.count][i // ranks.count] for i in range(size)]
+            worst = max((v for v in values if np.isfinite(v)), default=0.0)
+            values = [v if np.isfinite(v) else worst + 1 for v in values]
+            told.append([[*point.tolist(), v] for point, v in zip(population, values, strict=True)])
+            if record is not None and not ranks.rank:
+                with disk_errors(record, None):
+                    Path(record).parent.mkdir(exist_ok=True)
+                    write_text(record, json.dumps(told))
+        search.tell([(np.array(point), v) for *point, v in told[k]])
+    _move(table, origin + torch.from_numpy(ranks.of_first(search.mean)) @ along)
+
+
+def _read(path: Path, population: int, dimensions: int) -> list[Any]:
+    """What a search was told before it stopped: for each population its points, each with its value behind it."""
+    try:
+        told = np.array(json.loads(path.read_text(encoding="utf-8")), dtype=float)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        told = np.empty(0)
+    safe = np.array([1e30] * dimensions + [np.inf])  # of points, beyond which CMA stops with an assertion
+    if told.shape[1:] != (population, dimensions + 1) or not (np.abs(told) < safe).all():
+        raise UserError(f"{path} is damaged or of another search: delete it to begin anew")
+    found: list[Any] = told.tolist()
+    return found
 
 
 def directions(table: LearnedTable) -> Tensor:

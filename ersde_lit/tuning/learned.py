@@ -183,5 +183,21 @@ class LearnedTable(nn.Module):
         self.past.copy_(tails[rows, columns + 1])
 
 
+def bytes_of_a_call(denoiser: Denoise, y: Tensor, lam: Tensor, labels: Tensor | None = None) -> int:
+    """What one call remembers for the gradients to `y` and `lam`, beyond weights."""
+    module = denoiser if isinstance(denoiser, nn.Module) else nn.Module()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # without the call that made it, which holds it: a circle would stay in memory
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        denoiser(*(t.detach().requires_grad_() for t in (y, lam)), **({} if labels is None else {"labels": labels}))
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
 def _parameter(value: Tensor, learned: bool) -> nn.Parameter:
     return nn.Parameter(value.to(torch.float64).clone(), requires_grad=learned)

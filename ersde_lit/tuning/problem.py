@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ersde_lit.names import MAX_SEED
+from ersde_lit.ranks import Ranks
 from ersde_lit.solvers import SeededNoise, Tableau, sample
 from ersde_lit.solvers.loop import Denoise
 from ersde_lit.solvers.sampler import Noise
@@ -79,6 +81,25 @@ class Problem:
         noise, labels = self.draw(seeds)
         start = float(tableau.lams[0]) * noise.initial()
         return sample(self.denoiser, tableau, start, noise=noise, labels=labels)
+
+
+def judge(problem: Problem, tableau: Tableau, validation: int, batch: int, ranks: Ranks, block: int = 500) -> Tensor:
+    """The objective on that many stopping seeds, block by block, (blocks,); infinite where samples are not finite.
+
+    Args:
+        ranks: each does its share of the blocks, and gets all.
+    """
+    parts = blocks(STOPPING[:validation], block)
+    mine = list[float]()
+    for part in parts[ranks.rank :: ranks.count]:
+        try:
+            mine.append(float(problem.scores(tableau, part, batch, len(part))[0]))
+        except FloatingPointError:
+            mine.append(math.inf)
+    scores = torch.empty(len(parts), dtype=torch.float64)
+    for rank, found in enumerate(ranks.gather(mine)):
+        scores[rank :: ranks.count] = torch.tensor(found, dtype=torch.float64)
+    return scores
 
 
 def blocks(seeds: Sequence[int], size: int) -> list[Sequence[int]]:

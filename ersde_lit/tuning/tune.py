@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ersde_lit.errors import UserError
-from ersde_lit.ranks import Ranks
+from ersde_lit.names import STAGES, Stage
+from ersde_lit.ranks import Ranks, quiet
 from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default, grids
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.learned import Freedom, LearnedTable
 from ersde_lit.tuning.plan import fine_calls, plan_levels
-from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem
+from ersde_lit.tuning.problem import LEARNING, Problem, judge
 from ersde_lit.tuning.tuner import TableTuner
 
-Stage = Literal["grid", "drift", "noise"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 FREEDOMS_OF: dict[Stage, tuple[Freedom, ...]] = {
     "grid": (),
     "drift": ("levels", "rows", "gain", "calls"),
@@ -91,8 +90,11 @@ def tune(
     trainer: pl.Trainer | None = None,
     candidates: Mapping[str, Tableau] = {},
     ckpt_path: str | Path | None = None,
+    record: str | Path | None = None,
 ) -> Tuned:
     """The best table of `nfe` calls for a problem; never worse than its start on the stopping seeds.
+
+    In a process group that was started before, ranks share the judging, and `evolve` its candidates.
 
     Args:
         start: what to start from; None: the best, on the stopping seeds, of some that are known to be good.
@@ -104,6 +106,7 @@ def tune(
         trainer: with ``max_steps=steps`` and ``gradient_clip_val=1.0``; None: a quiet one on the problem's device.
         candidates: further tables to start from, by name, if they are the best.
         ckpt_path: the trainer's checkpoint of the same learning, to go on from.
+        record: without gradients, the file of `evolve` by which a killed learning goes on.
 
     Raises:
         UserError: an unknown stage or freedom, or a start that cannot be learned from.
@@ -112,11 +115,10 @@ def tune(
     if unknown := {*stages} - {*STAGES}:
         raise UserError(f"stages are {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
     tables = starts(problem, nfe, start, plan="grid" in stages) | {**candidates}
-    judged = {name: _judged(problem, table, validation, batch) for name, table in tables.items()}
+    ranks = Ranks.here()
+    judged = {name: judge(problem, table, validation, batch, ranks) for name, table in tables.items()}
     before = next(iter(judged.values()))
     name = min(judged, key=lambda k: float(judged[k].mean()))
-    if dist.is_available() and dist.is_initialized():  # ranks' arithmetic may differ
-        name = Ranks(dist.get_rank(), dist.get_world_size()).of_first(name)
     if not judged[name].isfinite().all():
         raise FloatingPointError(f"at {nfe} calls no sampler to start from gives finite samples")
     best = Tuned(tables[name], name, before, judged[name])
@@ -126,25 +128,18 @@ def tune(
     table = learnable(problem, best.tableau, learn)
     if gradients:
         tuner = TableTuner(
-            table, problem, steps, batch, learning_rate, validate_every, validation, recomputed=recomputed
-        )
+            table, problem, steps, batch, learning_rate, validate_every, validation, recomputed=recomputed,
+            start_scores=best.after,
+        )  # fmt: skip
         (trainer or quiet_trainer(problem, steps)).fit(tuner, ckpt_path=ckpt_path)
         found, after = tuner.best, tuner.best_scores
     else:
-        evolve(table, problem, steps, min(1000, validation), batch)
+        evolve(table, problem, steps, min(1000, validation), batch, record=record, ranks=ranks)
         found = table.tableau()
-        after = _judged(problem, found, validation, batch)
+        after = judge(problem, found, validation, batch, ranks)
     if after is None or not after.mean() < best.after.mean():
         return best
     return best._replace(tableau=found, after=after)
-
-
-def _judged(problem: Problem, tableau: Tableau, validation: int, batch: int) -> Tensor:
-    """The scores on the stopping seeds; infinite where samples are not finite."""
-    try:
-        return problem.scores(tableau, STOPPING[:validation], batch)
-    except FloatingPointError:
-        return torch.tensor([math.inf], dtype=torch.float64)
 
 
 def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:
@@ -160,15 +155,23 @@ def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> L
 
 
 def quiet_trainer(problem: Problem, steps: int) -> pl.Trainer:
-    """A Trainer of one device, without logger, checkpoints and bar."""
+    """A Trainer of one device, without logger, checkpoints, bar and Lightning's messages."""
     device = torch.device(problem.device)
-    return pl.Trainer(
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        accelerator=device.type.replace("cuda", "gpu"),
-        devices=1 if device.index is None else [device.index],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    with quiet():
+        return _Quiet(
+            max_steps=steps,
+            gradient_clip_val=1.0,
+            accelerator=device.type.replace("cuda", "gpu"),
+            devices=1 if device.index is None else [device.index],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+class _Quiet(pl.Trainer):
+    def fit(self, *given: Any, **named: Any) -> None:
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            super().fit(*given, **named)

@@ -12,9 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ersde_lit.ranks import Ranks
 from ersde_lit.solvers import Tableau
-from ersde_lit.tuning.learned import LearnedTable
-from ersde_lit.tuning.problem import LEARNING, STOPPING, Problem, blocks
+from ersde_lit.tuning.learned import LearnedTable, bytes_of_a_call
+from ersde_lit.tuning.problem import LEARNING, Problem, judge
+
+REMEMBERED = 2**30  # bytes of all calls
 
 
 class TableTuner(pl.LightningModule):
@@ -36,7 +39,9 @@ class TableTuner(pl.LightningModule):
         validation: stopping seeds.
         block: of them, judged together: the larger, the less a distance between sets varies.
         decay: of the moving average of the parameters.
-        recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`).
+        recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`); None: as few as it
+            takes for the others to remember no more than `REMEMBERED`, 1 GiB, as the first step shows.
+        start_scores: of the start, as `judge` has them, where they are known; None: it is judged before learning.
     """
 
     best_scores: Tensor | None  # (blocks,) on the stopping seeds; None before the start was scored
@@ -54,6 +59,7 @@ class TableTuner(pl.LightningModule):
         block: int = 500,
         decay: float = 0.9,
         recomputed: int | None = None,
+        start_scores: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.table, self.problem = table, problem
@@ -62,9 +68,10 @@ class TableTuner(pl.LightningModule):
         self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
         self.validate_every, self.validation, self.block = validate_every, validation, block
         self.decay, self.recomputed = decay, recomputed
-        self.average = deepcopy(table).requires_grad_(False)
         self.best = table.tableau()
-        self.best_scores = self.start_scores = None
+        self.best_scores, self.start_scores = None, start_scores
+        table.stir_()
+        self.average = deepcopy(table).requires_grad_(False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam([p for p in self.table.parameters() if p.requires_grad], self.learning_rate)
@@ -79,14 +86,18 @@ class TableTuner(pl.LightningModule):
         self.problem = self.problem.to(self.device)
 
     def on_train_start(self) -> None:
-        if self.start_scores is None:
-            self.start_scores = self.best_scores = self.score(self.best)
-            self.table.stir_()
-            self.average.load_state_dict(self.table.state_dict())
+        if self.best_scores is None:
+            known = self.start_scores  # the first rank's, as ranks' arithmetic may differ
+            scores = self.score(self.best) if known is None else self.trainer.strategy.broadcast(known)
+            self.start_scores = self.best_scores = scores
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         position = (self.global_step * self.trainer.world_size + self.global_rank) * self.batch
         noise, labels = self.problem.draw(LEARNING[position : position + self.batch])
+        if self.recomputed is None:
+            y = noise.initial()
+            size = bytes_of_a_call(self.problem.denoiser, y, self.table.tableau().told[0].to(y.dtype), labels)
+            self.recomputed = max(0, self.table.nfe - REMEMBERED // max(1, size))
         x = self.table.run(self.problem.denoiser, noise, labels, recomputed=self.recomputed)
         loss = self.problem.objective(x, noise, labels)
         self.log("loss", loss, prog_bar=True)
@@ -113,18 +124,9 @@ class TableTuner(pl.LightningModule):
             self._stop_or_keep()
 
     def score(self, tableau: Tableau) -> Tensor:
-        """The objective on the stopping seeds, block by block, (blocks,); each rank does its share."""
-        parts = blocks(STOPPING[: self.validation], self.block)
-        ranks = self.trainer.world_size
-        scores = torch.zeros(len(parts), dtype=torch.float64)
-        for k in range(self.trainer.global_rank, len(parts), ranks):
-            try:
-                scores[k] = self.problem.scores(tableau, parts[k], self.batch, len(parts[k]))[0]
-            except FloatingPointError:  # on all ranks alike, below
-                scores[k] = math.inf
-        if ranks > 1:
-            scores = self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum").cpu()
-        return scores
+        """The objective on the stopping seeds, block by block, (blocks,); see `judge`."""
+        ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        return judge(self.problem, tableau, self.validation, self.batch, ranks, self.block)
 
     def _stop_or_keep(self) -> float | None:
         """Scores the average and keeps it if it is the best; None where it has no score."""

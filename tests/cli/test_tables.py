@@ -15,6 +15,7 @@ from ersde_lit.sampling.formats import read_meta
 from ersde_lit.solvers import DEIS, ERSDE, SavedTables, Solver, UniPC, grids, read_tables, write_tables
 from ersde_lit.solvers.oracles import Gaussian, w2_error
 from ersde_lit.training import load, weights_digest
+from ersde_lit.training.averaged import SPEC_KEY
 
 LAST = "runs/digits/checkpoints/last.ckpt"
 TAUGHT = ERSDE(2, "sde", corrector=2)
@@ -139,7 +140,6 @@ class TestSample:
 
         from ersde_lit.denoisers import VP
         from ersde_lit.training import DiffusionModule
-        from ersde_lit.training.averaged import SPEC_KEY
 
         module = DiffusionModule(network(), VP(), "vp", "eps")
         torch.save({"state_dict": module.state_dict(), SPEC_KEY: module.spec}, "vp.ckpt")
@@ -290,6 +290,28 @@ class TestCarried:
             cells = map(json.loads, Path(out, "cells.jsonl").read_text().splitlines())
             scores.append(next(cell["scores"]["fid"] for cell in cells if cell["nfe"] == 4))
         assert scores[0] == scores[1]
+
+    @pytest.mark.parametrize("out", ["x.ckpt", "x.safetensors"])
+    def test_of_another_network_is_said(self, capsys, out) -> None:
+        capsys.readouterr()
+        assert main(["export", LAST, "--tables=c.tables", f"--out={out}"]) == 0
+        assert "warning" not in capsys.readouterr().out
+        Path(out).unlink()
+        for facts, said in (({"network": "0123456789abcdef"}, 1), ({}, 0)):
+            saved("o.tables", **facts)
+            assert main(["export", LAST, "--tables=o.tables", f"--out={out}"]) == 0
+            lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+            here = f"(digest 0123456789abcdef; here {network_of()})"
+            assert lines == [f"warning: o.tables was learned for another network {here}"] * said
+            Path(out).unlink()
+
+    def test_a_network_of_other_classes_is_not_imported_to_compare(self, capsys) -> None:
+        content = torch.load(LAST, weights_only=True)
+        content[SPEC_KEY]["network"]["class_path"] = "absent.Network"
+        torch.save(content, "foreign.ckpt")
+        assert main(["export", "foreign.ckpt", "--tables=c.tables", "--out=x.ckpt"]) == 0
+        assert "warning" not in capsys.readouterr().out
+        assert Path("x.ckpt").is_file()
 
     def test_it_is_kept_when_exported_and_imported(self) -> None:
         assert main(["export", "c.ckpt", "--out=c.safetensors"]) == 0

@@ -13,6 +13,7 @@ from quick_start import CONFIGS
 from ranks import run_on_ranks
 from tiny import network
 
+import ersde_lit.cli.options.tuning as of_options
 import ersde_lit.cli.tune as command
 from ersde_lit.cli import main
 from ersde_lit.denoisers import VE, VP
@@ -21,7 +22,8 @@ from ersde_lit.sampling.formats import read_meta
 from ersde_lit.solvers import SavedTables, UniPC, default, grids, read_tables, write_tables
 from ersde_lit.training import DiffusionModule, load, weights_digest
 from ersde_lit.training.averaged import SPEC_KEY
-from ersde_lit.tuning import TableTuner, Tuned
+from ersde_lit.tuning import STAGES, Problem, TableTuner, Tuned
+from ersde_lit.tuning.tune import FREEDOMS_OF
 
 SMALL = [
     "--data=tiny.Pictures", "--stages=drift,noise", "--steps=6", "--batch_size=50", "--stopping=100", "--images=16",
@@ -246,6 +248,34 @@ def test_without_gradients() -> None:
     assert tables.facts["learning"]["2"]["after"] <= tables.facts["learning"]["2"]["before"]
 
 
+def test_a_kill_without_gradients_changes_nothing(monkeypatch) -> None:
+    pytest.importorskip("cmaes")
+    how = ["--nfe=3", "--gradient_free", "--steps=40", "--stages=drift"]
+    assert tune(*how, "--out=whole.tables") == 0
+    scores, made = Problem.scores, list[int]()
+
+    def killed(*given: Any) -> torch.Tensor:
+        made.append(len(made))
+        if len(made) == 25:
+            raise RuntimeError("killed")
+        return scores(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Problem, "scores", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            tune(*how, "--out=cut.tables")
+        (record,) = Path("cut.tables.run").iterdir()
+        kept = record.read_text()
+        record.write_text(kept[:-1])
+        assert tune(*how, "--out=cut.tables") == 2
+        record.write_text(kept)
+        before = len(made)
+        assert tune(*how, "--out=cut.tables") == 0
+    assert len(made) - before < 40
+    assert not Path("cut.tables.run").exists()
+    assert read_tables("cut.tables").digest(3) == read_tables("whole.tables").digest(3)
+
+
 def test_earlier_tables_are_a_start(capsys) -> None:
     assert tune("--nfe=3", "--out=again.tables", "--like=three.tables", "--stages=grid") == 0
     first, again = read_tables("three.tables"), read_tables("again.tables")
@@ -328,6 +358,11 @@ def test_features_without_gradients_are_refused_or_need_none(monkeypatch, capsys
     assert tune("--nfe=2", "--out=o.tables", "--features=of_a_user.Opaque") == 2
     assert "--features give no gradients" in capsys.readouterr().err
     assert tune("--nfe=2", "--out=o.tables", "--features=of_a_user.Opaque", "--gradient_free", "--steps=8") == 0
+
+
+def test_stages_have_one_place() -> None:
+    assert of_options.STAGES is STAGES
+    assert tuple(FREEDOMS_OF) == STAGES
 
 
 @pytest.mark.slow

@@ -141,6 +141,24 @@ def test_the_node_of_tables_gives_the_sampler_with_its_sigmas(flow: bool, tmp_pa
         getattr(TABLES_NODE(), TABLES_NODE.FUNCTION)(**{**given, "steps": 5})
 
 
+def test_a_file_that_was_learned_anew_is_read_again(tmp_path: Path) -> None:
+    """ComfyUI runs a node again where IS_CHANGED gives something else; it passes None for what is linked."""
+    path = tmp_path / "x.tables"
+    given = {"model": None, "file": str(path), "steps": 8, "step_seed": -1}
+
+    def changed(**other: Any) -> Any:
+        return TABLES_NODE.IS_CHANGED(**{**given, **other})
+
+    write_tables(path, SavedTables({8: ERSDE(2).tableau(SIGMAS)}))
+    first = changed()
+    assert changed() == first
+    write_tables(path, SavedTables({8: ERSDE(3).tableau(SIGMAS)}))
+    assert changed() != first
+    for file in (None, "", str(tmp_path / "absent.tables")):
+        found = changed(file=file)
+        assert found != found  # NaN
+
+
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [

@@ -245,6 +245,15 @@ def test_what_is_damaged_is_refused_in_one_line(change: dict[str, Any], message:
     assert "\n" not in str(error.value)
 
 
+def test_two_tables_of_one_number_of_calls_are_refused() -> None:
+    plain = saved(ERSDE(2), 4).plain()
+    plain["tables"]["04"] = plain["tables"]["4"]
+    with pytest.raises(UserError, match=r"^two of its tables are of the same number of calls$"):
+        SavedTables.of_plain(plain)
+    del plain["tables"]["4"]
+    assert SavedTables.of_plain(plain) == saved(ERSDE(2), 4)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 10_000, b"PK\x03\x04", b"[1]", b"3", b'"x"'])
 def test_what_is_no_table_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.tables"

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from tiny import network
@@ -8,6 +10,7 @@ from ersde_lit.solvers import ERSDE, DPMSolverPP, SeededNoise, TableSampler, def
 from ersde_lit.solvers.oracles import Gaussian
 from ersde_lit.solvers.registry import solver
 from ersde_lit.tuning import FREEDOMS, LearnedTable, full_history
+from ersde_lit.tuning.learned import bytes_of_a_call
 
 DATA = Gaussian.spectrum(8)
 
@@ -67,6 +70,43 @@ def test_gradients_are_those_of_differences(recomputed: int | None) -> None:
         difference = float(values[0] - values[1]) / (2 * step)
         assert p.grad is not None
         assert float(p.grad.view(-1)[-1]) == pytest.approx(difference, rel=1e-5, abs=1e-9), name
+
+
+def test_what_a_call_remembers_is_counted() -> None:
+    first, second = torch.nn.Linear(10, 100, bias=False), torch.nn.Linear(100, 10, bias=False)
+    net = torch.nn.Sequential(first, torch.nn.Sigmoid(), second).requires_grad_(False)
+
+    def denoiser(y: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        return lam * net(y)
+
+    class Denoiser(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        forward = staticmethod(denoiser)
+
+    y, lam = torch.ones(7, 10), torch.tensor(2.0)
+    kept, weights = 7 * 100 + 7 * 10 + 1, 2 * 10 * 100  # what leaves the sigmoid and the net, and lam
+    assert bytes_of_a_call(Denoiser(), y, lam) == 4 * kept
+    assert bytes_of_a_call(denoiser, y, lam) == 4 * (kept + weights)
+
+
+def test_what_a_call_remembers_is_forgotten_when_counted() -> None:
+    class Mark:
+        pass
+
+    marks = list[weakref.ref[Mark]]()
+
+    def denoiser(y: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        inner, mark = (y * lam).exp(), Mark()
+        assert inner.grad_fn is not None
+        inner.grad_fn.metadata["mark"] = mark  # lives as long as the call can be differentiated
+        marks.append(weakref.ref(mark))
+        return inner.sin()
+
+    assert bytes_of_a_call(denoiser, torch.ones(3), torch.tensor(1.0)) > 0
+    assert marks[0]() is None
 
 
 def test_rows_follow_levels_as_theory_says() -> None:

@@ -1,13 +1,16 @@
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from ranks import run_on_ranks
 
+import ersde_lit.tuning.tuner as of_tuner
 from ersde_lit.errors import UserError
 from ersde_lit.solvers import ERSDE, DPMSolverPP, SavedTables, SeededNoise, TableSampler, default, grids
 from ersde_lit.solvers.oracles import Gaussian, Mixture
@@ -25,20 +28,12 @@ from ersde_lit.tuning import (
     starts,
     tune,
 )
+from ersde_lit.tuning.learned import bytes_of_a_call
 from ersde_lit.tuning.problem import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 1000}
 EXACT = {"batch": 1, "validation": 1, "validate_every": 25}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def clusters() -> Problem:
@@ -81,6 +76,28 @@ def test_every_stage_alone_is_never_worse() -> None:
     assert drift.after.mean() < drift.before.mean()
 
 
+def test_calls_are_computed_again_as_far_as_memory_demands_it(monkeypatch) -> None:
+    heard, found = list[float](), {}
+
+    def denoiser(y: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        heard.append(float(lam.detach()))
+        return (y / (1 + lam)).sin()
+
+    problem = replace(clusters(), denoiser=denoiser)
+    size = bytes_of_a_call(denoiser, problem.draw(range(50))[0].initial(), torch.tensor(2.0))
+    for remembered, again in ((0, 4), (2 * size, 2), (10 * size, 0)):
+        monkeypatch.setattr(of_tuner, "REMEMBERED", remembered)
+        table = LearnedTable(default(4).table(denoiser, 4))
+        tuner = TableTuner(table, problem, steps=1, batch=50, validation=50, start_scores=torch.ones(1))
+        heard.clear()
+        quiet_trainer(problem, 1).fit(tuner)
+        assert tuner.recomputed == again
+        assert len(heard) == 1 + 4 + again + 4  # of the count, of the step, of the judging
+        found[again] = table.state_dict()
+    for again in (2, 0):
+        torch.testing.assert_close(found[again], found[4], rtol=0, atol=0)
+
+
 def test_learning_that_diverges_leaves_the_start() -> None:
     start = default(4).solver.tableau(default(4).grid(4))
     tuner = TableTuner(LearnedTable(start), clusters(), learning_rate=30.0, **SMALL)
@@ -98,6 +115,67 @@ def test_without_gradients() -> None:
     evolve(table, problem, evaluations=60, samples=300)
     before, after = (problem.scores(t, STOPPING[:1000]).mean() for t in (start, table.tableau()))
     assert after < 0.7 * before
+
+
+def killed_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets `Problem.scores` raise at one more call than that; returns the calls' numbers, a list that grows."""
+    scores, made = Problem.scores, list[int]()
+
+    def counted(*given: Any, **named: Any) -> torch.Tensor:
+        if len(made) == calls:
+            raise RuntimeError("killed")
+        made.append(len(made))
+        return scores(*given, **named)
+
+    monkeypatch.setattr(Problem, "scores", counted)
+    return made
+
+
+def search(record: Path | None) -> LearnedTable:
+    problem = clusters()
+    table = learnable(problem, default(4).table(problem.denoiser, 4), ["levels", "rows", "noise"])
+    evolve(table, problem, evaluations=40, samples=50, record=record)
+    return table
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not(tmp_path, monkeypatch) -> None:
+    record, whole = tmp_path / "run" / "x.json", search(None)
+    for calls in (25, 10, 1000):  # populations are of 9 points
+        with monkeypatch.context() as patch:
+            made = killed_after(calls, patch)
+            if calls == 1000:
+                table = search(record)
+            else:
+                with pytest.raises(RuntimeError, match="killed"):
+                    search(record)
+        assert len(json.loads(record.read_text())) == {25: 2, 10: 3, 1000: 4}[calls]
+    assert len(made) == 9
+    torch.testing.assert_close(table.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(search(record).state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert [path.name for path in record.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", '"x"', "[[1]]", "[[[1, 2]]]", '{"a": 1}', "[" * 10_000,
+     *(json.dumps([[[bad] + [0.0] * 6] * 9]) for bad in ("x", None, 1e40, float("nan"))),
+     json.dumps([[[0.0] * 6 + [float("inf")]] * 9])],
+)  # fmt: skip
+def test_a_damaged_record_is_refused_in_one_line(content, tmp_path) -> None:
+    record = tmp_path / "x.json"
+    record.write_text(content)
+    with pytest.raises(UserError, match="is damaged or of another search: delete it") as error:
+        search(record)
+    assert "\n" not in str(error.value)
+    assert record.read_text() == content
+
+
+def test_a_start_is_judged_once(monkeypatch) -> None:
+    made = killed_after(1000, monkeypatch)
+    start = TableSampler(DPMSolverPP())
+    found = tune(exact_gaussian(Gaussian.spectrum()), 3, start, stages=["drift"], steps=1, batch=1, validation=1)
+    assert found.start == "given"
+    assert len(made) == 2  # the start and what was learned
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path) -> None:
@@ -151,6 +229,14 @@ def test_ranks_learn_one_table_and_share_the_judging() -> None:
     first, second = done.values
     assert first == second
     assert first["kept"] == pytest.approx(first["alone"], abs=1e-6)
+
+
+def test_ranks_share_a_search() -> None:
+    done = run_on_ranks(Path(__file__).with_name("tune_on_ranks.py"), "search")
+    assert done.codes == [0, 0], done.said
+    first, second = done.values
+    assert first["alone"] == first["shared"] == second["shared"]
+    assert first["calls"]["shared"] == second["calls"]["shared"] == first["calls"]["alone"] / 2
 
 
 def test_blocks_are_whole_and_of_one_size() -> None:
@@ -210,6 +296,30 @@ def test_unknown_stages_are_refused() -> None:
 
 def test_the_quiet_trainer_runs_where_the_problem_is() -> None:
     assert quiet_trainer(clusters(), 3).max_steps == 3
+
+
+def test_without_a_trainer_nothing_is_said_and_nothing_stays_changed() -> None:
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    said, handler = list[str](), Keep()
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
+    loggers = [logging.getLogger(name) for name in names]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        filters = [*warnings.filters]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            tune(exact_gaussian(Gaussian.spectrum()), 3, stages=["drift"], steps=1, batch=1, validation=1)
+            assert [logger.level for logger in loggers] == levels
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+        assert warnings.filters == filters
+    assert said == [str(one.message) for one in warned] == []
 
 
 def test_grids_start_a_table_by_hand() -> None:

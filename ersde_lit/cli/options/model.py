@@ -133,10 +133,7 @@ class GuidedModel:
     def warnings(self, sampler: "Sampler", name: str) -> list[str]:
         """Lines on what the tables of a sampler, called `name`, were learned for, where that is not what is sampled."""
         facts = getattr(tables_of(sampler), "facts", {})
-        lines = []
-        if "network" in facts and facts["network"] != self._network:
-            other = f"(digest {str(facts['network'])[:16]}; here {self._network})"
-            lines.append(f"warning: {name} was learned for another network {other}")
+        lines = of_other_network(facts, self._network, name) if "network" in facts else []
         own = self.guidance.named()
         if (guidance := facts.get("guidance", own) or {}) != own:
             lines.append(f"warning: {name} was learned with {_in_words(guidance)}, and here is {_in_words(own)}")
@@ -160,6 +157,13 @@ class GuidedModel:
             if machine.compile is not None and isinstance(module, Network):
                 module.compile(mode=machine.compile, dynamic=False)  # at first use, once more for each batch size
         return ranks
+
+
+def of_other_network(facts: Mapping[str, Any], own: str, name: str) -> list[str]:
+    """A line where tables called `name`, with these facts, were learned for another network than the own."""
+    if facts["network"] == own:
+        return []
+    return [f"warning: {name} was learned for another network (digest {str(facts['network'])[:16]}; here {own})"]
 
 
 def tables_of(sampler: "Sampler") -> "SavedTables | None":

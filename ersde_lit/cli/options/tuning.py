@@ -8,9 +8,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ersde_lit.cli.parser import split
 from ersde_lit.errors import UserError
-from ersde_lit.names import TABLES
-
-STAGES = ("grid", "drift", "noise")
+from ersde_lit.names import STAGES, TABLES
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class LearningOptions:
             efficientnet; dinov2; inception, with gradient_free; or a class.
         objective: energy: energy distance; kernel: distance of moments up to the third, as KID.
         gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
-        steps: of learning for each NFE (of gradient_free: runs of the sampler, begun anew after a kill).
+        steps: of learning for each NFE (of gradient_free: runs of the sampler).
         minutes: of learning for each NFE at most, not of gradient_free; all steps if not given.
         batch_size: images a step, on each device.
         stopping: images that decide which table is kept; never worse than default on them.
