@@ -99,12 +99,16 @@ def test_each_can_be_named_as_a_sampler(name: str, choice, nfe: int) -> None:
 
 
 def test_noisy() -> None:
-    chosen = [(8, "0.9:0.916", 0.92), (10, "1.0:0.3", 1.0), (20, "1.5:0.00937", 1.4), (50, "1.5:9.6e-05", 2.0)]
-    for nfe, window, nodes in chosen:
-        assert noisy(nfe).solver == ERSDE(2, f"window:{window}:10000:1", nodes=nodes, relative=True)
+    chosen = [
+        (2, "ode", 0.68, 0.3125, 25), (5, "ode", 0.8, 0.02, 25), (8, "window:0.9:0.3:10000:1", 0.92, 0.0049, 25),
+        (10, "window:1.0:0.3:10000:1", 1.0, 0.0025, 25), (20, "window:1.5:0.00937:10000:1", 1.4, 0.002, 80),
+        (50, "window:1.5:9.6e-05:10000:1", 2.0, 0.002, 80),
+    ]  # fmt: skip
+    for nfe, noise, nodes, lam_min, lam_max in chosen:
+        assert noisy(nfe).solver == ERSDE(2, noise, nodes=nodes, relative=True)
         assert noisy(nfe).add_mean
-        torch.testing.assert_close(noisy(nfe).grid(nfe), grids.edm(nfe, rho=9.0))
-    assert noisy(7).solver == default(7).solver
+        expected = grids.edm(nfe, lam_min=lam_min, lam_max=lam_max, rho=10.0)
+        torch.testing.assert_close(noisy(nfe).grid(nfe), expected, rtol=1e-3, atol=0)
 
 
 def first_x0_given(data: Gaussian, x0: Tensor) -> Any:
