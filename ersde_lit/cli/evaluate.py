@@ -133,13 +133,10 @@ def evaluate(
                     if store.find(cell, scores.metrics) is None:
                         store.place(cell)  # raises now where it is taken, not hours later
         run = Sweep(store, Pictures(store.folder), scores, protocol, ranks, what.keep_images, _tell)
-        try:
-            if data is not None:
-                run.real(data, len(sets[0]))
-            for cell in cells:
-                run.cell(cell)
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
+        if data is not None:
+            run.real(data, len(sets[0]))
+        for cell in cells:
+            run.cell(cell)
         if not first:
             return None
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, protocol, what.best)

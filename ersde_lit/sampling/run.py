@@ -81,10 +81,11 @@ class Report(NamedTuple):
     images: int  # sampled now, by all ranks
     seconds: float
     memory: int  # bytes, the peak of the rank that needed most
+    ranks: int
 
     def __str__(self) -> str:
         speed = f"{self.images:,} now, {self.images / self.seconds:.3g} a second"
-        return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB"
+        return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB" + " a rank" * (self.ranks > 1)
 
 
 def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = None) -> Report:
@@ -120,7 +121,7 @@ def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = 
         labels = job.labels_of(work.seeds)
         halved = {"halved_to": work.chunk} if work.chunk < (work.at_a_time or work.batch_size) else {}
         work.publish(None if labels is None else labels.tolist(), **halved, device=_name(fabric.device))
-    return Report(len(work.seeds) - before, seconds, memory)
+    return Report(len(work.seeds) - before, seconds, memory, fabric.world_size)
 
 
 def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
