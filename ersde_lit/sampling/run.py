@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors
 from ersde_lit.progress import console, progress
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.labels import labels_of
-from ersde_lit.sampling.views import Preview, Trajectory
+from ersde_lit.sampling.views import MARK, Preview
 from ersde_lit.sampling.work import Work
 from ersde_lit.solvers import Sampler
 from ersde_lit.solvers.loop import Callback
@@ -124,11 +127,13 @@ def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = 
     return Report(len(work.seeds) - before, seconds, memory, fabric.world_size)
 
 
-def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
+def trajectory(job: Job, seeds: Sequence[int], path: str | Path) -> None:
     """Draws the x0 predictions of these seeds: a row an image, a column a step."""
-    steps = Trajectory(job.to_bytes)
-    job.images(seeds, len(seeds), steps)
-    steps.save(path)
+    steps: list[Tensor] = []
+    job.images(seeds, len(seeds), lambda i, lam, y, x0: steps.append(job.to_bytes(x0).cpu()))
+    sheet = rearrange(steps, "steps n c h w -> (n steps) c h w")
+    with disk_errors(path, "trajectory"):
+        save_png(image_grid(sheet, columns=len(steps)), Path(path), MARK)
 
 
 def _sample(work: Work, numbers: Sequence[int], job: Making, local_rank: int, preview: Preview | None) -> None:
