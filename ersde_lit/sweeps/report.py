@@ -145,10 +145,6 @@ class Report:
         """A table a metric."""
         return {metric: Sheet(self.heading(metric), self.header, self.rows(metric)) for metric in self.metrics}
 
-    def csv(self) -> str:
-        """One row a cell, with everything that affects its numbers."""
-        return to_csv(self.records)
-
 
 class ImagesReport:
     """Report of images from disk: one row a set of images, one column a metric."""
@@ -175,10 +171,6 @@ class ImagesReport:
         how = self.protocol.scores
         heading = f"Images compared with {how['reference']}, {how['features']}"
         return {"": Sheet(heading, self.header, self.rows())}
-
-    def csv(self) -> str:
-        """One row a set of images."""
-        return to_csv(self.records)
 
 
 def sizes(records: Sequence[Record]) -> str:
