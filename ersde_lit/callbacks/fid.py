@@ -124,7 +124,7 @@ class FIDCallback(ValidationCallback):
         self._real: RealImages | None = None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the real images, once, on all ranks."""
+        """Measures the real images, once; raises UserError now, not hours later, where a table is missing."""
         if not hasattr(pl_module, "ema_denoiser"):
             raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
         if getattr(pl_module, "restores", False):
@@ -132,17 +132,12 @@ class FIDCallback(ValidationCallback):
         if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
         for name, sampler in self.samplers.items():
-            if isinstance(sampler, TableSampler):
-                self._check(name, sampler, cast(Denoiser, pl_module.ema_denoiser))
+            for nfe in self.nfes if isinstance(sampler, TableSampler) else ():
+                try:
+                    sampler.table(cast(Denoiser, pl_module.ema_denoiser), nfe)
+                except UserError as error:
+                    raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
         self._real = self._real or self._measure_real(trainer, pl_module)
-
-    def _check(self, name: str, sampler: TableSampler, denoiser: Denoiser) -> None:
-        """Raises UserError now, not hours later, where a sampler has no table for the denoiser at an NFE."""
-        for nfe in self.nfes:
-            try:
-                sampler.table(denoiser, nfe)
-            except UserError as error:
-                raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
 
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
