@@ -49,11 +49,12 @@ class RunFolder:
         path: the folder.
         last, previous: the newest checkpoint and the one before.
         best: the checkpoint of the best FID or PSNR.
+        config: the configuration that it was last trained with.
         finished: a file that marks the run as finished.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.finished = path, path / "finished"
+        self.path, self.config, self.finished = path, path / "config.yaml", path / "finished"
         self.last, self.previous, self.best = (
             path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
         )
@@ -102,11 +103,6 @@ class RunFolder:
                 return Entry(path, [*lines, f"Resuming {self.path} from {path}."])
             lines.append(f"Warning: {path} is damaged, and skipped.")
         raise UserError(f"no checkpoint of {self.path} is whole: remove its folder, or start anew with --run NAME")
-
-    @property
-    def config(self) -> Path:
-        """The configuration that the run was last trained with."""
-        return self.path / "config.yaml"
 
 
 class KeepConfiguration(Callback):
