@@ -43,14 +43,9 @@ class Entry(NamedTuple):
 
 
 class RunFolder:
-    """The folder of a run.
+    """The folder of a run, with the configuration that it was last trained with, and a file that marks it as finished.
 
-    Attributes:
-        path: the folder.
-        last, previous: the newest checkpoint and the one before.
-        best: the checkpoint of the best FID or PSNR.
-        config: the configuration that it was last trained with.
-        finished: a file that marks the run as finished.
+    Its checkpoints are the newest, the one before, and that of the best FID or PSNR.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,21 +69,24 @@ class RunFolder:
         )
 
     def enter(self, configuration: str, defaults: str) -> Entry:
-        """Finds out how the run begins with this configuration.
+        """Finds out how the run begins with this configuration, in YAML.
 
         Args:
-            configuration: in YAML.
             defaults: of options, in YAML; a run may have begun before there was an option.
 
         Raises:
-            UserError: the run trains something else, or all its checkpoints are damaged.
+            UserError: the run trains something else, or its configuration or all its checkpoints are damaged.
         """
         checkpoints = [path for path in (self.last, self.previous) if path.exists()]
         if not checkpoints:
             return Entry(None, [])
-        usual, kept, asked = (
-            current(yaml.safe_load(text)) for text in (defaults, self.config.read_text(), configuration)
-        )
+        try:
+            before = dict(yaml.safe_load(self.config.read_text()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise UserError(
+                f"{self.config} cannot be read: put it back, or start a new run with --run NAME --ckpt_path {self.last}"
+            ) from None
+        usual, kept, asked = map(current, (yaml.safe_load(defaults), before, yaml.safe_load(configuration)))
         changed = _differences(merged_options(usual, kept), asked)
         if other := sorted(changed.keys() - LENGTH - WATCH):
             raise UserError(
@@ -108,10 +106,7 @@ class RunFolder:
 class KeepConfiguration(Callback):
     """Writes the configuration of a run once its training has begun, and not where it was refused.
 
-    Args:
-        folder: of the run.
-        configuration: in YAML.
-        resumed: whether the run began earlier, perhaps with another length.
+    A run that is resumed began earlier, perhaps with another length.
     """
 
     def __init__(self, folder: RunFolder, configuration: str, resumed: bool) -> None:

@@ -97,9 +97,11 @@ def test_yaml_of_another_structure_gets_one_line(inside, capsys, tmp_path, text:
     assert error.count("\n") == 1
 
 
-def test_sizes_of_a_configuration_stay_where_the_class_is_named_again(inside, capsys) -> None:
-    again = ["--model.network=ersde_lit.networks.UNet", "--model.network.init_args.num_classes=3"]
-    assert main(["fit", "--config", str(CONFIGS / "digits.yaml"), *again, "--print_config"]) == 0
+def test_sizes_of_a_configuration_stay_where_the_class_is_named_again(inside, capsys, tmp_path) -> None:
+    text = (CONFIGS / "digits.yaml").read_text().replace("num_classes: 10", "num_classes: 3")
+    (tmp_path / "three.yaml").write_text(text)
+    again = ["--config", str(tmp_path / "three.yaml"), "--model.network=ersde_lit.networks.UNet"]
+    assert main(["fit", *again, "--print_config"]) == 0
     network = yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]
     assert (network["image_shape"], network["num_classes"]) == ([1, 8, 8], 3)
 
@@ -133,6 +135,19 @@ def test_an_extension_that_would_change_what_was_trained_is_refused_and_not_kept
     assert "--init_from" in capsys.readouterr().err
     assert (inside / "runs/falling/config.yaml").read_text() == kept
     assert (inside / "runs/falling/finished").exists()
+
+
+@pytest.mark.parametrize("text", ["", "model: [", None])
+def test_a_run_whose_configuration_is_damaged_is_refused(inside, capsys, text: str | None) -> None:
+    assert main(fit("--trainer.callbacks=null", "--run=damaged", "--trainer.max_steps=1")) == 0
+    config = inside / "runs/damaged/config.yaml"
+    kept = config.read_text()
+    config.unlink() if text is None else config.write_text(text)
+    assert main(fit("--trainer.callbacks=null", "--run=damaged", "--trainer.max_steps=1")) == 2
+    error = capsys.readouterr().err
+    assert "runs/damaged/config.yaml cannot be read: put it back" in error
+    assert error.count("ersde_lit: fit: ") == 1
+    config.write_text(kept)
 
 
 def test_fewer_epochs_than_trained_are_refused_with_the_way_out(inside, capsys) -> None:
