@@ -55,7 +55,6 @@ def page(
 
     Args:
         caption: sentences on what was measured, and how.
-        notes: warnings.
         plots: PNG files by metric.
         folder: of the results, with pictures of the samples.
     """

@@ -56,12 +56,7 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif =
 class Sweep:
     """Sweep over cells that are not measured yet. Its methods are called by all ranks.
 
-    Attributes:
-        store: stored results.
-        scores: metrics.
-        protocol: description of the measurement.
-        ranks: the processes.
-        keep_images: keep the images sampled here; otherwise they are deleted once measured.
+    Images that are sampled here are deleted once measured, unless `keep_images`.
     """
 
     store: Cells
