@@ -9,7 +9,7 @@ import numpy as np
 from ersde_lit.metrics.protocol import Protocol
 from ersde_lit.sampling.seeds import parse_seeds
 from ersde_lit.sweeps.cells import REAL, Cell, Measured, record
-from ersde_lit.sweeps.pictures import Pictures
+from ersde_lit.sweeps.pictures import keep_picture
 
 SCORES = {"features": "Edges (3)", "preprocessing": "as they are", "fingerprint": "abc", "reference": "9 images of a"}
 METRICS = {"fid": "of all images", "kid": "subsets of 5", "precision": "3 neighbours"}
@@ -37,9 +37,9 @@ RECORDS = [
 ]
 
 
-def keep_picture(pictures: Pictures, record: dict, images: np.ndarray, path: Path) -> None:
+def picture_of(folder: Path, record: dict, images: np.ndarray, path: Path) -> None:
     """As an evaluation does with a cell's images, uint8 [n, H, W, C]."""
     meta = record["description"]
     np.savez(path, arr_0=images, meta=json.dumps(meta))
     job = SimpleNamespace(nfe=record["nfe"])
-    pictures.keep(Cell(record["sampler"], job, parse_seeds(record["seeds"]), meta, record["asked"]), path)
+    keep_picture(folder, Cell(record["sampler"], job, parse_seeds(record["seeds"]), meta, record["asked"]), path)

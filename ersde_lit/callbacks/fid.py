@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,22 +11,44 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ersde_lit.callbacks.fid_measure import RealImages, measure, sample_images
-from ersde_lit.callbacks.fid_output import log_picture, table
 from ersde_lit.callbacks.progress_bar import images_shown
-from ersde_lit.callbacks.validation import ValidationCallback, precision_of
+from ersde_lit.callbacks.validation import ValidationCallback, autocast, log_picture, precision_of, table_below
 from ersde_lit.data import ImageDataModule
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.denoisers.labels import trained_of
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.choice import Choice, features_and_reference
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.protocol import title
-from ersde_lit.metrics.scores import MetricName
+from ersde_lit.metrics.nearest import nearest_distances
+from ersde_lit.metrics.protocol import size_in_words, title
+from ersde_lit.metrics.reference import Reference
+from ersde_lit.metrics.scores import MetricName, Scores
+from ersde_lit.ranks import Ranks
+from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.grid import image_grid
+from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler, TableSampler
 
 ROWS = 10  # of a picture, at most
+
+
+class RealImages(NamedTuple):
+    """Features, reference statistics, and metrics of held-out real images."""
+
+    features: Features
+    reference: Reference
+    values: dict[str, float]  # of held-out images, by the names they are logged with
+    held_out: int = 0  # their number
+
+    @property
+    def description(self) -> str:
+        """Words on the reference and the features."""
+        shape = self.reference.image_shape
+        size = "" if shape is None else f" of {size_in_words(shape)}"
+        return f"{self.reference.description}{size}; {self.features.description}"
+
+    def scores(self, metrics: Sequence[MetricName], ranks: Ranks) -> Scores:
+        return Scores(self.features, self.reference, metrics, sync=ranks.count > 1, group=ranks.group)
 
 
 class FIDCallback(ValidationCallback):
@@ -102,7 +124,7 @@ class FIDCallback(ValidationCallback):
         self._real: RealImages | None = None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the real images, once, on all ranks."""
+        """Measures the real images, once; raises UserError now, not hours later, where a table is missing."""
         if not hasattr(pl_module, "ema_denoiser"):
             raise UserError(f"FIDCallback samples a DiffusionModule, and a {type(pl_module).__name__} has no denoiser")
         if getattr(pl_module, "restores", False):
@@ -110,17 +132,12 @@ class FIDCallback(ValidationCallback):
         if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
         for name, sampler in self.samplers.items():
-            if isinstance(sampler, TableSampler):
-                self._check(name, sampler, cast(Denoiser, pl_module.ema_denoiser))
+            for nfe in self.nfes if isinstance(sampler, TableSampler) else ():
+                try:
+                    sampler.table(cast(Denoiser, pl_module.ema_denoiser), nfe)
+                except UserError as error:
+                    raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
         self._real = self._real or self._measure_real(trainer, pl_module)
-
-    def _check(self, name: str, sampler: TableSampler, denoiser: Denoiser) -> None:
-        """Raises UserError now, not hours later, where a sampler has no table for the denoiser at an NFE."""
-        for nfe in self.nfes:
-            try:
-                sampler.table(denoiser, nfe)
-            except UserError as error:
-                raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
 
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
@@ -179,8 +196,7 @@ class FIDCallback(ValidationCallback):
         for key, value in values.items():
             pl_module.log(key, value, sync_dist=True)  # equal on all ranks already; keeps Lightning from warning
         measured_in = f"{self._real.description}; step {trainer.global_step:,}"
-        of = self.num_samples, self._real.held_out
-        pl_module.print(table(self.metrics[0], values, cells, *of, measured_in))
+        pl_module.print(self._table(values, cells, self._real.held_out, measured_in))
         if left_out:
             pl_module.print(f"not begun within {self.max_seconds:g} seconds: {', '.join(left_out)}")
 
@@ -234,3 +250,60 @@ class FIDCallback(ValidationCallback):
             rank_zero_warn(f"no picture of {name}/nfe{nfe}: {error}")
             return
         log_picture(trainer, image_grid(images, self.columns), name, nfe)
+
+    def _table(self, values: Mapping[str, float], cells: Mapping[str, Sequence[int]], real: int, measured: str) -> str:
+        """The first metric, and the distance to the nearest training image if known, of each sampler at its NFEs."""
+        metric = self.metrics[0]
+
+        def cell(key: str) -> str:
+            near = f" ({values[f'nearest/{key}']:.1f})" if f"nearest/{key}" in values else ""
+            return f"{values[f'{metric}/{key}']:.4g}{near}" if f"{metric}/{key}" in values else ""
+
+        near = any(key.startswith("nearest/") for key in values)
+        grey = " (grey levels to the nearest training image)" if near else ""
+        lines = [f"{title(metric)}{grey} of {self.num_samples:,} samples to {measured}"]
+        if value := cell("real"):
+            few = metric == "fid" and real < self.num_samples
+            biased = ": too high, as FID falls with the number of images" if few else ""
+            lines.append(f"{real:,} real images{biased}: {value}")
+        return table_below(lines, cells, cell)
+
+
+def sample_images(
+    trainer: Trainer, denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], nfe: int, batch_size: int,
+    labels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Samples images, uint8 [B, C, H, W]; raises FloatingPointError where one is not finite."""
+    with autocast(trainer):
+        made = generate(denoiser, sampler, seeds, nfe, labels, batch_size=batch_size)
+        return torch.cat([quantise(block.images) for block in made])
+
+
+def measure(
+    blocks: Iterable[tuple[Tensor, int]], scores: Scores, train_images: Tensor | None, ranks: Ranks
+) -> tuple[dict[str, float], str]:
+    """Computes metrics over all ranks by name, and why they are NaN where a sample is not finite, else "".
+
+    Args:
+        blocks: this rank's images, uint8, and for how many of each block the nearest training image is sought.
+        train_images: where it is sought; None: nowhere, and "nearest" is not among the metrics.
+    """
+    failure, nearest = "", torch.empty(0, device=scores.moments.device)
+    scores.reset()
+    with ranks.fail_together():
+        try:
+            for images, leading in blocks:
+                scores.update(images)
+                if leading and train_images is not None:
+                    nearest = torch.cat([nearest, nearest_distances(images[:leading], train_images)])
+        except FloatingPointError as error:
+            failure = str(error)
+    failure = next(filter(None, ranks.gather(failure)), "")
+    if failure:
+        names = scores.metrics if train_images is None else (*scores.metrics, "nearest")
+        return dict.fromkeys(names, math.nan), failure
+    with ranks.fail_together():
+        values = scores.compute()
+    if train_images is not None:
+        values["nearest"] = torch.cat(ranks.gather(nearest.double().cpu())).mean().item()
+    return values, ""

@@ -10,9 +10,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ersde_lit.callbacks.fid_output import log_picture, table_below
 from ersde_lit.callbacks.progress_bar import images_shown
-from ersde_lit.callbacks.validation import ValidationCallback, autocast, precision_of
+from ersde_lit.callbacks.validation import ValidationCallback, autocast, log_picture, precision_of, table_below
 from ersde_lit.data import ImageDataModule
 from ersde_lit.data.base import Batches
 from ersde_lit.denoisers import Denoiser, NoiseLaw

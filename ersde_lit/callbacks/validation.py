@@ -1,15 +1,23 @@
-"""Base class of callbacks that evaluate a model at its validations, on all ranks and in the trainer's precision."""
+"""Base class of callbacks that evaluate a model at validations, on all ranks, and how they show images and numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.ranks import Ranks
+from ersde_lit.sampling.grid import save_png
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,6 +96,32 @@ def autocast(trainer: Trainer) -> torch.autocast:
     """Autocast to `precision_of` a trainer."""
     dtype = DTYPES.get(precision_of(trainer), torch.float32)
     return torch.autocast(trainer.strategy.root_device.type, dtype, enabled=dtype != torch.float32)
+
+
+def log_picture(trainer: Trainer, picture: Tensor, name: str, nfe: int) -> None:
+    """Logs a grid of images, uint8 [C, H, W], to TensorBoard, Weights & Biases and <default_root_dir>/samples."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # that of `log`; global_step is one ahead of it
+    if picture.shape[0] in (1, 3):
+        save_png(picture, Path(trainer.default_root_dir) / "samples" / f"{name}-nfe{nfe}-step{step:07d}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"samples/{name}/nfe{nfe}", picture, step)
+        elif isinstance(logger, WandbLogger):
+            pixels = rearrange(picture, "c h w -> h w c").numpy()
+            logger.log_image(f"samples/{name}/nfe{nfe}", [pixels], step)
+
+
+def table_below(lines: Sequence[str], cells: Mapping[str, Sequence[int]], cell: Callable[[str], str]) -> str:
+    """Formats lines and below them a table by sampler and NFE, where `cell` is told "<sampler>/nfe<k>"."""
+    columns = sorted({nfe for nfes in cells.values() for nfe in nfes})
+    rows = Table("sampler", *(Column(f"NFE {nfe}", justify="right") for nfe in columns))
+    for name in cells:
+        rows.add_row(name, *(cell(f"{name}/nfe{nfe}") for nfe in columns))
+    with StringIO() as text:
+        console = Console(file=text, width=100, soft_wrap=True)
+        console.print("\n".join(lines), highlight=False, markup=False)
+        console.print(rows)
+        return text.getvalue().rstrip()
 
 
 def _is_trial(trainer: Trainer) -> bool:

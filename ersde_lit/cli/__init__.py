@@ -1,5 +1,6 @@
 """Command line: dispatcher that answers `--help` and unknown commands without importing torch."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else fail(stop.code)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on")
+        if not int(os.environ.get("LOCAL_RANK", 0)):  # one process a node says so
+            fail("stopped; the same command goes on")
         return CTRL_C
     except UnicodeDecodeError as error:
         return fail(f"{command}: a YAML file is no text: {error}")

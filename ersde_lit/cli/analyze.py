@@ -100,7 +100,8 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     title = f"Step by step: {grid} grid, λ {lams[0]:.4g} to {lams[lams > 0][-1]:.4g}, NFE {options.nfe}"
     analysis = Analysis(lams, title, problem)
     _exactly(analysis, solvers, split(options.noise_scales))
-    _on_paths(analysis, _measure(options, denoiser, solvers, lams, seeds), solvers)
+    for name, error in _measure(options, denoiser, solvers, lams, seeds).items():
+        _add(analysis, name, _phi(solvers[name]), one_step_rms=error.one_step, rms=error.accumulated)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
     made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
     resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
@@ -189,31 +190,36 @@ def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str,
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
     """Adds coefficients of noise scales and tables, and exact errors on Gaussian data, to the analysis."""
     from ersde_lit.analysis import steps as exact
-    from ersde_lit.analysis.report import Curve, phi_name
+    from ersde_lit.analysis.report import phi_name
     from ersde_lit.solvers import ERSDE, noise_scale
     from ersde_lit.solvers.oracles import Gaussian
 
     data, lams = Gaussian.spectrum(), analysis.lams
-    named = {name: solver.noise_scale for name, solver in solvers.items() if isinstance(solver, ERSDE)}
-    for phi in dict.fromkeys([*scales, *map(str, named.values())]):
-        table = ERSDE(1, phi).tableau(lams)
-        for quantity, values in {
-            "euler_coefficient": exact.euler_coefficients(noise_scale(phi), lams),
-            "b": table.b,
-            "b_relative": exact.injected_noise(table),
-            "kappa": noise_scale(phi).kappa(lams[:-1]),
-        }.items():
-            analysis.curves.append(Curve(quantity, phi_name(phi), values, phi))
+    for phi in dict.fromkeys([*scales, *filter(None, map(_phi, solvers.values()))]):
+        table, euler = ERSDE(1, phi).tableau(lams), exact.euler_coefficients(noise_scale(phi), lams)
+        _add(analysis, phi_name(phi), phi, euler_coefficient=euler, b=table.b, b_relative=exact.injected_noise(table))
+        _add(analysis, phi_name(phi), phi, kappa=noise_scale(phi).kappa(lams[:-1]))
     for name, solver in solvers.items():
-        table = solver.tableau(lams)
-        phi_of = str(named[name]) if name in named else None
-        for quantity, values in {
-            **({"b": table.b, "b_relative": exact.injected_noise(table)} if phi_of is None else {}),
-            "error_left": exact.denoiser_error_left(data, table),
-            "one_step_w2": exact.one_step_w2(data, solver, lams),
-            "w2": exact.accumulated_w2(data, table),
-        }.items():
-            analysis.curves.append(Curve(quantity, name, values, phi_of))
+        table, of = solver.tableau(lams), _phi(solver)
+        if of is None:
+            _add(analysis, name, of, b=table.b, b_relative=exact.injected_noise(table))
+        _add(analysis, name, of, error_left=exact.denoiser_error_left(data, table))
+        w2 = exact.accumulated_w2(data, table)
+        _add(analysis, name, of, one_step_w2=exact.one_step_w2(data, solver, lams), w2=w2)
+
+
+def _add(analysis: "Analysis", name: str, phi: str | None, **values: "Tensor") -> None:
+    """Adds curves of a noise scale or solver to the analysis, by quantity."""
+    from ersde_lit.analysis.report import Curve
+
+    analysis.curves += [Curve(quantity, name, of_steps, phi) for quantity, of_steps in values.items()]
+
+
+def _phi(solver: "Solver") -> str | None:
+    """The name of a solver's noise scale, if it has one."""
+    from ersde_lit.solvers import ERSDE
+
+    return str(solver.noise_scale) if isinstance(solver, ERSDE) else None
 
 
 def _measure(
@@ -237,19 +243,6 @@ def _measure(
         task = bar.add_task("reference", total=calls)
         advance = partial(bar.update, task, advance=1)
         return path_errors(denoiser, solvers, lams, starts, options.substeps, advance)
-
-
-def _on_paths(analysis: "Analysis", errors: "dict[str, PathErrors]", solvers: "dict[str, Solver]") -> None:
-    from ersde_lit.analysis.report import Curve
-    from ersde_lit.solvers import ERSDE
-
-    for name, error in errors.items():
-        solver = solvers[name]
-        phi = str(solver.noise_scale) if isinstance(solver, ERSDE) else None
-        analysis.curves += [
-            Curve("one_step_rms", name, error.one_step, phi),
-            Curve("rms", name, error.accumulated, phi),
-        ]
 
 
 def _notes(options: AnalysisOptions, problem: str) -> list[str]:

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from inspect import signature
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ersde_lit.cli.parser import merged_options
 from ersde_lit.cli.typos import find_class
 from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
@@ -16,24 +14,22 @@ from ersde_lit.errors import UserError
 NUMBER_OF_CLASSES = ("num_classes", "label_dim")
 
 
-def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]], of_class: bool) -> list[str]:
+def sizes_of_data(
+    arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+) -> list[str]:
     """Options that set image size and number of classes of the network to the data's, where nothing else sets them.
 
-    Args:
-        arguments: of the command line.
-        files: content of its configuration files.
-        of_class: whether `model` is given by class_path.
+    Those that are `given` are of the command line and of its configuration files.
     """
-    prefix = "model.init_args.network" if of_class else "model.network"
-    network: Any = reduce(merged_options, files.values(), dict[str, Any]())
+    prefix = "model.init_args.network" if is_class(given.get("model")) else "model.network"
+    network: Any = given
     for key in prefix.split("."):
-        network = network.get(key) or {}
-    path = _given(arguments, f"--{prefix}.class_path") or _given(arguments, f"--{prefix}") or network.get("class_path")
-    kind = find_class(str(path))
-    if kind is None:
+        network = network.get(key) if isinstance(network, Mapping) else None
+    path = network if isinstance(network, str) else network["class_path"] if is_class(network) else None
+    if (kind := find_class(str(path))) is None:
         return []
-    set_already = {*network.get("init_args", {})}
-    set_already |= {a.partition("=")[0].rpartition(".")[2] for a in arguments if a.startswith(f"--{prefix}.")}
+    init_args = network.get("init_args") if isinstance(network, Mapping) else None
+    set_already = {*network, *(init_args if isinstance(init_args, Mapping) else ())}
     missing = [name for name in signature(kind).parameters if name not in set_already]
     if not any(name in missing for name in ("image_shape", "img_resolution", "img_channels", *NUMBER_OF_CLASSES)):
         return []
@@ -64,10 +60,6 @@ def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> I
         return None
 
 
-def _given(arguments: Sequence[str], option: str) -> str | None:
-    for k, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option:
-            return arguments[k + 1] if k + 1 < len(arguments) else None
-    return None
+def is_class(value: Any) -> bool:
+    """Whether options are of a class that they name."""
+    return isinstance(value, str) or (isinstance(value, Mapping) and "class_path" in value)

@@ -17,7 +17,6 @@ from ersde_lit.files import check_present, disk_errors, write_text
 from ersde_lit.names import CARRIED
 
 if TYPE_CHECKING:
-    from ersde_lit.sweeps.cells import Record
     from ersde_lit.sweeps.report import ImagesReport, Report
 
 
@@ -91,7 +90,6 @@ def evaluate(
     from ersde_lit.ranks import Ranks
     from ersde_lit.sampling import decoder as of_decoder
     from ersde_lit.sweeps.cells import MADE_HERE, Cell, Cells
-    from ersde_lit.sweeps.pictures import Pictures
     from ersde_lit.sweeps.report import Report
     from ersde_lit.sweeps.sweep import Sweep
 
@@ -132,14 +130,11 @@ def evaluate(
                 for cell in cells:
                     if store.find(cell, scores.metrics) is None:
                         store.place(cell)  # raises now where it is taken, not hours later
-        run = Sweep(store, Pictures(store.folder), scores, protocol, ranks, what.keep_images, _tell)
-        try:
-            if data is not None:
-                run.real(data, len(sets[0]))
-            for cell in cells:
-                run.cell(cell)
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
+        run = Sweep(store, scores, protocol, ranks, what.keep_images)
+        if data is not None:
+            run.real(data, len(sets[0]))
+        for cell in cells:
+            run.cell(cell)
         if not first:
             return None
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, protocol, what.best)
@@ -179,25 +174,12 @@ def evaluate_images(
     return report
 
 
-def _tell(record: "Record") -> None:
-    """Prints a cell's metrics in one line."""
-    from ersde_lit.metrics.protocol import title
-    from ersde_lit.progress import console
-
-    what = record["sampler"]
-    if record["nfe"] is not None:
-        what += f", NFE {record['nfe']}, seeds {record['seeds']}"
-    values = ", ".join(f"{title(name)} {value:.4g}" for name, value in record["scores"].items())
-    console.print(f"{what}: {values} ({record['images']:,} images)", markup=False, soft_wrap=True)
-
-
 def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str) -> None:
     """Prints a report, writes its tables, plots and page to the folder, and names the files."""
     from rich.console import Console
 
     from ersde_lit.sweeps.page import page
-    from ersde_lit.sweeps.pictures import Pictures
-    from ersde_lit.sweeps.report import ImagesReport, sizes
+    from ersde_lit.sweeps.report import ImagesReport, sizes, to_csv
 
     caption = f"{caption} {sizes(report.records)}".rstrip()
     notes = dict.fromkeys(note.removesuffix("?") for record in report.records for note in record["notes"])
@@ -212,10 +194,10 @@ def _publish(folder: Path | None, report: "Report | ImagesReport", caption: str)
     tables, html = [folder / "results.csv", folder / "results.md"], folder / "results.html"
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-        write_text(tables[0], report.csv())
+        write_text(tables[0], to_csv(report.records))
         write_text(tables[1], "\n\n".join([*(sheet.markdown() for sheet in sheets), *paragraphs]) + "\n")
         plots = {} if isinstance(report, ImagesReport) else plots_of(folder, report)
-        write_text(html, page(report, caption, [*notes], plots, Pictures(folder)))
+        write_text(html, page(report, caption, [*notes], plots, folder))
     for name, paths in {"tables": tables, "plots": [*plots.values()], "page": [html]}.items():
         if paths:
             console.print(f"{name:<7} {', '.join(map(str, paths))}", markup=False)

@@ -17,7 +17,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--ckpt_path")
     parser.add_argument("--init_from")
-    files, rest = parser.parse_known_args([*arguments])
+    files, _ = parser.parse_known_args([*arguments])
     if files.ckpt_path and files.init_from:
         raise UserError("--ckpt_path goes on with a training, --init_from begins one: pass one of them")
     paths = [*files.config, *filter(None, (files.ckpt_path, files.init_from))]
@@ -27,7 +27,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
     from ersde_lit.cli.trainer import run_lightning
 
-    run_lightning(command, arguments, content, _names_a_class(rest, content.values()))
+    run_lightning(command, arguments, content)
 
 
 def _is_path(text: str) -> bool:
@@ -39,10 +39,3 @@ def _read(file: str) -> Any:
     """Content of a YAML file; None where it cannot be read, which the parser will say."""
     with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
         return yaml.safe_load(Path(file).read_text())
-
-
-def _names_a_class(arguments: Sequence[str], contents: Any) -> bool:
-    """Whether `model` is given as class_path and init_args, as that of a `NoisyClassifier` is."""
-    if any(argument.startswith(("--model=", "--model.class_path")) or argument == "--model" for argument in arguments):
-        return True
-    return any("class_path" in (content.get("model") or {}) for content in contents)

@@ -5,15 +5,10 @@ from typing import NoReturn
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ersde_lit.cli import COMMANDS
 from ersde_lit.cli.parser import one_line
 from ersde_lit.training import RollingCheckpoint
 
-DESCRIPTIONS = {
-    "fit": "Trains a denoiser, or resumes its run: fit --config configs/digits.yaml",
-    "validate": "Losses, and FID or PSNR, of a run on its validation data.",
-    "test": "The loss of a run on its test data.",
-    "predict": "One generated image for each image of the test data.",
-}
 HELP = {  # in the place of Lightning's
     "ckpt_path": "checkpoint that is taken; fit finds its run's own, and goes on from this one with its optimiser",
     "weights_only": "has no effect: checkpoints are always read as plain data",
@@ -53,7 +48,7 @@ def add_run_options(parser: LightningArgumentParser) -> None:
 
 def arranged(parser: LightningArgumentParser, command: str) -> LightningArgumentParser:
     """Puts the options of a command in their order, with our words for Lightning's."""
-    parser.description = DESCRIPTIONS[command]
+    parser.description = COMMANDS[command][1][0].upper() + COMMANDS[command][1][1:]
     parser.usage = f"python -m ersde_lit {command} --config FILE [options]"
     named = {name: group for name in HEADINGS if (group := (parser.groups or {}).get(name))}
     for name, group in named.items():

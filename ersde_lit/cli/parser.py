@@ -139,9 +139,27 @@ def options_of(option: str, group: Any, choice: Mapping[str, Any], skip: Sequenc
 
 
 def merged_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options of both, those of `other` where both have one."""
+    """Nested options of both, those of `other` where both have one; beside options a text is their class_path."""
     merged = dict(one)
     for name, value in other.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = merged_options(merged[name], value) if both else value
+        before = merged.get(name)
+        if isinstance(before, str) and isinstance(value, Mapping):
+            before = {"class_path": before}
+        elif isinstance(before, Mapping) and "class_path" in before and isinstance(value, str):
+            value = {"class_path": value}
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        merged[name] = merged_options(before, value) if both else value
+    return merged
+
+
+def with_arguments(options: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Nested options, and as texts those of the command line."""
+    merged = dict(options)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            key, given, text = argument[2:].partition("=")
+            value: Any = text if given else following
+            for name in reversed(key.split(".")):
+                value = {name.removesuffix("+"): value}
+            merged = merged_options(merged, value)
     return merged

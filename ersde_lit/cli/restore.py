@@ -130,16 +130,11 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
         print(f"{what.out} is finished: nothing to do")
     else:
         ranks = model.start()
-        first = ranks.global_rank == 0
         job = Restoration(denoiser, sampler, what.nfe, degraded, tiles, what.seed, **model.precision)
-        try:
-            report = complete(work, job, ranks)
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
-        if not first:
+        report = complete(work, job, ranks)
+        if ranks.global_rank:
             return
-        told = f"{len(names):,} images in {what.out}, NFE {what.nfe}: {report}"
-        print(told + (" a rank" if ranks.world_size > 1 else ""))
+        print(f"{len(names):,} images in {what.out}, NFE {what.nfe}: {report}")
     if what.clean:
         _compare(degraded, paths["clean"], Path(what.out))
 

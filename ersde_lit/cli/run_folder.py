@@ -43,17 +43,13 @@ class Entry(NamedTuple):
 
 
 class RunFolder:
-    """The folder of a run.
+    """The folder of a run, with the configuration that it was last trained with, and a file that marks it as finished.
 
-    Attributes:
-        path: the folder.
-        last, previous: the newest checkpoint and the one before.
-        best: the checkpoint of the best FID or PSNR.
-        finished: a file that marks the run as finished.
+    Its checkpoints are the newest, the one before, and that of the best FID or PSNR.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.finished = path, path / "finished"
+        self.path, self.config, self.finished = path, path / "config.yaml", path / "finished"
         self.last, self.previous, self.best = (
             path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
         )
@@ -73,21 +69,24 @@ class RunFolder:
         )
 
     def enter(self, configuration: str, defaults: str) -> Entry:
-        """Finds out how the run begins with this configuration.
+        """Finds out how the run begins with this configuration, in YAML.
 
         Args:
-            configuration: in YAML.
             defaults: of options, in YAML; a run may have begun before there was an option.
 
         Raises:
-            UserError: the run trains something else, or all its checkpoints are damaged.
+            UserError: the run trains something else, or its configuration or all its checkpoints are damaged.
         """
         checkpoints = [path for path in (self.last, self.previous) if path.exists()]
         if not checkpoints:
             return Entry(None, [])
-        usual, kept, asked = (
-            current(yaml.safe_load(text)) for text in (defaults, self.config.read_text(), configuration)
-        )
+        try:
+            before = dict(yaml.safe_load(self.config.read_text()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise UserError(
+                f"{self.config} cannot be read: put it back, or start a new run with --run NAME --ckpt_path {self.last}"
+            ) from None
+        usual, kept, asked = map(current, (yaml.safe_load(defaults), before, yaml.safe_load(configuration)))
         changed = _differences(merged_options(usual, kept), asked)
         if other := sorted(changed.keys() - LENGTH - WATCH):
             raise UserError(
@@ -103,19 +102,11 @@ class RunFolder:
             lines.append(f"Warning: {path} is damaged, and skipped.")
         raise UserError(f"no checkpoint of {self.path} is whole: remove its folder, or start anew with --run NAME")
 
-    @property
-    def config(self) -> Path:
-        """The configuration that the run was last trained with."""
-        return self.path / "config.yaml"
-
 
 class KeepConfiguration(Callback):
     """Writes the configuration of a run once its training has begun, and not where it was refused.
 
-    Args:
-        folder: of the run.
-        configuration: in YAML.
-        resumed: whether the run began earlier, perhaps with another length.
+    A run that is resumed began earlier, perhaps with another length.
     """
 
     def __init__(self, folder: RunFolder, configuration: str, resumed: bool) -> None:

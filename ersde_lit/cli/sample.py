@@ -154,15 +154,11 @@ def sample(
             trajectory(job, seeds[:ON_SHEET], machine.trajectory)
     if finished:
         return
-    try:
-        shown = 64 if model.decoder is None else 4  # decoding takes longer than a step
-        preview = Preview(machine.preview, shown, to_bytes=job.to_bytes) if machine.preview else None
-        report = complete(work, job, ranks, preview)
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here" if first else 1) from None
+    shown = 64 if model.decoder is None else 4  # decoding takes longer than a step
+    preview = Preview(machine.preview, shown, to_bytes=job.to_bytes) if machine.preview else None
+    report = complete(work, job, ranks, preview)
     if first:
         by = " by the checkpoint's own table" if named["solver"] == CARRIED else ""
         if model.carried is not None and sampling.solver is None and not by:
             by = f" (the checkpoint carries tables of {model.carried.nfes} calls)"
-        told = f"{len(seeds):,} images in {image.out}, NFE {job.nfe}{by}: {report}"
-        print(told + (" a rank" if ranks.world_size > 1 else ""))
+        print(f"{len(seeds):,} images in {image.out}, NFE {job.nfe}{by}: {report}")

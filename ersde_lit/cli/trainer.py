@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from rich.console import Console
 from ersde_lit.callbacks.progress_bar import TrainingBar
 from ersde_lit.callbacks.validation import ValidationCallback
 from ersde_lit.cli import CTRL_C
-from ersde_lit.cli.data_sizes import sizes_of_data
+from ersde_lit.cli.data_sizes import is_class, sizes_of_data
 from ersde_lit.cli.fit_parser import Parser, add_run_options, arranged
-from ersde_lit.cli.parser import split
+from ersde_lit.cli.parser import merged_options, split, with_arguments
 from ersde_lit.cli.prediction_writer import PredictionWriter
 from ersde_lit.cli.quiet import quiet
 from ersde_lit.cli.run_folder import KeepConfiguration, RunFolder
@@ -35,16 +36,11 @@ from ersde_lit.training.initialise import initialise
 TERMINATED = 143  # exit code of a process that SIGTERM ended
 
 
-def run_lightning(
-    command: str, arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]], of_class: bool
-) -> None:
-    """Runs a command of LightningCLI.
-
-    Args:
-        files: content of the configuration files by path.
-        of_class: whether `model` is given by class_path.
-    """
+def run_lightning(command: str, arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Runs a command of LightningCLI; `files` is the content of the configuration files by path."""
     quiet()
+    given = with_arguments(reduce(merged_options, files.values(), {}), arguments)
+    of_class = is_class(given.get("model"))  # as a NoisyClassifier is, by class_path and init_args
     with ExitStack() as held:
         try:
             CLI(
@@ -58,7 +54,7 @@ def run_lightning(
                 parser_kwargs={"prog": "python -m ersde_lit"},
                 seed_everything_default=0,
                 auto_configure_optimizers=False,  # the model has a recipe
-                args=[command, *arguments, *sizes_of_data(arguments, files, of_class)],
+                args=[command, *arguments, *sizes_of_data(arguments, files, given)],
             )
         except MisconfigurationException as error:
             raise UserError(str(error)) from error
@@ -73,11 +69,7 @@ def run_lightning(
 
 
 class CLI(LightningCLI):
-    """LightningCLI with a folder for each run.
-
-    Args:
-        held: holds the lock of the run folder.
-    """
+    """LightningCLI with a folder for each run, whose lock is `held`."""
 
     def __init__(self, *args: Any, held: ExitStack, **kwargs: Any) -> None:
         self.held = held

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from lightning.pytorch import Trainer
 
-from ersde_lit.cli.parser import merged_options
+from ersde_lit.cli.parser import merged_options, with_arguments
 from ersde_lit.training import DiffusionModule, RollingCheckpoint
 
 ROOTS: dict[str, Any] = {"model": DiffusionModule, "trainer": Trainer, "checkpoint": RollingCheckpoint}
@@ -17,55 +17,28 @@ OTHERS = (
     "data", "seed_everything", "run", "init_from", "init_skip", "device_batch_size", "compile", "channels_last",
     "ckpt_path", "weights_only", "config", "print_config", "help",
 )  # fmt: skip
+COMMAND = ROOTS | dict.fromkeys(OTHERS)
 
 
 def misspelt(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Line about the first name that nothing has; None if there is none.
-
-    Args:
-        arguments: of the command line.
-        files: content of its configuration files.
-    """
+    """Line about the first name in the configuration files or the command line that nothing has; None without one."""
     merged: dict[str, Any] = {}
     for file, content in files.items():
-        if found := next(_of_command(content), None):
+        if found := next(_of_names(content, COMMAND, ""), None):
             return f"{file}, {found}"
         merged = merged_options(merged, content)
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument.startswith("--"):
-            key, given, text = argument[2:].partition("=")
-            value: Any = text if given else following
-            for name in reversed(key.split(".")):
-                value = {name.removesuffix("+"): value}
-            merged = merged_options(merged, value)
-    return next((f"command line, {found}" for found in _of_command(merged)), None)
+    found = next(_of_names(with_arguments(merged, arguments), COMMAND, ""), None)
+    return found and f"command line, {found}"
 
 
-def _of_command(content: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in content.items():
-        if name in ROOTS and not (isinstance(value, Mapping) and "class_path" in value):
-            yield from _of_class(value, ROOTS[name], name)
-        elif name in ROOTS or name in OTHERS:
-            yield from _of_value(value, None, name)
-        else:
-            yield _line("top level", name, [*ROOTS, *OTHERS])
-
-
-def _of_class(arguments: Any, kind: Any, place: str) -> Iterator[str]:
-    """Misspelt names among the arguments of a class or dataclass."""
-    if not isinstance(arguments, Mapping):
-        return
-    known = [name for name in signature(kind).parameters if name != "self"]
-    try:
-        types = get_type_hints(kind if is_dataclass(kind) else kind.__init__)
-    except (NameError, TypeError):
-        types = {}
-    for name, value in arguments.items():
-        name = name.removesuffix("+")
-        if name in known:
-            yield from _of_value(value, types.get(name), f"{place}.{name}")
+def _of_names(options: Any, kinds: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Misspelt names among options, of whose values these are the kinds, and inside the values."""
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        name = str(name).removesuffix("+")  # YAML has names that are no texts
+        if name in kinds:
+            yield from _of_value(value, kinds[name], f"{place}.{name}".lstrip("."))
         elif name != "help":
-            yield _line(place, name, known)
+            yield _line(place or "top level", name, [*kinds])
 
 
 def _of_value(value: Any, kind: Any, place: str) -> Iterator[str]:
@@ -73,7 +46,7 @@ def _of_value(value: Any, kind: Any, place: str) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _of_value(item, None, place)
-    elif isinstance(value, str) and value.startswith("ersde_lit.") and kind is not str:
+    elif isinstance(value, str) and kind is not str:
         yield from _of_path(value, place)
     elif isinstance(value, Mapping) and "class_path" in value:
         path = str(value["class_path"])
@@ -83,12 +56,21 @@ def _of_value(value: Any, kind: Any, place: str) -> Iterator[str]:
         yield from (_line(place, name, ["class_path", "init_args"]) for name in value if name not in known)
         yield from _of_path(path, place)
         if found is not None:
-            yield from _of_class(value.get("init_args"), found, place)
-    elif isinstance(value, Mapping) and is_dataclass(kind):
-        yield from _of_class(value, kind, place)
+            yield from _of_names(value.get("init_args"), _kinds(found), place)
+    elif is_dataclass(kind) or kind in ROOTS.values():
+        yield from _of_names(value, _kinds(kind), place)
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield from _of_value(item, None, f"{place}.{name}")
+
+
+def _kinds(of: Any) -> dict[str, Any]:
+    """The types of a class's arguments, as far as they are known, by name."""
+    try:
+        types = get_type_hints(of if is_dataclass(of) else of.__init__)
+    except (NameError, TypeError):
+        types = {}
+    return {name: types.get(name) for name in signature(of).parameters}
 
 
 def _of_path(path: str, place: str) -> Iterator[str]:
@@ -110,6 +92,6 @@ def find_class(path: str) -> Any:
         return None
 
 
-def _line(place: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
+def _line(place: str, name: Any, known: Sequence[str]) -> str:
+    near = get_close_matches(str(name), known, 1)
     return f"{place}: there is no {name}" + (f"; did you mean {near[0]}?" if near else f", only {', '.join(known)}")

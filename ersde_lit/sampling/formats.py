@@ -229,7 +229,7 @@ def format_of(out: str | Path, **options: Any) -> Format:
     found = _FORMATS[ending]
     given = {name: value for name, value in options.items() if value}
     for name in given:
-        if name not in getattr(found, "__dataclass_fields__", {}):
+        if not hasattr(found, name):
             raise UserError(f"--{name} is not for --out {out}: subdirs are of a folder, columns of a .png")
     return found(**given)
 

@@ -89,7 +89,7 @@ class RestoredFolder(Folder):
 
 @dataclass(frozen=True)
 class Restoration:
-    """Denoiser, sampler and settings that restore degraded images.
+    """Denoiser, sampler and settings that restore degraded images; in a run it stands in the place of a `Job`.
 
     Attributes:
         seed: of the noise of the first image, for samplers with noise; each image has the next.

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -15,28 +16,18 @@ from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.errors import UserError
+from ersde_lit.files import disk_errors
 from ersde_lit.progress import console, progress
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.generate import generate
+from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.labels import labels_of
-from ersde_lit.sampling.views import Preview, Trajectory
+from ersde_lit.sampling.restored import Restoration
+from ersde_lit.sampling.views import MARK, Preview
 from ersde_lit.sampling.work import Work
 from ersde_lit.solvers import Sampler
 from ersde_lit.solvers.loop import Callback
-
-
-class Making(Protocol):
-    """What makes the images of a run."""
-
-    def labels_of(self, seeds: Sequence[int]) -> Tensor | None: ...
-
-    def count(self, seeds: Sequence[int]) -> int:
-        """How many inputs of the network there are for these images."""
-        ...
-
-    def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Any:
-        """Images [C, H, W] on the CPU, as the run's format takes them; the network gets `batch_size` at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,7 @@ class Job:
         return labels_of(self.denoiser, self.labels, seeds)
 
     def count(self, seeds: Sequence[int]) -> int:
+        """How many inputs of the network there are for these images."""
         return len(seeds)
 
     def images(self, seeds: Sequence[int], batch_size: int, callback: Callback | None = None) -> Tensor:
@@ -81,13 +73,14 @@ class Report(NamedTuple):
     images: int  # sampled now, by all ranks
     seconds: float
     memory: int  # bytes, the peak of the rank that needed most
+    ranks: int
 
     def __str__(self) -> str:
         speed = f"{self.images:,} now, {self.images / self.seconds:.3g} a second"
-        return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB"
+        return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB" + " a rank" * (self.ranks > 1)
 
 
-def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = None) -> Report:
+def complete(work: Work, job: Job | Restoration, fabric: Fabric, preview: Preview | None = None) -> Report:
     """Samples the missing blocks of a run and publishes it; to be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
@@ -120,17 +113,21 @@ def complete(work: Work, job: Making, fabric: Fabric, preview: Preview | None = 
         labels = job.labels_of(work.seeds)
         halved = {"halved_to": work.chunk} if work.chunk < (work.at_a_time or work.batch_size) else {}
         work.publish(None if labels is None else labels.tolist(), **halved, device=_name(fabric.device))
-    return Report(len(work.seeds) - before, seconds, memory)
+    return Report(len(work.seeds) - before, seconds, memory, fabric.world_size)
 
 
-def trajectory(job: Job, seeds: Sequence[int], path: str) -> None:
+def trajectory(job: Job, seeds: Sequence[int], path: str | Path) -> None:
     """Draws the x0 predictions of these seeds: a row an image, a column a step."""
-    steps = Trajectory(job.to_bytes)
-    job.images(seeds, len(seeds), steps)
-    steps.save(path)
+    steps: list[Tensor] = []
+    job.images(seeds, len(seeds), lambda i, lam, y, x0: steps.append(job.to_bytes(x0).cpu()))
+    sheet = rearrange(steps, "steps n c h w -> (n steps) c h w")
+    with disk_errors(path, "trajectory"):
+        save_png(image_grid(sheet, columns=len(steps)), Path(path), MARK)
 
 
-def _sample(work: Work, numbers: Sequence[int], job: Making, local_rank: int, preview: Preview | None) -> None:
+def _sample(
+    work: Work, numbers: Sequence[int], job: Job | Restoration, local_rank: int, preview: Preview | None
+) -> None:
     parent = os.getppid()
     for number in numbers:
         seeds = work.block(number)
@@ -142,7 +139,7 @@ def _sample(work: Work, numbers: Sequence[int], job: Making, local_rank: int, pr
             preview.show(images)
 
 
-def _fitting(work: Work, job: Making, seeds: Sequence[int], preview: Preview | None) -> Any:
+def _fitting(work: Work, job: Job | Restoration, seeds: Sequence[int], preview: Preview | None) -> Any:
     """Samples the images of these seeds, as many at a time as fit into memory."""
     while True:
         size = min(work.chunk, job.count(seeds))

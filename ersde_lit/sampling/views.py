@@ -1,10 +1,9 @@
-"""Preview of a run and trajectories of its images, as pictures."""
+"""Preview of a run, and what pictures of it may replace."""
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -45,23 +44,6 @@ class Preview:
         with disk_errors(self.path, "preview"):
             save_png(image_grid(images[: self.images]), self.path, MARK)
         self._due = time.monotonic() + self.seconds
-
-
-class Trajectory:
-    """Callback of samplers that collects the x0 predictions of each step; `to_bytes` as for `Job`."""
-
-    def __init__(self, to_bytes: Callable[[Tensor], Tensor] = quantise) -> None:
-        self.to_bytes = to_bytes
-        self.steps: list[Tensor] = []
-
-    def __call__(self, i: int, lam: Tensor, y: Tensor, x0: Tensor) -> None:
-        self.steps.append(self.to_bytes(x0).cpu())
-
-    def save(self, path: str | Path) -> None:
-        """Draws a sheet with a row an image and a column a step."""
-        sheet = rearrange(self.steps, "steps n c h w -> (n steps) c h w")
-        with disk_errors(path, "trajectory"):
-            save_png(image_grid(sheet, columns=len(self.steps)), Path(path), MARK)
 
 
 def check_view(option: str, path: str | Path, image_shape: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_out, disk_errors, replacing
+from ersde_lit.files import check_out, disk_errors, replacing, write_text
 from ersde_lit.sampling.description import Meta, differences, parse_meta
 from ersde_lit.sampling.formats import About, Encoded, Format, read_meta
 from ersde_lit.untrusted.archives import open_stored
@@ -113,7 +113,7 @@ class Work:
                 if leftover or not (resumed or path.name == "lock"):
                     _remove(path)
             if not resumed:
-                self._put("meta.json", json.dumps(self.meta).encode())
+                write_text(self.folder / "meta.json", json.dumps(self.meta), concurrent=True)
         return sorted({*range(self.count)} - self.done())
 
     def _take(self) -> None:
@@ -136,7 +136,8 @@ class Work:
                 meta = json.dumps({**self.meta, **facts}, indent=1)
                 self.format.write(complete, self._blocks(), About(self.seeds, labels, meta))
                 if complete.is_file():
-                    _flush(complete)
+                    with complete.open("rb") as file:
+                        os.fsync(file.fileno())  # a power cut must leave no renamed file without its content
                 if self.target.exists():
                     self._may_replace()
                 _replace(complete, self.target, aside=self.folder / "replaced")
@@ -172,8 +173,10 @@ class Work:
 
     def save(self, number: int, images: Encoded) -> None:
         """Stores a block atomically; raises UserError where the disk fails."""
-        with disk_errors(self.out):
-            self._put(f"{number:06d}.zip", images)
+        replaced = replacing(self.folder / f"{number:06d}.zip", concurrent=True)
+        with disk_errors(self.out), replaced as temporary, zipfile.ZipFile(temporary, "w") as file:
+            for name, data in images.items():
+                file.writestr(name, data)
 
     @property
     def chunk(self) -> int:
@@ -189,17 +192,8 @@ class Work:
         if self.chunk <= chunk:
             return False
         with disk_errors(self.out):
-            self._put("chunk", str(chunk).encode())
+            write_text(self.folder / "chunk", str(chunk), concurrent=True)
         return True
-
-    def _put(self, name: str, content: bytes | Encoded) -> None:
-        with replacing(self.folder / name, concurrent=True) as temporary:
-            if isinstance(content, Mapping):
-                with zipfile.ZipFile(temporary, "w") as file:
-                    for key, data in content.items():
-                        file.writestr(key, data)
-            else:
-                temporary.write_bytes(content)
 
     def _blocks(self) -> Iterator[Encoded]:
         for number in range(self.count):
@@ -211,12 +205,6 @@ class Work:
                 path.unlink(missing_ok=True)
                 raise UserError(f"{path} is damaged and was removed: run the same command again") from error
             yield block
-
-
-def _flush(path: Path) -> None:
-    """Waits for the disk, so that a power cut leaves no renamed file without its content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _replace(new: Path, target: Path, aside: Path) -> None:

@@ -24,6 +24,7 @@ from ersde_lit.sampling.run import Job
 from ersde_lit.sampling.work import Work
 
 Record = dict[str, Any]  # what `record` makes
+KEYS = {"sampler", "nfe", "asked", "seeds", "images", "scores", "notes", "protocol", "seconds", "description"}
 REAL = "real, held out"
 MADE_HERE = "made_by"  # in the description of images that may be deleted once they are measured
 
@@ -33,9 +34,7 @@ class Cell:
     """One sampler at one NFE with one set of seeds.
 
     Attributes:
-        sampler: label of the sampler.
-        job: how the images are sampled.
-        seeds: of the images.
+        sampler: its label.
         meta: description of the images, as `sample` writes it.
         asked: the NFE asked for; the job's own may be one less.
     """
@@ -62,11 +61,7 @@ def file_name(sampler: str, nfe: int, seeds: str) -> str:
 
 
 class Cells:
-    """Stored results in a folder.
-
-    Args:
-        out: the folder; made when something is kept.
-    """
+    """Stored results in a folder, which is made when something is kept."""
 
     def __init__(self, out: str | Path) -> None:
         check_out(out)
@@ -93,12 +88,14 @@ class Cells:
     def read(self) -> list[Record]:
         """All records in order of measurement; raises UserError if the file is damaged."""
         try:
-            lines = self.path.read_text().splitlines()
-            return [dict(json.loads(line)) for line in lines]
+            records = [json.loads(line) for line in self.path.read_text().splitlines()]
         except FileNotFoundError:
             return []
         except (ValueError, OSError) as error:
             raise UserError(f"{self.path} is damaged ({error}): move it away") from None
+        if not all(isinstance(record, dict) and record.keys() >= KEYS for record in records):
+            raise UserError(f"{self.path} is damaged (a line is no record): move it away")
+        return records
 
     def check(self, protocol: Protocol) -> None:
         """Raises UserError if stored cells were measured by another protocol, so that numbers cannot be compared."""

@@ -11,7 +11,7 @@ from typing import Any
 from ersde_lit.metrics.protocol import title
 from ersde_lit.metrics.scores import METRICS
 from ersde_lit.sweeps.cells import Record
-from ersde_lit.sweeps.pictures import Pictures
+from ersde_lit.sweeps.pictures import find_picture
 from ersde_lit.sweeps.report import ImagesReport, Report
 from ersde_lit.sweeps.sheet import Sheet, split_bold
 
@@ -49,15 +49,14 @@ def page(
     caption: str,
     notes: Sequence[str],
     plots: Mapping[str, Path],
-    pictures: Pictures,
+    folder: Path,
 ) -> str:
     """The page.
 
     Args:
         caption: sentences on what was measured, and how.
-        notes: warnings.
         plots: PNG files by metric.
-        pictures: of the samples.
+        folder: of the results, with pictures of the samples.
     """
     facts = _facts(report.records)
     of = ", ".join(facts.get("ckpt_path", ["images"]))
@@ -69,7 +68,7 @@ def page(
             plot = f'<img class="plot" alt="{escape(title(metric))} over NFE" src="{_inline(plots[metric])}">'
         parts.append(f'<h2>{escape(title(metric) or "Scores")}</h2><div class="beside">{_table(sheet)}{plot}</div>')
     if isinstance(report, Report):
-        parts.append(_samples(report, pictures))
+        parts.append(_samples(report, folder))
     parts.append(f"<h2>Provenance</h2><p>{escape(caption)}</p>{_list(facts)}")
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -102,11 +101,12 @@ def _cell(cell: str) -> str:
     return f"<td><b>{escape(text)}</b></td>" if bold else f"<td>{escape(text)}</td>"
 
 
-def _samples(report: Report, pictures: Pictures) -> str:
+def _samples(report: Report, folder: Path) -> str:
     """Pictures, a row a sampler and a column an NFE, of the first set of seeds."""
     cells = [record for record in report.records if record["nfe"] is not None]
     seeds = next((record["seeds"] for record in cells), "")
-    shown = {(r["sampler"], r["asked"]): (r["nfe"], pictures.find(r)) for r in reversed(cells) if r["seeds"] == seeds}
+    first = [record for record in reversed(cells) if record["seeds"] == seeds]
+    shown = {(record["sampler"], record["asked"]): (record["nfe"], find_picture(folder, record)) for record in first}
     metric = report.metrics[0]
     rows = []
     for sampler, *scores in report.rows(metric)[: len(report.samplers)]:

@@ -26,39 +26,33 @@ class Shown(NamedTuple):
     seeds: str
 
 
-class Pictures:
-    """Pictures in `pictures/`, each with the description of its images, by which it is known again.
+def keep_picture(folder: Path, cell: Cell, images: Path) -> None:
+    """Draws the first images of a cell, atomically, to `pictures/` in the folder of the results.
 
-    Args:
-        out: the folder of the results.
+    The description of these images is kept with them, by which `find_picture` knows them again.
     """
+    found = image_files(images)
+    _, height, width = found.image_shape
+    count = min(MOST, max(LEAST, PIXELS // (height * width)))
+    first = next(iter(found.batches(count)))
+    meta = json.dumps({**read_meta(images), "seeds": format_seeds(cell.seeds[:count])})
+    path = _path(folder, cell.sampler, cell.job.nfe, cell.meta["seeds"])
+    with disk_errors(path.parent):
+        save_png(image_grid(first, COLUMNS), path, {META: meta})
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / "pictures"
 
-    def keep(self, cell: Cell, images: Path) -> None:
-        """Draws the first images of a cell, atomically."""
-        found = image_files(images)
-        _, height, width = found.image_shape
-        count = min(MOST, max(LEAST, PIXELS // (height * width)))
-        first = next(iter(found.batches(count)))
-        meta = json.dumps({**read_meta(images), "seeds": format_seeds(cell.seeds[:count])})
-        with disk_errors(self.folder):
-            save_png(
-                image_grid(first, COLUMNS), self._path(cell.sampler, cell.job.nfe, cell.meta["seeds"]), {META: meta}
-            )
+def find_picture(folder: Path, record: Record) -> Shown | None:
+    """The picture of a measured cell; None where there is none, or one of other images."""
+    path = _path(folder, record["sampler"], record["nfe"], record["seeds"])
+    try:
+        meta = read_meta(path)
+        shown = parse_seeds(meta["seeds"])
+    except UserError:
+        return None
+    first = format_seeds(parse_seeds(record["seeds"])[: len(shown)])
+    same = not differences({**record["description"], "seeds": first}, meta)
+    return Shown(path, meta["seeds"]) if same else None
 
-    def find(self, record: Record) -> Shown | None:
-        """The picture of a measured cell; None where there is none, or one of other images."""
-        path = self._path(record["sampler"], record["nfe"], record["seeds"])
-        try:
-            meta = read_meta(path)
-            shown = parse_seeds(meta["seeds"])
-        except UserError:
-            return None
-        first = format_seeds(parse_seeds(record["seeds"])[: len(shown)])
-        same = not differences({**record["description"], "seeds": first}, meta)
-        return Shown(path, meta["seeds"]) if same else None
 
-    def _path(self, sampler: str, nfe: int, seeds: str) -> Path:
-        return self.folder / f"{file_name(sampler, nfe, seeds)}.png"
+def _path(folder: Path, sampler: str, nfe: int, seeds: str) -> Path:
+    return folder / "pictures" / f"{file_name(sampler, nfe, seeds)}.png"

@@ -56,8 +56,6 @@ class Report:
 
     Args:
         records: cells, and images without NFE.
-        metrics: which to show.
-        protocol: of all of them.
         best: whether to show the best of the sets of seeds rather than mean and standard deviation.
     """
 
@@ -129,25 +127,18 @@ class Report:
         """The best score of each metric that any sampler has at any NFE, in words."""
         words = []
         for metric in self.metrics:
-            shown = [(self._at(metric, s, nfe), s, nfe) for s in self.samplers for nfe in self.nfes]
-            values = [
-                (found[1].value(metric, self.best), found[1].text(metric, self.best), sampler, nfe)
-                for found, sampler, nfe in shown
-                if found and not math.isnan(found[1].mean)
-            ]
-            if len(values) > 1:
-                high = metric in HIGHER_IS_BETTER
-                _, text, sampler, nfe = (max if high else min)(values, key=lambda value: value[0])
-                words.append(f"{'Highest' if high else 'Lowest'} {title(metric)}: {text}, {sampler} at NFE {nfe}")
+            cells = ((self._at(metric, s, nfe), s, nfe) for s in self.samplers for nfe in self.nfes)
+            known = [(at[1], sampler, nfe) for at, sampler, nfe in cells if at and not math.isnan(at[1].mean)]
+            if len(known) > 1:
+                which, choose = ("Highest", max) if metric in HIGHER_IS_BETTER else ("Lowest", min)
+                summary, sampler, nfe = choose(known, key=lambda cell: cell[0].value(metric, self.best))
+                text = summary.text(metric, self.best)
+                words.append(f"{which} {title(metric)}: {text}, {sampler} at NFE {nfe}")
         return words
 
     def sheets(self) -> dict[str, Sheet]:
         """A table a metric."""
         return {metric: Sheet(self.heading(metric), self.header, self.rows(metric)) for metric in self.metrics}
-
-    def csv(self) -> str:
-        """One row a cell, with everything that affects its numbers."""
-        return to_csv(self.records)
 
 
 class ImagesReport:
@@ -175,10 +166,6 @@ class ImagesReport:
         how = self.protocol.scores
         heading = f"Images compared with {how['reference']}, {how['features']}"
         return {"": Sheet(heading, self.header, self.rows())}
-
-    def csv(self) -> str:
-        """One row a set of images."""
-        return to_csv(self.records)
 
 
 def sizes(records: Sequence[Record]) -> str:

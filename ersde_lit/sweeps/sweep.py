@@ -17,14 +17,15 @@ from ersde_lit.data import ImageDataModule
 from ersde_lit.data.decode import Exif
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.image_files import image_files
-from ersde_lit.metrics.protocol import Protocol
+from ersde_lit.metrics.protocol import Protocol, title
 from ersde_lit.metrics.scores import Scores
+from ersde_lit.progress import console
 from ersde_lit.ranks import Ranks
 from ersde_lit.sampling.formats import read_meta
 from ersde_lit.sampling.run import Job, complete
 from ersde_lit.sampling.work import Work
 from ersde_lit.sweeps.cells import REAL, Cell, Cells, Measured, Record, record
-from ersde_lit.sweeps.pictures import Pictures
+from ersde_lit.sweeps.pictures import keep_picture
 
 # (rank, ranks) to uint8 [n, C, H, W]: every ranks-th batch, from number rank on
 Batches = Callable[[int, int], Iterable[Tensor]]
@@ -55,23 +56,14 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif =
 class Sweep:
     """Sweep over cells that are not measured yet. Its methods are called by all ranks.
 
-    Attributes:
-        store: stored results.
-        pictures: of the first images of each cell.
-        scores: metrics.
-        protocol: description of the measurement.
-        ranks: the processes.
-        keep_images: keep the images sampled here; otherwise they are deleted once measured.
-        tell: called by the first rank with each new record.
+    Images that are sampled here are deleted once measured, unless `keep_images`.
     """
 
     store: Cells
-    pictures: Pictures
     scores: Scores
     protocol: Protocol
     ranks: Fabric
-    keep_images: bool = False
-    tell: Callable[[Record], None] = lambda record: None
+    keep_images: bool
 
     def cell(self, cell: Cell) -> None:
         """Samples what is missing of a cell, measures it from disk and stores it; NaN if a sample is not finite."""
@@ -98,7 +90,7 @@ class Sweep:
             if (count := measured.images) != len(cell.seeds):
                 raise UserError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
             if self._first:
-                self.pictures.keep(cell, path)
+                keep_picture(self.store.folder, cell, path)
                 self._keep(record(cell.sampler, measured, self.protocol, description=read_meta(path), **of_cell))
                 if not self.keep_images:
                     self.store.delete(path)
@@ -129,5 +121,10 @@ class Sweep:
         return self.ranks.global_rank == 0
 
     def _keep(self, new: Record) -> None:
+        """Stores a record, and prints its metrics in one line."""
         self.store.add(new)
-        self.tell(new)
+        what = new["sampler"]
+        if new["nfe"] is not None:
+            what += f", NFE {new['nfe']}, seeds {new['seeds']}"
+        values = ", ".join(f"{title(name)} {value:.4g}" for name, value in new["scores"].items())
+        console.print(f"{what}: {values} ({new['images']:,} images)", markup=False, soft_wrap=True)

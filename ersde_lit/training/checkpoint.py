@@ -13,7 +13,8 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.renamed import current
 from ersde_lit.solvers import SavedTables
-from ersde_lit.training.module import IMAGES_KEY, SPEC_KEY, TABLES_KEY, DiffusionModule
+from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.module import TABLES_KEY, DiffusionModule
 from ersde_lit.training.spec import at_most, build, first_line
 from ersde_lit.untrusted.torch_before_zip import is_before_zip, read_before_zip
 

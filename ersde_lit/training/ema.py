@@ -25,7 +25,7 @@ class EMA:
     ramp_up: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.half_life < 0 or self.ramp_up < 0:
+        if not (self.half_life >= 0 and self.ramp_up >= 0):
             raise UserError(f"EMA half_life and ramp_up must not be negative, got {self.half_life} and {self.ramp_up}")
 
     def decay(self, images: int, images_seen: int) -> float:

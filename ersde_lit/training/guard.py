@@ -32,10 +32,9 @@ class GuardedModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self._unsound_steps, self._validation_loss = torch.zeros_like(self._unsound_steps), torch.zeros(())
 
-    @property
     def loss_is_sound(self) -> bool:
-        """Whether this device's loss of the last step was finite, and not absurd."""
-        return not self._unsound_steps
+        """Whether the loss of the last step was finite, and not absurd, on all ranks; to be called by all of them."""
+        return not self._any_rank(self._unsound_steps)
 
     def watch_step(self, loss: Tensor) -> None:
         """Records a step's loss; raises FloatingPointError when those of the last `PATIENCE` steps were not sound."""

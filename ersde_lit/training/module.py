@@ -16,14 +16,12 @@ from ersde_lit.networks import Network
 from ersde_lit.sampling.restoration import RESTORER, restore
 from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
 from ersde_lit.solvers.tableau import SAME_LEVEL
-from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY, VALIDATION_LEVELS, AveragedModule
+from ersde_lit.training.averaged import AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamWConfig
 from ersde_lit.training.randomness import uniform
 from ersde_lit.training.spec import describe
-
-__all__ = ["IMAGES_KEY", "SPEC_KEY", "VALIDATION_LEVELS", "DiffusionModule"]
 
 TABLES_KEY = "sampler_tables"  # of a checkpoint that carries tables
 

@@ -40,8 +40,10 @@ class AdamWConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or min(self.warmup, self.constant) < 0 or not 0 <= self.decay <= 1:
+        if not (0 < self.lr < math.inf and min(self.warmup, self.constant) >= 0 and 0 <= self.decay <= 1):
             raise UserError(f"AdamW needs lr > 0, warmup and constant >= 0 and decay in [0, 1], got {self}")
+        if not (all(0 <= beta < 1 for beta in self.betas) and self.weight_decay >= 0 and self.eps >= 0):
+            raise UserError(f"AdamW needs betas in [0, 1), weight_decay and eps >= 0, got {self}")
         if self.decay_shape not in ("linear", "cosine"):
             raise UserError(f"decay_shape is linear or cosine, not {self.decay_shape!r}")
 

@@ -24,13 +24,6 @@ class Profile(NamedTuple):
     images: float
 
 
-class Combination(NamedTuple):
-    """Linear combination of profiles."""
-
-    coefficients: NDArray[np.float64]  # [n], of sum 1
-    error: float  # expected relative error, see `combine`
-
-
 def sigma_rel_of(gamma: float) -> float:
     """Relative width of an exponent gamma >= 0 (equation 123): in (0, `WIDEST`]."""
     if not 0 <= gamma < math.inf:
@@ -60,15 +53,17 @@ def decay(gamma: float, before: int, after: int) -> float:
     return (before / after) ** (gamma + 1)
 
 
-def combine(known: list[Profile], target: Profile) -> Combination:
-    """Fits a target profile by a sum of known ones, by constrained least squares in float64.
+def combine(known: list[Profile], target: Profile) -> tuple[NDArray[np.float64], float]:
+    """Fits a target profile by a sum of n known ones, by constrained least squares in float64.
 
     The averages' error is the integral of (sum_i c_i p_i - p) w = -integral of (sum_i c_i P_i - P) dw, P being the
     cumulative profiles and sum_i c_i = 1. Weights move far more like a random walk than like white noise, so it is the
     difference of the cumulative profiles whose square is made least here. (The paper's algorithm 3 takes the densities
     themselves. Near tracked lengths the two differ little; at a sigma_rel of 0.25 this is 20 to 40 times nearer.)
 
-    `error` is the expected relative error of the averaged weights, were they a random walk from 0.
+    Returns:
+        The coefficients [n], of sum 1, and the expected relative error of the averaged weights, were they a random walk
+        from 0.
     """
     gammas, images = (np.array(column, dtype=np.float64) for column in zip(*known, target, strict=True))
     scale = images[-1]
@@ -84,7 +79,7 @@ def combine(known: list[Profile], target: Profile) -> Combination:
     coefficients = scaled / norms[:count] * norms[count]
     coefficients /= coefficients.sum()
     difference = np.append(coefficients * norms[:count] / norms[count], -1)
-    return Combination(coefficients, math.sqrt(max(difference @ matrix @ difference, 0)))
+    return coefficients, math.sqrt(max(difference @ matrix @ difference, 0))
 
 
 def _inner(

@@ -45,7 +45,7 @@ class RollingCheckpoint(Checkpoint):
     dirpath: Path
 
     def __init__(self, minutes: float = 10.0, steps: int | None = None) -> None:
-        if minutes <= 0 or (steps is not None and steps < 1):
+        if not minutes > 0 or (steps is not None and steps < 1):
             raise UserError(f"minutes and steps between checkpoints must be positive, got {minutes} and {steps}")
         self.minutes, self.steps = minutes, steps
         self._validated = False
@@ -83,7 +83,7 @@ class RollingCheckpoint(Checkpoint):
             return
         trainer.fit_loop.epoch_loop.max_steps -= self._one_step_more
         self._one_step_more = False
-        if trainer.num_training_batches != math.inf and self._is_sound(trainer, pl_module):
+        if trainer.num_training_batches != math.inf and cast(GuardedModule, pl_module).loss_is_sound():
             self._save(trainer, before_validation=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,16 +104,13 @@ class RollingCheckpoint(Checkpoint):
         if not _any_rank(trainer, self._due(trainer)):
             return
         received = next((number for number in SIGNALS if _any_rank(trainer, self._signal == number)), None)
-        if received is None and not self._is_sound(trainer, pl_module):
+        if received is None and not cast(GuardedModule, pl_module).loss_is_sound():
             return  # the next steps tell whether the training diverges
         self._save(trainer)
         if received is not None:
             trainer.print(f"{SIGNALS[received]}: saved {self._path('last')} at step {trainer.global_step}.")
             # One process a node says so; the others end quietly, as Lightning kills the first when a child fails.
             raise SystemExit(128 + received if trainer.local_rank == 0 else 0)
-
-    def _is_sound(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        return not _any_rank(trainer, not cast(GuardedModule, pl_module).loss_is_sound)
 
     def _due(self, trainer: Trainer) -> bool:
         if self.steps and trainer.global_step >= self._saved[0] + self.steps:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,16 +27,11 @@ STEPS = 1000  # of a training, before larger batches pay
 OVERHEAD = 1.15  # of a training over its steps: data, averages, logs, checkpoints
 
 
-@dataclass(frozen=True)
-class Size:
-    """A network and the images of a step."""
+def sizes(image_shape: tuple[int, int, int], train_images: int) -> tuple[list[dict[str, Any]], int]:
+    """Networks for images of this size, from fast to slow (coarser patches, then finer ones and more channels).
 
-    network: dict[str, Any]
-    batch_size: int
-
-
-def sizes(image_shape: tuple[int, int, int], train_images: int) -> list[Size]:
-    """Networks for images of this size, from fast to slow: coarser patches, then finer ones and more channels."""
+    And the images of a step.
+    """
     side = next((bound for bound in SIDES if max(image_shape[1:]) <= bound), SIDES[-1])
     dropout = 0.1 if train_images < 5000 else 0.0
     batch = 128 if side <= 32 else 64
@@ -55,7 +49,7 @@ def sizes(image_shape: tuple[int, int, int], train_images: int) -> list[Size]:
             {"width": 64, **finer, "patch_size": max(patch // 2, 1)},
             {"width": 128, **finer, "head_width": 64, "patch_size": max(patch // 4, 1)},
         ]
-    return [Size({**network, "dropout": dropout}, batch) for network in made]
+    return [{**network, "dropout": dropout} for network in made], batch
 
 
 def measure_speed(module: DiffusionModule, batch_size: int, seconds: float = 2.0) -> float:
@@ -120,25 +114,26 @@ def suggest(
     """
     train, held_out = len(data.split("train").labels), len(data.split("test").labels)
     sigma, seconds = round(sigma_data(data), 2) or 0.01, 60 * minutes
-    chosen: tuple[Size, DiffusionModule, float] | None = None
-    for size in sizes(data.image_shape, train):
-        module = DiffusionModule(UNet(data.image_shape, data.num_classes, **size.network), sigma_data=sigma)
+    chosen: tuple[dict[str, Any], DiffusionModule, float] | None = None
+    networks, largest = sizes(data.image_shape, train)
+    for network in networks:
+        module = DiffusionModule(UNet(data.image_shape, data.num_classes, **network), sigma_data=sigma)
         try:
-            measured = speed(module, size.batch_size)
+            measured = speed(module, largest)
         except torch.OutOfMemoryError:
             if chosen is None:
                 raise
             break
         if chosen is None or measured * seconds >= GOAL:
-            chosen = size, module, measured
+            chosen = network, module, measured
         if measured * seconds < GOAL:
             break
     assert chosen is not None
-    size, module, rate = chosen
-    batch = size.batch_size
+    network, module, rate = chosen
+    batch = largest
     while batch > 16 and rate * seconds // batch < STEPS:
         batch //= 2
-    if batch < size.batch_size:
+    if batch < largest:
         rate = speed(module, batch)
     calls = 3 * rate * seconds * SHARE  # of the network, each of which takes a third of a training step
     validations = min(max(int(calls / 2 / held_out), 1), VALIDATIONS)  # losses of held-out images take half at most
@@ -154,7 +149,7 @@ def suggest(
         "network": {
             "class_path": "ersde_lit.networks.UNet",
             "init_args": {
-                "image_shape": [*data.image_shape], "num_classes": data.num_classes, **size.network,
+                "image_shape": [*data.image_shape], "num_classes": data.num_classes, **network,
             },
         },
         "sigma_data": sigma,

@@ -19,7 +19,6 @@ from ranks import run_on_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.callbacks import FIDCallback
-from ersde_lit.callbacks.fid_output import table
 from ersde_lit.data import Digits
 from ersde_lit.errors import UserError
 from ersde_lit.metrics import (
@@ -172,7 +171,7 @@ def test_prints_a_table(tmp_path, remembers, capsys):
 @pytest.mark.parametrize(("real", "biased"), [(59, True), (60, False)])
 def test_the_table_says_where_real_images_are_too_few_to_compare_with(real: int, biased: bool):
     values = {"fid/real": 0.33, "fid/er_sde/nfe5": 0.11}
-    said = table("fid", values, {"er_sde": [5]}, 60, real, "1,617 training images")
+    said = make(num_samples=60)._table(values, {"er_sde": [5]}, real, "1,617 training images")
     assert f"{real} real images" in said
     assert ("too high" in said) == biased
     assert "FID of 60 samples to 1,617 training images" in said
@@ -302,7 +301,7 @@ def test_the_network_works_in_the_trainers_precision_and_nothing_else_does(tmp_p
 
 
 def test_nearest_images_can_be_left_out(tmp_path, remembers, monkeypatch, capsys):
-    monkeypatch.setattr("ersde_lit.callbacks.fid_measure.nearest_distances", None)
+    monkeypatch.setattr("ersde_lit.callbacks.fid.nearest_distances", None)
     values = validated(tmp_path, remembers, features=Means(), nearest_images=0)
     assert set(values) == {"val/loss", "fid/real", "fid/er_sde/nfe3"}
     assert "nearest" not in capsys.readouterr().out

@@ -80,6 +80,32 @@ def test_sizes_that_a_configuration_leaves_out_are_the_datas(inside, capsys, tmp
     assert yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]["num_classes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {network: {class_path: ersde_lit.networks.UNet, init_args: }}", "--model.network"),
+        ("model: {network: {class_path: ersde_lit.networks.UNet, init_args: [[1]]}}", "--model.network"),
+        ("model: {network: [1]}", "network"),
+        ("3: 4", "top level: there is no 3, only model"),
+    ],
+)
+def test_yaml_of_another_structure_gets_one_line(inside, capsys, tmp_path, text: str, words: str) -> None:
+    (tmp_path / "odd.yaml").write_text(f"{text}\ndata: ersde_lit.data.Digits\n")
+    assert main(["fit", "--config", str(tmp_path / "odd.yaml"), "--run=odd"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_sizes_of_a_configuration_stay_where_the_class_is_named_again(inside, capsys, tmp_path) -> None:
+    text = (CONFIGS / "digits.yaml").read_text().replace("num_classes: 10", "num_classes: 3")
+    (tmp_path / "three.yaml").write_text(text)
+    again = ["--config", str(tmp_path / "three.yaml"), "--model.network=ersde_lit.networks.UNet"]
+    assert main(["fit", *again, "--print_config"]) == 0
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]
+    assert (network["image_shape"], network["num_classes"]) == ([1, 8, 8], 3)
+
+
 def test_a_second_process_does_not_train_in_the_same_folder(inside, capsys) -> None:
     (inside / "runs/busy").mkdir(parents=True)
     with locked(inside / "runs/busy/.lock", "held"):
@@ -109,6 +135,19 @@ def test_an_extension_that_would_change_what_was_trained_is_refused_and_not_kept
     assert "--init_from" in capsys.readouterr().err
     assert (inside / "runs/falling/config.yaml").read_text() == kept
     assert (inside / "runs/falling/finished").exists()
+
+
+@pytest.mark.parametrize("text", ["", "model: [", None])
+def test_a_run_whose_configuration_is_damaged_is_refused(inside, capsys, text: str | None) -> None:
+    assert main(fit("--trainer.callbacks=null", "--run=damaged", "--trainer.max_steps=1")) == 0
+    config = inside / "runs/damaged/config.yaml"
+    kept = config.read_text()
+    config.unlink() if text is None else config.write_text(text)
+    assert main(fit("--trainer.callbacks=null", "--run=damaged", "--trainer.max_steps=1")) == 2
+    error = capsys.readouterr().err
+    assert "runs/damaged/config.yaml cannot be read: put it back" in error
+    assert error.count("ersde_lit: fit: ") == 1
+    config.write_text(kept)
 
 
 def test_fewer_epochs_than_trained_are_refused_with_the_way_out(inside, capsys) -> None:
@@ -395,6 +434,10 @@ def test_every_configuration_is_readable(name: str, capsys) -> None:
     ("options", "message"),
     [
         (["--model.network.init_args.widht=8"], "command line, model.network: there is no widht; did you mean width?"),
+        (
+            ["--model.network=ersde_lit.networks.UNet", "--model.network.init_args.widht=8"],
+            "command line, model.network: there is no widht; did you mean width?",
+        ),
         (["--model.optimzer.lr=1e-3"], "command line, model: there is no optimzer; did you mean optimizer?"),
         (["--model.optimizer.ler=1e-3"], "command line, model.optimizer: there is no ler; did you mean lr?"),
         (["--data.batch_size=64", "--trainer.max_epochz=3"], "trainer: there is no max_epochz"),

@@ -374,6 +374,16 @@ class TestGoingOn:
         after = Path("done.npz").stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
+    @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+    def test_ctrl_c_has_its_exit_code_and_one_process_says_so(self, rank, lines, inside, capsys, monkeypatch) -> None:
+        def stop(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ersde_lit.sampling.run.complete", stop)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert sample("--seeds=0-3", "--nfe=2", "--out=stopped.npz") == 130
+        assert capsys.readouterr().err == "ersde_lit: stopped; the same command goes on\n" * lines
+
     def test_what_is_there_is_not_sampled_again(self, inside, capsys, monkeypatch) -> None:
         command = ("--seeds=0-9", "--nfe=3", "--batch_size=3")
         assert sample(*command, "--out=whole.zip") == 0

@@ -17,7 +17,7 @@ from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.images import quantise
 from ersde_lit.sampling.run import Job, complete, trajectory
-from ersde_lit.sampling.views import MARK, Preview, Trajectory, check_view
+from ersde_lit.sampling.views import MARK, Preview, check_view
 from ersde_lit.sampling.work import Work
 from ersde_lit.solvers import default
 
@@ -185,17 +185,16 @@ class TestViews:
             with pytest.raises(ValueError, match=words):
                 check_view("preview", tmp_path / name, shape)
 
-    def test_a_disk_that_fails_is_the_views(self, tmp_path, monkeypatch) -> None:
+    def test_a_disk_that_fails_is_the_views(self, tmp_path, denoiser, monkeypatch) -> None:
         def full(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("ersde_lit.sampling.views.save_png", full)
+        monkeypatch.setattr("ersde_lit.sampling.run.save_png", full)
         with pytest.raises(ValueError, match=r"^--preview .*view.png cannot be written: No space left"):
             Preview(tmp_path / "view.png").show(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-        steps = Trajectory()
-        steps(0, torch.ones(()), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
         with pytest.raises(ValueError, match=r"^--trajectory .*how.png cannot be written: No space left"):
-            steps.save(tmp_path / "how.png")
+            trajectory(Job(denoiser, default(2), 2), SEEDS[:1], tmp_path / "how.png")
 
 
 class TestRanks:

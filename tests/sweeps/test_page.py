@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measured_cells import HOW, cell, keep_picture, real
+from measured_cells import HOW, cell, picture_of, real
 from PIL import Image
 
 from ersde_lit.metrics.protocol import Protocol
 from ersde_lit.sweeps.cells import REAL, Measured, record
 from ersde_lit.sweeps.page import page
-from ersde_lit.sweeps.pictures import Pictures
 from ersde_lit.sweeps.plot import save
 from ersde_lit.sweeps.report import ImagesReport, Report
 
@@ -48,12 +47,12 @@ def made(tmp_path) -> str:
     for sampler in ("a", HOSTILE):
         records += [cell(sampler, nfe, seeds, fid=nfe) for seeds in ("100-119", "0-19") for nfe in (10, 20)]
     records.append(cell("late", 10, "0-19", fid=3.0))
-    report, pictures = Report(records, ["fid"], HOW), Pictures(tmp_path)
+    report = Report(records, ["fid"], HOW)
     for sampler, seeds in (("a", "100-119"), (HOSTILE, "100-119"), ("late", "0-19")):
         images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
-        keep_picture(pictures, cell(sampler, 10, seeds), images, tmp_path / "images.npz")
+        picture_of(tmp_path, cell(sampler, 10, seeds), images, tmp_path / "images.npz")
     save(report, "fid", tmp_path / "fid.png")
-    return page(report, f"A caption. {HOSTILE}", [f"too few {HOSTILE}"], {"fid": tmp_path / "fid.png"}, pictures)
+    return page(report, f"A caption. {HOSTILE}", [f"too few {HOSTILE}"], {"fid": tmp_path / "fid.png"}, tmp_path)
 
 
 def test_all_is_in_one_file(made):
@@ -86,7 +85,7 @@ def test_every_sampler_and_nfe_and_all_that_was_said_is_there(made):
 def test_options_that_change_with_the_nfe_are_told_apart(tmp_path):
     records = [cell("a", nfe, "0-19", fid=1.0) for nfe in (5, 10, 20)]
     records[1]["description"]["options"]["order"] = 3
-    read = Read(page(Report(records, ["fid"], HOW), "", [], {}, Pictures(tmp_path)))
+    read = Read(page(Report(records, ["fid"], HOW), "", [], {}, tmp_path))
     assert "NFE 5, 20: solver=a" in read.text
     assert "NFE 10: solver=a, order=3" in read.text
 
@@ -94,7 +93,7 @@ def test_options_that_change_with_the_nfe_are_told_apart(tmp_path):
 def test_sets_of_images_have_a_page_too(tmp_path):
     how = Protocol(HOW.scores, HOW.statistics)
     records = [record(name, Measured({"fid": fid}, n, ()), how) for name, fid, n in ((HOSTILE, 1.25, 20), (REAL, 1, 8))]
-    read = Read(page(ImagesReport(records, how), "A caption.", [], {}, Pictures(tmp_path)))
+    read = Read(page(ImagesReport(records, how), "A caption.", [], {}, tmp_path))
     assert HOW.quantisation not in read.text  # that of the model's images
     assert not read.of("script")
     assert not read.of("img")

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_buffers_are_copied_also_integer_ones() -> None:
     assert torch.equal(average.running_mean, current.running_mean)
 
 
-@pytest.mark.parametrize("settings", [{"half_life": -1}, {"ramp_up": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"half_life": -1}, {"ramp_up": -0.1}, {"half_life": math.nan}, {"ramp_up": math.nan}]
+)
 def test_negative_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         EMA(**settings)

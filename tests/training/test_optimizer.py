@@ -40,7 +40,21 @@ def test_neither_is_needed() -> None:
     assert AdamWConfig().factor(0, 0.0) == AdamWConfig().factor(10**9, 1.0) == 1
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0}, {"warmup": -1}, {"decay": 1.5}, {"constant": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"warmup": -1},
+        {"decay": 1.5},
+        {"constant": -1},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"weight_decay": -0.1},
+        {"eps": -1e-8},
+    ],
+)
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="AdamW needs"):
         AdamWConfig(**settings)

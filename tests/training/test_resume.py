@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed is the run that was never stopped, to the last bit."""
 
 import csv
+import math
 import os
 import signal
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_a_trial_saves_nothing(tmp_path) -> None:
     assert not last(tmp_path).exists()
 
 
-@pytest.mark.parametrize("settings", [{"minutes": 0}, {"steps": 0}])
-def test_intervals_are_positive(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [{"minutes": 0}, {"minutes": math.nan}, {"steps": 0}])
+def test_intervals_are_positive(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         RollingCheckpoint(**settings)

@@ -38,12 +38,13 @@ def suggested(data: ImageDataModule, minutes: float, rate: float) -> dict:
 @pytest.mark.parametrize("side", [8, 28, 32, 64, 100, 256])
 def test_networks_take_images_of_any_side_and_grow(side: int) -> None:
     numbers = []
-    for size in sizes((3, side, side), 10_000):
+    networks, _ = sizes((3, side, side), 10_000)
+    for arguments in networks:
         with torch.device("meta"):
-            network = UNet((3, side, side), 10, **size.network)
+            network = UNet((3, side, side), 10, **arguments)
         numbers.append(sum(weight.numel() for weight in network.parameters()))
     assert numbers == sorted(numbers)
-    small = UNet((3, side, side), 10, **sizes((3, side, side), 10_000)[0].network)
+    small = UNet((3, side, side), 10, **networks[0])
     assert small(torch.zeros(1, 3, side, side), torch.zeros(1), torch.tensor([1])).shape == (1, 3, side, side)
 
 
