@@ -1,6 +1,7 @@
 """Sizes of the network that a configuration leaves out are those of its data."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from inspect import signature
@@ -29,7 +30,7 @@ def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any
     for key in prefix.split("."):
         network = network.get(key) or {}
     path = _given(arguments, f"--{prefix}.class_path") or _given(arguments, f"--{prefix}") or network.get("class_path")
-    kind = find_class(str(path))
+    kind = find_class(str(path)) or find_class(f"ersde_lit.networks.{path}")  # jsonargparse takes bare names too
     if kind is None:
         return []
     set_already = {*network.get("init_args", {})}
@@ -46,7 +47,10 @@ def sizes_of_data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any
 
 
 def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> ImageDataModule | None:
-    """The data module of the command; None where its options are wrong, which the command's own parser will say."""
+    """The data module of the command; None where its options are wrong, which the command's own parser will say.
+
+    Of missing ones it would name those of the network, which come first and follow from the data.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
     options = [f"--data={json.dumps(content['data'])}" for content in files.values() if "data" in content]
@@ -61,6 +65,8 @@ def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> I
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         if isinstance(error.__cause__, UserError):  # the data's own
             raise error.__cause__ from None
+        if missing := re.search("the following arguments are required: .*", str(error)):
+            raise UserError(f"--data: {missing[0]}") from None
         return None
 
 
