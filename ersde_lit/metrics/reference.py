@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.data.decode import Exif
-from ersde_lit.data.npz import load_array
+from ersde_lit.data.npz import array_names, load_array
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.metrics.cache import cache_folder, digest_of
@@ -26,7 +25,6 @@ from ersde_lit.metrics.image_files import ImageFiles, image_files
 from ersde_lit.metrics.reference_pickle import read_statistics
 from ersde_lit.metrics.reservoir import Sample, image_keys
 from ersde_lit.ranks import Ranks
-from ersde_lit.untrusted.archives import open_zip
 
 ALONE = Ranks()
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
@@ -184,7 +182,7 @@ def read_reference(
 
 def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None, ImageFiles | None]:
     """The statistics at `path`, and the images: of ADM's both are there."""
-    names = _names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
+    names = array_names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise UserError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
     images = image_files(path, exif=exif) if "arr_0" in names else None
@@ -206,24 +204,12 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         np.savez(file, mu=mean.numpy(), sigma=cov.numpy(), **more)
 
 
-def _names(path: Path) -> list[str]:
-    """Names of the arrays in an `.npz`."""
-    try:
-        with open_zip(path, largest=sys.maxsize) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def _read(path: Path, metric: str = "fid") -> Reference:
     if path.suffix == ".pkl":
         found = read_statistics(path, metric)
     else:
-        there = _names(path)
-        try:
-            found = {name: load_array(path, name) for name in OURS if name in there}
-        except Exception as error:  # zip, zlib and numpy raise anything
-            raise UserError(f"{path} is damaged: {error}") from None
+        there = array_names(path)
+        found = {name: load_array(path, name) for name in OURS if name in there}
     if not {"mu", "sigma"} <= set(found):
         raise UserError(f"{path} has no mu and sigma")
     for name in ("mu", "sigma", "features"):

@@ -235,7 +235,7 @@ BAD = {
     "infinite": ({"mu": MU, "sigma": SIGMA * np.inf}, "mu, sigma or features are not finite"),
     "not symmetric": ({"mu": MU, "sigma": SIGMA + np.arange(48)}, "sigma is no covariance: not symmetric"),
     "negative": ({"mu": MU, "sigma": -SIGMA}, "sigma is no covariance"),
-    "pickled": ({"mu": np.array([None] * 48), "sigma": SIGMA}, "is damaged: Object arrays cannot be loaded"),
+    "pickled": ({"mu": np.array([None] * 48), "sigma": SIGMA}, "mu cannot be used: it is of Python objects"),
     "features of another size": (
         {"mu": MU, "sigma": SIGMA, "features": SIGMA[:, :7]},
         "features [48, 7] are not [n, 48]",
@@ -301,7 +301,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("mu.npy", mu)
         file.writestr("sigma.npy", sigma)
-    with pytest.raises(ValueError, match=r"bomb.npz is damaged: sigma is cut short"):
+    with pytest.raises(ValueError, match=r"bomb.npz: sigma cannot be used: it is cut short"):
         read_reference(tmp_path / "bomb.npz", Colours())
 
 
