@@ -80,8 +80,7 @@ class ImagePairs(ImageDataModule):
 
     def load(self) -> dict[str, Split]:
         self._sides = self._source.read()
-        middles = {name: _bytes(sides.clean, self.image_shape) for name, sides in self._sides.items()}
-        return {name: Split(images, torch.full((len(images),), -1)) for name, images in middles.items()}
+        return {name: Split.unlabelled(_bytes(sides.clean, self.image_shape)) for name, sides in self._sides.items()}
 
     def dataset(self, name: str) -> Pairs:
         return Pairs(self.split(name), self._sides[name], self.horizontal_flip)
