@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ersde_lit.errors import UserError
-from ersde_lit.untrusted.pickled_arrays import ARRAYS, array
+from ersde_lit.untrusted.pickled_tensors import ARRAYS, array
 from ersde_lit.untrusted.restricted_pickle import Refused, read_pickle
 
 
