@@ -226,15 +226,18 @@ def _read(path: Path, metric: str = "fid") -> Reference:
         raise UserError(f"{path}: mu, sigma or features are not finite")
     if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < -1e-6 * cov.abs().max():
         raise UserError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
-    count, shape = found.get("num_images"), found.get("image_shape")
-    number = "images of unknown number" if count is None else f"{int(count):,} images"
+    try:
+        count, copies = (int(found[name]) if name in found else None for name in ("num_images", "copies"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: num_images and copies are whole numbers: {error}") from None
+    number, shape = "images of unknown number" if count is None else f"{count:,} images", found.get("image_shape")
     if shape is not None and (shape.shape != (3,) or shape.dtype.kind not in "iu"):
         raise UserError(f"{path}: image_shape {shape} is not [C, H, W]")
     return Reference(
-        Statistics(mean, cov, None if count is None else int(count)),
+        Statistics(mean, cov, count),
         str(found.get("description", f"{path} ({number})")),
         features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
         None if shape is None else tuple(shape.tolist()),
-        int(found.get("copies", 0)),
+        copies or 0,
     )

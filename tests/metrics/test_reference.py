@@ -240,6 +240,8 @@ BAD = {
         {"mu": MU, "sigma": SIGMA, "features": SIGMA[:, :7]},
         "features [48, 7] are not [n, 48]",
     ),
+    "a number of images that is none": ({"mu": MU, "sigma": SIGMA, "num_images": np.nan}, "are whole numbers: cannot"),
+    "numbers of images": ({"mu": MU, "sigma": SIGMA, "num_images": [3, 4]}, "are whole numbers: only"),
     "text": ({"mu": np.array(["a"] * 48), "sigma": SIGMA}, "mu is <U1, not numbers"),
 }
 
