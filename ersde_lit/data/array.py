@@ -55,6 +55,11 @@ class ArrayInfo:
             raise UserError(f"{folder / INFO} cannot be read: {error}") from None
 
 
+def is_converted(folder: Path) -> bool:
+    """Whether a folder was converted, and is not one of image files that has an `info.json` of its own."""
+    return (folder / INFO).is_file() and any((folder / name).is_file() for name in (IMAGES, LABELS))
+
+
 def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:
     """Read-only memory map of all images of a converted folder, the held-out ones last.
 

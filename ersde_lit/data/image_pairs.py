@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from ersde_lit.data.array import INFO, ArrayInfo, read_array, splits
+from ersde_lit.data.array import ArrayInfo, is_converted, read_array, splits
 from ersde_lit.data.base import Batch, Batches, ImageDataModule, Split
 from ersde_lit.data.convert import draw_held_out
 from ersde_lit.data.image_files import in_words, pair_shapes, read_pixels, to_float
@@ -73,7 +73,7 @@ class ImagePairs(ImageDataModule):
             raise UserError(f"crop must be at least 1, not {crop}")
         self.crop = crop
         folders = Path(clean).expanduser(), Path(degraded).expanduser()
-        converted = all((folder / INFO).is_file() for folder in folders)
+        converted = all(map(is_converted, folders))
         self._source = _Arrays(*folders, val_size) if converted else _Files(*folders, val_size, seed)
         self.image_shape = _common_shape(self._source.shapes, crop)
         self._sides: dict[str, Sides] = {}

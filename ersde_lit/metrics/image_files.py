@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ersde_lit.data.array import INFO, read_array, splits
+from ersde_lit.data.array import is_converted, read_array, splits
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import Files, notes_on, open_files
 from ersde_lit.data.npz import open_array
@@ -73,7 +73,7 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: E
         ValueError: nothing is there, it holds no image, or is damaged; names the file.
     """
     path = Path(path).expanduser()
-    if (path / INFO).is_file():
+    if is_converted(path):
         return _Array(path)
     if files := open_files(path):
         return _Pictures(files, channels, exif)

@@ -64,6 +64,11 @@ def test_ranks_share_every_image_once(tmp_path, form, ranks):
     assert sum(map(len, shares)) == 4
 
 
+def test_a_folder_of_pictures_may_have_an_info_of_its_own(tmp_path):
+    write_folder(tmp_path / "set", {"a.png": png(IMAGES[0]), "info.json": b"{}"})
+    assert np.array_equal(together(tmp_path / "set"), IMAGES[:1])
+
+
 def test_of_our_array_the_training_images_count(tmp_path):
     files = image_files(array_folder(tmp_path))
     held_out = draw_held_out(7, 2, 0)
