@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,9 +23,10 @@ from ersde_lit.metrics.cache import cache_folder, digest_of
 from ersde_lit.metrics.features import Features, extract
 from ersde_lit.metrics.frechet import Moments, Statistics
 from ersde_lit.metrics.image_files import ImageFiles, image_files
-from ersde_lit.metrics.reference_pickle import read_statistics
 from ersde_lit.metrics.reservoir import Sample, image_keys
 from ersde_lit.ranks import Ranks
+from ersde_lit.untrusted.pickled_tensors import ARRAYS, array
+from ersde_lit.untrusted.restricted_pickle import Refused, read_pickle
 
 ALONE = Ranks()
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
@@ -241,3 +243,24 @@ def _read(path: Path, metric: str = "fid") -> Reference:
         None if shape is None else tuple(shape.tolist()),
         copies or 0,
     )
+
+
+def read_statistics(path: str | Path, metric: str = "fid") -> dict[str, Any]:
+    """Arrays `mu` and `sigma` of EDM2's pickle (github.com/NVlabs/edm2), and `num_images` if given; runs no code.
+
+    Args:
+        metric: "fid" (Inception) or "fd_dinov2".
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+            content = read_pickle(stream, ARRAYS)
+        kept = content.get(metric) if isinstance(content, dict) else None
+        if not isinstance(kept, dict) or not {"mu", "sigma"} <= kept.keys():
+            raise Refused(f"it holds no statistics 'mu' and 'sigma' as {metric!r}, as EDM2's calculate_metrics.py does")
+        found = {name: array(kept[name]) for name in ("mu", "sigma")}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    count = content.get("num_images")
+    return found | ({"num_images": count} if isinstance(count, int) else {})
