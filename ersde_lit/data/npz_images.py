@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ersde_lit.data.npz import array_names, load_array
-from ersde_lit.data.pictures import centre_square, to_array
+from ersde_lit.data.pictures import MOST_CLASSES, centre_square, to_array
 from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.archives import MIB
@@ -66,4 +66,6 @@ def _labels(path: Path, count: int) -> np.ndarray:
         raise UserError(f"{path}: {LABELS} is {labels.dtype} {labels.shape}, not a class for each of {count} images")
     if (labels < 0).any() and not (labels == -1).all():
         raise UserError(f"{path}: {LABELS} has classes below 0: pass --unlabelled to leave them out")
+    if count and labels.max() >= MOST_CLASSES:
+        raise UserError(f"{path}: {LABELS} has the class {labels.max()}: classes are 0 to {MOST_CLASSES - 1}")
     return labels.astype(np.int64)
