@@ -184,7 +184,8 @@ def read_reference(
 
 def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None, ImageFiles | None]:
     """The statistics at `path`, and the images: of ADM's both are there."""
-    names = array_names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
+    ending = path.suffix.lower()
+    names = array_names(path) if ending == ".npz" else OURS if ending == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise UserError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
     images = image_files(path, exif=exif) if "arr_0" in names else None
@@ -207,7 +208,7 @@ def write_reference(reference: Reference, path: str | Path) -> None:
 
 
 def _read(path: Path, metric: str = "fid") -> Reference:
-    if path.suffix == ".pkl":
+    if path.suffix.lower() == ".pkl":
         found = read_statistics(path, metric)
     else:
         there = array_names(path)

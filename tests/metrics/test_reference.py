@@ -1,3 +1,4 @@
+import pickle
 import re
 import sys
 import zipfile
@@ -223,6 +224,14 @@ def test_counts_images_as_they_are_measured(tmp_path):
     for _ in range(2):
         reference_of(Noise(), Projection(), cache=tmp_path, advance=counts.append)
     assert counts == [64, 56]  # not a second time
+
+
+@pytest.mark.parametrize("name", ["ref.NPZ", "ref.PKL"])
+def test_endings_are_read_in_capitals_too(tmp_path, name):
+    kept = {"mu": MU, "sigma": SIGMA}
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, **kept) if name.endswith("NPZ") else pickle.dump({"fid": kept}, file)
+    assert torch.equal(read_reference(tmp_path / name, Colours()).statistics.mean, torch.from_numpy(MU))
 
 
 BAD = {
