@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ersde_lit.denoisers.uncertainty import Uncertainty
+from ersde_lit.denoisers.denoiser import Uncertainty
 from ersde_lit.networks import DhariwalUNet, EDM2UNet, SongUNet
 
 SONG = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.1}

@@ -1,6 +1,7 @@
 """Sizes of the network that a configuration leaves out are those of its data."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -26,7 +27,8 @@ def sizes_of_data(
     for key in prefix.split("."):
         network = network.get(key) if isinstance(network, Mapping) else None
     path = network if isinstance(network, str) else network["class_path"] if is_class(network) else None
-    if (kind := find_class(str(path))) is None:
+    kind = find_class(str(path)) or find_class(f"ersde_lit.networks.{path}")  # jsonargparse takes bare names too
+    if kind is None:
         return []
     init_args = network.get("init_args") if isinstance(network, Mapping) else None
     set_already = {*network, *(init_args if isinstance(init_args, Mapping) else ())}
@@ -42,7 +44,10 @@ def sizes_of_data(
 
 
 def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> ImageDataModule | None:
-    """The data module of the command; None where its options are wrong, which the command's own parser will say."""
+    """The data module of the command; None where its options are wrong, which the command's own parser will say.
+
+    Of missing ones it would name those of the network, which come first and follow from the data.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
     options = [f"--data={json.dumps(content['data'])}" for content in files.values() if "data" in content]
@@ -57,6 +62,8 @@ def _data(arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> I
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         if isinstance(error.__cause__, UserError):  # the data's own
             raise error.__cause__ from None
+        if missing := re.search("the following arguments are required: .*", str(error)):
+            raise UserError(f"--data: {missing[0]}") from None
         return None
 
 

@@ -50,9 +50,20 @@ class ArrayInfo:
             fields = json.loads((folder / INFO).read_text())
             fields |= {name: tuple(fields[name]) for name in ("image_shape", "class_names")}
             fields["notes"] = tuple(fields.get("notes", ()))
-            return cls(**fields)
+            info = cls(**fields)
+            numbers = info.images, info.val_images, info.num_classes, *info.image_shape
+            if not all(type(n) is int and n >= 0 for n in numbers) or info.val_images > info.images:
+                raise ValueError(f"its numbers cannot be {', '.join(map(str, numbers))}")
+            if not isinstance(info.sha256, dict):
+                raise ValueError("its checksums are not by file")
+            return info
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder / INFO} cannot be read: {error}") from None
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder was converted, and is not one of image files that has an `info.json` of its own."""
+    return (folder / INFO).is_file() and any((folder / name).is_file() for name in (IMAGES, LABELS))
 
 
 def read_array(root: str | Path) -> tuple[ArrayInfo, Split]:

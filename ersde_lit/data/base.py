@@ -25,6 +25,10 @@ class Split(NamedTuple):
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
 
+    @classmethod
+    def unlabelled(cls, images: Tensor) -> Split:
+        return cls(images, torch.full((len(images),), -1))
+
 
 class Batches(Dataset[Batch]):
     """Serves whole batches: float32 images in [-1, 1] and int64 labels; index k + len is image k mirrored."""

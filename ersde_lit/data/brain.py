@@ -51,7 +51,7 @@ class BrainSlices(ImageDataModule):
             val.append(images[low:high])
             train += [images[: low - 5], images[high + 5 :]]
         parts = {"train": train, "val": val, "test": val, "macaque": macaque}
-        return {name: _split(torch.cat(images)) for name, images in parts.items()}
+        return {name: Split.unlabelled(torch.cat(images)) for name, images in parts.items()}
 
     @staticmethod
     def slices(volume: Tensor) -> list[Tensor]:
@@ -86,7 +86,3 @@ def read_volume(path: Path) -> Tensor:
         raise UserError(f"{path} is no volume of finite numbers above 0, but of shape {volume.shape}")
     white = float(np.percentile(volume, 99.9))
     return torch.from_numpy(volume).mul(WHITEST / white).clamp(0, 255)
-
-
-def _split(images: Tensor) -> Split:
-    return Split(images, torch.full((len(images),), -1))

@@ -148,7 +148,11 @@ def _deep_pixels(data: bytes) -> np.ndarray:
         raise UserError("it has 16 bits and transparency: put it on a background first")
     first.load()
     if first.mode != "RGB":
-        return np.asarray(upright(first)).astype(np.uint16)
-    second.tile = [(*second.tile[0][:3], "RGB;16L")]  # type: ignore[list-item]
-    second.load()
-    return np.asarray(upright(first)) * np.uint16(256) + np.asarray(upright(second))
+        pixels = np.asarray(upright(first)).astype(np.uint16)
+    else:
+        second.tile = [(*second.tile[0][:3], "RGB;16L")]  # type: ignore[list-item]
+        second.load()
+        pixels = np.asarray(upright(first)) * np.uint16(256) + np.asarray(upright(second))
+    if (clear := first.info.get("transparency")) is not None and (np.atleast_3d(pixels) == clear).all(-1).any():
+        raise UserError("it is transparent: put it on a background first")
+    return pixels

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from ersde_lit.data.array import INFO, ArrayInfo, read_array, splits
+from ersde_lit.data.array import ArrayInfo, is_converted, read_array, splits
 from ersde_lit.data.base import Batch, Batches, ImageDataModule, Split
 from ersde_lit.data.convert import draw_held_out
 from ersde_lit.data.image_files import in_words, pair_shapes, read_pixels, to_float
@@ -73,15 +73,14 @@ class ImagePairs(ImageDataModule):
             raise UserError(f"crop must be at least 1, not {crop}")
         self.crop = crop
         folders = Path(clean).expanduser(), Path(degraded).expanduser()
-        converted = all((folder / INFO).is_file() for folder in folders)
+        converted = all(map(is_converted, folders))
         self._source = _Arrays(*folders, val_size) if converted else _Files(*folders, val_size, seed)
         self.image_shape = _common_shape(self._source.shapes, crop)
         self._sides: dict[str, Sides] = {}
 
     def load(self) -> dict[str, Split]:
         self._sides = self._source.read()
-        middles = {name: _bytes(sides.clean, self.image_shape) for name, sides in self._sides.items()}
-        return {name: Split(images, torch.full((len(images),), -1)) for name, images in middles.items()}
+        return {name: Split.unlabelled(_bytes(sides.clean, self.image_shape)) for name, sides in self._sides.items()}
 
     def dataset(self, name: str) -> Pairs:
         return Pairs(self.split(name), self._sides[name], self.horizontal_flip)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 
 import numpy as np
 
-from ersde_lit.data.npz import Array, load_array, open_array
+from ersde_lit.data.npz import load_array, open_array
 from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.archives import MIB
@@ -55,13 +54,13 @@ class Batches(Source):
     def _data(self, k: int) -> np.ndarray:
         if self._loaded is None or self._loaded[0] != k:
             self._loaded = None  # before the next one comes: each takes 1.6 GB
-            self._loaded = k, _values(self.paths[k], "data")
+            self._loaded = k, load_array(self.paths[k], "data", LARGEST)
         return self._loaded[1]
 
 
 def _count(path: Path, size: int) -> int:
     """Number of images of this size by the header of the array."""
-    with _array(path, "data") as array:
+    with open_array(path, "data") as array:
         shape, dtype = array.shape, array.dtype
     if dtype != np.uint8:
         raise UserError(f"{path}: `data` is {dtype}, not uint8")
@@ -73,31 +72,11 @@ def _count(path: Path, size: int) -> int:
 
 
 def _labels(path: Path, count: int) -> np.ndarray:
-    with _array(path, "labels") as array:
+    with open_array(path, "labels") as array:
         shape, dtype = array.shape, array.dtype
     if shape != (count,) or not (np.issubdtype(dtype, np.integer) or dtype.hasobject):
         raise UserError(f"{path}: `labels` is {dtype} {shape}, not one whole number for {count} images")
-    labels = _values(path, "labels")
+    labels = load_array(path, "labels", LARGEST)
     if count and not (labels.min() >= 1 and labels.max() <= CLASSES):
         raise UserError(f"{path}: labels run from {labels.min()} to {labels.max()}, not within 1 .. {CLASSES}")
     return labels.astype(np.int64) - 1
-
-
-@contextmanager
-def _array(path: Path, name: str) -> Iterator[Array]:
-    try:
-        with open_array(path, name) as array:
-            yield array
-    except KeyError:
-        raise UserError(
-            f"{path} has no array `{name}`: downsampled ImageNet's files have `data` and `labels`"
-        ) from None
-    except Exception as error:  # zip, zlib and numpy raise anything
-        raise UserError(f"{path} is damaged or not an npz file: {str(error).replace(str(path), 'it')}") from None
-
-
-def _values(path: Path, name: str) -> np.ndarray:
-    try:
-        return load_array(path, name, LARGEST)
-    except Exception as error:
-        raise UserError(f"{path}: `{name}` is damaged or no plain array: {error}") from None

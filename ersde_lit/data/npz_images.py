@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ersde_lit.data.npz import load_array, open_array
-from ersde_lit.data.pictures import centre_square, to_array
+from ersde_lit.data.npz import array_names, load_array
+from ersde_lit.data.pictures import MOST_CLASSES, centre_square, to_array
 from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
 from ersde_lit.untrusted.archives import MIB
@@ -34,7 +34,7 @@ class NpzImages(Source):
 
     def __init__(self, path: Path, size: int, channels: Literal[1, 3], resize: Resize, unlabelled: bool) -> None:
         self.mode, self.resize = "RGB" if channels == 3 else "L", resize
-        self.images = _array(path, IMAGES)
+        self.images = np.ascontiguousarray(load_array(path, IMAGES, LARGEST))
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
             raise UserError(f"{path}: {IMAGES} is {self.images.dtype} {shape}, not uint8 [N, H, W, 3] or [N, H, W]")
@@ -57,32 +57,15 @@ class NpzImages(Source):
         return to_array(centre_square(image.convert(self.mode), self.image_shape[1], self.resize))
 
 
-def holds_images(path: Path) -> bool:
-    """Whether an npz file has the array of images."""
-    try:
-        with open_array(path, IMAGES):
-            return True
-    except Exception:  # not there, or damaged in any of many ways, which is said elsewhere
-        return False
-
-
-def _array(path: Path, name: str) -> np.ndarray:
-    try:
-        return np.ascontiguousarray(load_array(path, name, LARGEST))
-    except KeyError:
-        raise
-    except Exception as error:  # zip, zlib and numpy raise anything
-        raise UserError(f"{path}: {name} is damaged or no plain array: {error}") from None
-
-
 def _labels(path: Path, count: int) -> np.ndarray:
     """Classes, or -1 throughout: without the array, or where it says so itself."""
-    try:
-        labels = _array(path, LABELS)
-    except KeyError:
+    if LABELS not in array_names(path):
         return np.full(count, -1)
+    labels = load_array(path, LABELS)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: {LABELS} is {labels.dtype} {labels.shape}, not a class for each of {count} images")
     if (labels < 0).any() and not (labels == -1).all():
         raise UserError(f"{path}: {LABELS} has classes below 0: pass --unlabelled to leave them out")
+    if count and labels.max() >= MOST_CLASSES:
+        raise UserError(f"{path}: {LABELS} has the class {labels.max()}: classes are 0 to {MOST_CLASSES - 1}")
     return labels.astype(np.int64)

@@ -10,7 +10,8 @@ from typing import Literal
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import open_files
 from ersde_lit.data.imagenet_batches import Batches
-from ersde_lit.data.npz_images import NpzImages, holds_images
+from ersde_lit.data.npz import array_names
+from ersde_lit.data.npz_images import IMAGES, NpzImages
 from ersde_lit.data.pictures import Pictures
 from ersde_lit.data.source import Resize, Source
 from ersde_lit.errors import UserError
@@ -49,7 +50,7 @@ def open_source(
         ValueError: nothing of the kind is there, or it is damaged or contradicts itself; names the file.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() == ".npz" and path.is_file() and holds_images(path):
+    if path.suffix.lower() == ".npz" and path.is_file() and IMAGES in array_names(path):
         return NpzImages(path, size, channels, resize, unlabelled)
     if npz := _npz_files(path):
         if channels != 3:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from ersde_lit.denoisers.latents import Latents
@@ -14,9 +15,9 @@ from ersde_lit.denoisers.preconditioning import (
     check,
 )
 from ersde_lit.denoisers.processes import VE, Process
-from ersde_lit.denoisers.uncertainty import Uncertainty
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
+from ersde_lit.networks.magnitude import MPConv, MPFourier
 
 
 class Denoiser(nn.Module):
@@ -129,6 +130,22 @@ class Denoiser(nn.Module):
         _, c_out = prediction.coefficients(lam, self.sigma_data, self.process)
         error = self(x0 + _column(lam) * eps, lam, labels, augment) - x0
         return prediction.weight(lam, c_out) * error.square().flatten(1).mean(1)
+
+
+class Uncertainty(nn.Module):
+    """u(lam): [B] -> [B], trained beside a network as the logarithm of its expected loss at each noise level.
+
+    The loss L becomes L / exp(u) + u (Karras et al. 2024, arXiv:2312.02696, eq. 21), so all noise levels contribute
+    alike to the gradient. Sampling does not use it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fourier, self.linear = MPFourier(128), MPConv(128, 1)
+
+    def forward(self, lam: Tensor) -> Tensor:
+        with torch.autocast(lam.device.type, enabled=False):  # bfloat16 would make errors of a hundredth
+            return self.linear(self.fourier(lam.log() / 4)).squeeze(1)
 
 
 def _column(coefficient: Tensor) -> Tensor:

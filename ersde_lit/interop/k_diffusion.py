@@ -1,10 +1,6 @@
-"""Sampling function with ER-SDE-Solvers for k-diffusion, ComfyUI and stable-diffusion-webui:
+"""Sampling function with ER-SDE-Solvers for k-diffusion, ComfyUI and stable-diffusion-webui, which share its signature.
 
-    from ersde_lit.interop.k_diffusion import sample_er_sde
-
-    k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
-
-It imports none of them; they share its signature.
+k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
 """
 
 from __future__ import annotations
@@ -18,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from ersde_lit.denoisers.processes import VE, Flow
+from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.levels import flow_lams
 from ersde_lit.names import MAX_SEED
 from ersde_lit.solvers import ERSDE, SavedTables, SeededNoise, Solver, custom, read_tables, sample
@@ -67,7 +64,8 @@ def sample_er_sde(
         tables: learned, or a file of them, in place of a solver with these options; sigmas are then `table_sigmas`.
 
     Raises:
-        ValueError: sigmas not descending, an option out of range, or a noise scale not valid at these sigmas.
+        ValueError: sigmas not descending, not a seed an image, an option out of range, or a noise scale not valid at
+            these sigmas.
         FloatingPointError: the model's output was not finite; names the first such step.
     """
     phi = noise_scale if noise_scaler is None else custom(noise_scaler)
@@ -138,6 +136,8 @@ class _Noise:
             self.draw = lambda i: sampler(sigmas[i], sigmas[i + 1])
         elif seed is not None:
             seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
+            if len(seeds) != len(x):
+                raise UserError(f"{len(x)} images need as many seeds, or the first one's, not {len(seeds)}")
             dtype = torch.promote_types(x.dtype, torch.float32)
             noise, draws = SeededNoise([s & MAX_SEED for s in seeds], x.shape[1:], x.device, dtype), count()
             self.draw = lambda i: noise.step(next(draws))  # numbered by draws, as some steps add no noise

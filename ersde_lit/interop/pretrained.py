@@ -1,7 +1,6 @@
 """Models in folders and on the Hugging Face hub, as `save_pretrained` and `from_pretrained` are used elsewhere.
 
-A folder holds model.safetensors, with the weights and the description of the model (`export` writes the same file); no
-code is run when it is read. A repository of the hub is downloaded by huggingface_hub, if that is installed.
+A folder holds model.safetensors, as `export` writes it: weights and description of the model. No code is run.
 """
 
 from pathlib import Path

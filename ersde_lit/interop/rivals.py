@@ -1,10 +1,4 @@
-"""Samplers that run diffusers' schedulers and k-diffusion's functions, for comparison with our own.
-
-Both use our grids and our noise, so that `evaluate` and FIDCallback compare the methods alone:
-
-    class_path: ersde_lit.interop.rivals.DiffusersSampler
-    init_args: {scheduler: UniPCMultistepScheduler, config: {solver_order: 3}}
-"""
+"""Samplers that run diffusers' schedulers and k-diffusion's functions on our grids and our noise, for comparison."""
 
 from __future__ import annotations
 

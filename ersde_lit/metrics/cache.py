@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.data import ImageArray, ImageDataModule
-from ersde_lit.data.array import INFO, ArrayInfo
+from ersde_lit.data.array import ArrayInfo, is_converted
 from ersde_lit.metrics.image_files import ImageFiles
 
 CHUNK = 10_000  # images hashed at a time: a memory map stays on disk
@@ -37,7 +37,7 @@ def digest_of(source: ImageDataModule | ImageFiles, text: str, tensors: Iterable
     """`digest` of the text and of the training images, `tensors`; of a converted folder, its checksums instead."""
     if type(source) is ImageArray:  # a subclass may serve other images
         folder, count = Path(source.root).expanduser(), len(source.split("train").labels)
-    elif isinstance(source, ImageFiles) and (source.path / INFO).is_file():
+    elif isinstance(source, ImageFiles) and is_converted(source.path):
         folder, count = source.path, source.count
     else:
         return digest(text, tensors)

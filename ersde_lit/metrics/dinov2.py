@@ -45,7 +45,7 @@ class DINOv2(Features):
         state, self.sha = read_weights(path)
         token = state.get("cls_token", torch.zeros(1, 1, 1024))  # of another file, for the message below
         depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-        self.num_features = token.shape[-1]
+        self.num_features = token.shape[-1] if token.ndim else 1
         self.name = NAMES.get((self.num_features, depth), f"a transformer of width {self.num_features}, depth {depth}")
         with torch.device("meta"):  # nothing is drawn
             self.net = VisionTransformer(self.num_features, depth)

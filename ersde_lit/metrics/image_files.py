@@ -6,7 +6,6 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,10 +15,10 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ersde_lit.data.array import INFO, read_array, splits
+from ersde_lit.data.array import is_converted, read_array, splits
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import Files, notes_on, open_files
-from ersde_lit.data.npz import Array, open_array
+from ersde_lit.data.npz import open_array
 from ersde_lit.data.pictures import to_array
 from ersde_lit.errors import UserError
 
@@ -74,7 +73,7 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: E
         ValueError: nothing is there, it holds no image, or is damaged; names the file.
     """
     path = Path(path).expanduser()
-    if (path / INFO).is_file():
+    if is_converted(path):
         return _Array(path)
     if files := open_files(path):
         return _Pictures(files, channels, exif)
@@ -126,12 +125,14 @@ class _Npz(ImageFiles):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._array() as (file, shape, dtype, _):
+        with open_array(path, "arr_0") as (file, shape, dtype, fortran):
             nan = ", with NaN in it" if dtype.kind == "f" and _has_nan(file, dtype) else ""
         if dtype != np.uint8:
             raise UserError(f"{path}: arr_0 is {dtype}{nan}, not uint8: images are whole numbers 0 .. 255")
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
             raise UserError(f"{path}: arr_0 is {list(shape)}, not [n, H, W, C] with C = 1 or 3")
+        if fortran:
+            raise UserError(f"{path}: arr_0 is in Fortran order: save np.ascontiguousarray of it")
         if not shape[0]:
             raise UserError(f"{path} holds no image")
         self.count, (height, width, channels) = shape[0], shape[1:]
@@ -140,24 +141,12 @@ class _Npz(ImageFiles):
     def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
         channels, height, width = self.image_shape
         size, at = channels * height * width, 0
-        with self._array() as (file, *_):
+        with open_array(self.path, "arr_0") as (file, *_):
             for part in parts:
                 file.seek((part.start - at) * size, io.SEEK_CUR)
                 data, at = file.read(len(part) * size), part.stop
                 array = np.frombuffer(bytearray(data), np.uint8).reshape(-1, height, width, channels)
                 yield np.ascontiguousarray(rearrange(array, "n h w c -> n c h w"))
-
-    @contextmanager
-    def _array(self) -> Iterator[Array]:
-        try:
-            with open_array(self.path, "arr_0") as array:
-                if array.fortran and len(array.shape) > 1:
-                    raise UserError("arr_0 is in Fortran order: save np.ascontiguousarray of it")
-                yield array
-        except KeyError:
-            raise UserError(f"{self.path} has no array arr_0, where images are: [n, H, W, C], uint8") from None
-        except Exception as error:
-            raise UserError(f"{self.path} cannot be used: {str(error).replace(str(self.path), 'it')}") from None
 
 
 def _has_nan(file: IO[bytes], dtype: np.dtype[Any]) -> bool:

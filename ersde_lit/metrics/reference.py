@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import mmap
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.data.decode import Exif
-from ersde_lit.data.npz import load_array
+from ersde_lit.data.npz import array_names, load_array
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.metrics.cache import cache_folder, digest_of
 from ersde_lit.metrics.features import Features, extract
 from ersde_lit.metrics.frechet import Moments, Statistics
 from ersde_lit.metrics.image_files import ImageFiles, image_files
-from ersde_lit.metrics.reference_pickle import read_statistics
 from ersde_lit.metrics.reservoir import Sample, image_keys
 from ersde_lit.ranks import Ranks
-from ersde_lit.untrusted.archives import open_zip
+from ersde_lit.untrusted.pickled_tensors import ARRAYS, array
+from ersde_lit.untrusted.restricted_pickle import Refused, read_pickle
 
 ALONE = Ranks()
 KEEP = 10_000  # images whose features are kept for KID, precision and recall, as ADM's reference batches have
@@ -184,7 +184,8 @@ def read_reference(
 
 def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None, ImageFiles | None]:
     """The statistics at `path`, and the images: of ADM's both are there."""
-    names = _names(path) if path.suffix == ".npz" else OURS if path.suffix == ".pkl" else ["arr_0"]
+    ending = path.suffix.lower()
+    names = array_names(path) if ending == ".npz" else OURS if ending == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:
         raise UserError(f"{path} has neither statistics, mu and sigma, nor images, arr_0")
     images = image_files(path, exif=exif) if "arr_0" in names else None
@@ -206,24 +207,12 @@ def write_reference(reference: Reference, path: str | Path) -> None:
         np.savez(file, mu=mean.numpy(), sigma=cov.numpy(), **more)
 
 
-def _names(path: Path) -> list[str]:
-    """Names of the arrays in an `.npz`."""
-    try:
-        with open_zip(path, largest=sys.maxsize) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def _read(path: Path, metric: str = "fid") -> Reference:
-    if path.suffix == ".pkl":
+    if path.suffix.lower() == ".pkl":
         found = read_statistics(path, metric)
     else:
-        there = _names(path)
-        try:
-            found = {name: load_array(path, name) for name in OURS if name in there}
-        except Exception as error:  # zip, zlib and numpy raise anything
-            raise UserError(f"{path} is damaged: {error}") from None
+        there = array_names(path)
+        found = {name: load_array(path, name) for name in OURS if name in there}
     if not {"mu", "sigma"} <= set(found):
         raise UserError(f"{path} has no mu and sigma")
     for name in ("mu", "sigma", "features"):
@@ -240,15 +229,39 @@ def _read(path: Path, metric: str = "fid") -> Reference:
         raise UserError(f"{path}: mu, sigma or features are not finite")
     if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max() or cov.diagonal().min() < -1e-6 * cov.abs().max():
         raise UserError(f"{path}: sigma is no covariance: not symmetric, or negative on its diagonal")
-    count, shape = found.get("num_images"), found.get("image_shape")
-    number = "images of unknown number" if count is None else f"{int(count):,} images"
+    try:
+        count, copies = (int(found[name]) if name in found else None for name in ("num_images", "copies"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: num_images and copies are whole numbers: {error}") from None
+    number, shape = "images of unknown number" if count is None else f"{count:,} images", found.get("image_shape")
     if shape is not None and (shape.shape != (3,) or shape.dtype.kind not in "iu"):
         raise UserError(f"{path}: image_shape {shape} is not [C, H, W]")
     return Reference(
-        Statistics(mean, cov, None if count is None else int(count)),
+        Statistics(mean, cov, count),
         str(found.get("description", f"{path} ({number})")),
         features,
         str(found["fingerprint"]) if "fingerprint" in found else None,
         None if shape is None else tuple(shape.tolist()),
-        int(found.get("copies", 0)),
+        copies or 0,
     )
+
+
+def read_statistics(path: str | Path, metric: str = "fid") -> dict[str, Any]:
+    """Arrays `mu` and `sigma` of EDM2's pickle (github.com/NVlabs/edm2), and `num_images` if given; runs no code.
+
+    Args:
+        metric: "fid" (Inception) or "fd_dinov2".
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+            content = read_pickle(stream, ARRAYS)
+        kept = content.get(metric) if isinstance(content, dict) else None
+        if not isinstance(kept, dict) or not {"mu", "sigma"} <= kept.keys():
+            raise Refused(f"it holds no statistics 'mu' and 'sigma' as {metric!r}, as EDM2's calculate_metrics.py does")
+        found = {name: array(kept[name]) for name in ("mu", "sigma")}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    count = content.get("num_images")
+    return found | ({"num_images": count} if isinstance(count, int) else {})

@@ -29,7 +29,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"{path} is not used: it is damaged, or would run code of its own when read") from None
     except Exception as error:  # whatever torch says of a damaged file
         raise UserError(f"{path} holds no weights: {(str(error) or 'it ends too soon').splitlines()[0]}") from None
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(w, Tensor) for n, w in state.items()):
         raise UserError(f"{path} holds no weights by name")
     if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise UserError(f"{path}: the weights {bad[0]} are not finite")

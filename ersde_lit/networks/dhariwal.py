@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError
 from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngles
 from ersde_lit.networks.residual_unet import ResidualBlock, ResidualUNet
 
@@ -45,8 +44,6 @@ class DhariwalUNet(ResidualUNet):
         num_heads: int | None = None,
         time_scale: float = 1.0,
     ) -> None:
-        if channels_per_head < 1 or (num_heads is not None and num_heads < 1):
-            raise UserError(f"attention needs heads and channels: {channels_per_head} a head, {num_heads} heads")
         widths = [round(model_channels * m) for m in channel_mult]
         emb_channels = model_channels * channel_mult_emb
         super().__init__(

@@ -43,8 +43,6 @@ class DhariwalClassifierEncoder(Network):
         super().__init__()
         if label_dim < 2:
             raise UserError(f"a classifier needs at least 2 classes, got {label_dim}")
-        if channels_per_head < 1:
-            raise UserError(f"channels_per_head is at least 1, got {channels_per_head}")
         if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1) or num_blocks < 1:
             raise UserError(
                 f"img_resolution {img_resolution} does not allow {len(channel_mult)} levels of {num_blocks} blocks"

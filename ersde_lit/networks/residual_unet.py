@@ -128,8 +128,6 @@ class ResidualUNet(Network):
         sides = resolutions(img_resolution, len(widths))
         if num_blocks < 1:
             raise UserError(f"num_blocks is at least 1, got {num_blocks}")
-        if not 0 <= label_dropout <= 1:
-            raise UserError(f"label_dropout is a probability, got {label_dropout}")
         self.image_shape = (in_channels, img_resolution, img_resolution)
         self.num_classes, self.multiple = label_dim, 2 ** (len(widths) - 1)
         self.label_dropout = label_dropout

@@ -1,4 +1,4 @@
-"""Tensors in untrusted pickles: `pickle.dump` writes each storage as the bytes of a file of `torch.save`.
+"""Tensors and numpy's arrays in untrusted pickles, whose storages are the bytes of files of `torch.save`.
 
 No more memory is allocated than the file has bytes, and a tensor must be a dense view within its storage.
 """
@@ -29,6 +29,7 @@ _DTYPES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
+_ARRAY = GlobalName("numpy", "ndarray")
 STORAGES = frozenset({(module, name) for module in ("torch", "torch.cuda") for name in _DTYPES})
 
 
@@ -127,20 +128,60 @@ def numpy_scalar(dtype: Any, data: Any) -> float | int:
     raise Refused("a number of numpy's that cannot be read")
 
 
+def array(value: Any) -> np.ndarray:
+    """Array that a placeholder describes: no larger than its bytes in the file."""
+    match value:
+        case PickledObject(
+            state=(1, tuple(shape), PickledObject(arguments=("f8" | "f4" as code, *_), state=(_, "<", *_)), order, data)
+        ) if isinstance(data, bytes | bytearray) and all(type(n) is int and n >= 0 for n in shape):
+            if math.prod(shape) * int(code[1]) != len(data):
+                raise Refused(f"an array {list(shape)[:8]} of {code} in {len(data):,} bytes")
+            return np.frombuffer(data, f"<{code}").reshape(shape, order="F" if order else "C")
+    raise Refused("an array that cannot be read: only float32 and float64 of little-endian machines are")
+
+
+def _reconstruct(*arguments: Any) -> PickledObject:
+    """Placeholder of a numpy array, whose content follows."""
+    return PickledObject(_ARRAY)
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledObject:
+    """Placeholder of a numpy array with its content, by pickle protocol 5."""
+    return PickledObject(_ARRAY, (), (1, shape, dtype, order == "F", data))
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Result of `_codecs.encode`, by which pickle protocol 2 stores bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise Refused("bytes that cannot be read")
+    return text.encode("latin1")
+
+
 def _set(values: Any) -> set[str]:
     if not isinstance(values, list) or len(values) > 16 or not all(isinstance(value, str) for value in values):
         raise Refused("a set of something else than a few words")
     return set(values)
 
 
+_NUMBERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "dtype"): numpy_dtype,
+    **{(f"numpy.{core}.multiarray", "scalar"): numpy_scalar for core in ("core", "_core")},
+}
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): load_from_bytes,
     ("collections", "OrderedDict"): lambda: {},
-    ("numpy.core.multiarray", "scalar"): numpy_scalar,
-    ("numpy._core.multiarray", "scalar"): numpy_scalar,
-    ("numpy", "dtype"): numpy_dtype,
     ("builtins", "set"): _set,
+    **_NUMBERS,
 }
+ARRAYS = AllowedNames(
+    {
+        ("_codecs", "encode"): _encode,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
+        **_NUMBERS,
+    },
+    frozenset({_ARRAY}),
+)

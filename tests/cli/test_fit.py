@@ -418,6 +418,19 @@ def test_fast_dev_run_leaves_nothing(inside) -> None:
     assert not (inside / "runs/trial").exists()
 
 
+def test_a_network_by_its_bare_name_gets_its_sizes_from_the_data(inside, capsys) -> None:
+    assert main(["fit", "--data", "Digits", "--model.network", "UNet", "--print_config"]) == 0
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["network"]["init_args"]
+    assert (network["image_shape"], network["num_classes"]) == ([1, 8, 8], 10)
+
+
+def test_a_missing_option_of_the_data_is_not_blamed_on_the_network(inside, capsys) -> None:
+    pairs = ["--data", "ImagePairs", "--data.degraded", "here"]
+    for options, name in ((pairs, "clean"), ([], "data")):
+        assert main(["fit", *options, "--model.network", "UNet"]) == 2
+        assert f"--data: the following arguments are required: {name}\n" in capsys.readouterr().err
+
+
 def test_the_configuration_can_be_printed(inside, capsys) -> None:
     assert main(fit("--print_config")) == 0
     out = capsys.readouterr().out

@@ -64,12 +64,15 @@ def turned(orientation: int) -> bytes:
     return exif.tobytes()
 
 
-def deep(channels: int, colour: int, size: int = 4, orientation: int = 0, broken: bytes = b"") -> bytes:
-    """A PNG of 16 bits: random, unfiltered."""
+def deep(
+    channels: int, colour: int, size: int = 4, orientation: int = 0, broken: bytes = b"", clear: int | None = None
+) -> bytes:
+    """A PNG of 16 bits: random, unfiltered; `clear`: its first pixel's colour, plus that, is transparent."""
     values = np.random.default_rng(0).integers(0, 65536, (size, size * channels)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     parts = {b"IHDR": struct.pack(">IIBBBBB", size, size, 16, colour, 0, 0, 0)}
     parts |= {b"eXIf": turned(orientation)[6:]} if orientation else {}
+    parts |= {} if clear is None else {b"tRNS": (values[0, :channels] + clear).astype(">u2").tobytes()}
     parts |= {b"IDAT": broken or zlib.compress(rows), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
 
@@ -82,6 +85,13 @@ def test_files_of_16_bits_are_turned_upright_too(tmp_path, channels: int, colour
     assert torch.equal(upright, plain.rot90(-1, (1, 2)))
 
 
+@pytest.mark.parametrize(("channels", "colour"), [(1, 0), (3, 2)])
+def test_a_transparent_colour_that_no_pixel_of_16_bits_has_is_nothing(tmp_path, channels: int, colour: int) -> None:
+    for name, clear in (("a", None), ("b", 1)):
+        (tmp_path / f"{name}.png").write_bytes(deep(channels, colour, clear=clear))
+    assert torch.equal(read_image(tmp_path / "a.png")[0], read_image(tmp_path / "b.png")[0])
+
+
 BAD = {
     "nothing": (b"", "it is no image"),
     "text": (b"<html>", "it is no image"),
@@ -91,6 +101,8 @@ BAD = {
     "transparent": (encoded(Image.new("RGBA", (4, 4))), "transparent"),
     "16 bits with alpha": (deep(4, 6), "16 bits and transparency"),
     "16 bits, grey with alpha": (deep(2, 4), "16 bits and transparency"),
+    "16 bits with a transparent colour": (deep(3, 2, clear=0), "it is transparent"),
+    "16 bits, grey with a transparent level": (deep(1, 0, clear=0), "it is transparent"),
     "floats": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "tiff"), "of the kind F"),
 }
 

@@ -49,7 +49,7 @@ def test_pickles_are_not_loaded(tmp_path):
         load_array(tmp_path / "set.npz", "x")
 
 
-def test_an_absent_array_is_a_key_error(tmp_path):
-    np.savez(tmp_path / "set.npz", x=np.ones(3))
-    with pytest.raises(KeyError):
+def test_an_absent_array_is_named_with_those_that_are_there(tmp_path):
+    np.savez(tmp_path / "set.npz", x=np.ones(3), z=np.ones(3))
+    with pytest.raises(ValueError, match=r"set.npz has no array y, only x, z$"):
         load_array(tmp_path / "set.npz", "y")

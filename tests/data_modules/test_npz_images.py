@@ -63,7 +63,8 @@ def test_other_pixels_are_another_source(tmp_path) -> None:
         ({"arr_0": IMAGES, "arr_1": LABELS[:4]}, "not a class for each of 5 images"),
         ({"arr_0": IMAGES, "arr_1": LABELS / 2}, "not a class for each of 5 images"),
         ({"arr_0": IMAGES, "arr_1": LABELS - 1}, "--unlabelled"),
-        ({"arr_0": np.array([{}])}, "arr_0 is damaged or no plain array"),
+        ({"arr_0": IMAGES, "arr_1": np.uint64(2) ** 63 + LABELS.astype(np.uint64)}, "classes are 0 to 999999"),
+        ({"arr_0": np.array([{}])}, "arr_0 cannot be used: it is of Python objects"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, arrays, message: str) -> None:

@@ -135,6 +135,8 @@ def test_a_seed_seeds_each_image() -> None:
     assert torch.equal(run(X, seed=2**63 + 5), run(X, seed=5))  # ComfyUI's have 64 bits, of which 48 are used
     assert not torch.equal(run(X, seed=6), run(X, seed=5))
     runs = []
+    with pytest.raises(ValueError, match="2 images need as many seeds, or the first one's, not 1"):
+        run(X, seed=[5])
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         runs.append(run(X))

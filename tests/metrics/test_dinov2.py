@@ -148,6 +148,8 @@ def test_absent_weights_are_named_with_their_address(monkeypatch, tmp_path) -> N
     [
         ({"norm.weight": torch.zeros(10)}, "size mismatch for norm.weight"),
         ({"register_tokens": torch.zeros(1, 4, WIDTH)}, "Unexpected key"),
+        ({"cls_token": torch.zeros(())}, "does not hold DINOv2's weights"),
+        ({3: torch.zeros(2)}, "holds no weights by name"),
         ({"cls_token": torch.full((1, 1, WIDTH), torch.nan)}, "cls_token are not finite"),
     ],
 )

@@ -64,6 +64,11 @@ def test_ranks_share_every_image_once(tmp_path, form, ranks):
     assert sum(map(len, shares)) == 4
 
 
+def test_a_folder_of_pictures_may_have_an_info_of_its_own(tmp_path):
+    write_folder(tmp_path / "set", {"a.png": png(IMAGES[0]), "info.json": b"{}"})
+    assert np.array_equal(together(tmp_path / "set"), IMAGES[:1])
+
+
 def test_of_our_array_the_training_images_count(tmp_path):
     files = image_files(array_folder(tmp_path))
     held_out = draw_held_out(7, 2, 0)
@@ -170,10 +175,10 @@ BAD = {
         lambda folder: flipped(write_zip(folder / "set.zip", {"a.png": png(IMAGES[0])}), 120),
         "a.png in {} cannot be used: ",
     ),
-    "corrupt npz": (lambda folder: cut(array(NHWC)(folder), -60), "{} cannot be used: "),
-    "damaged npz": (lambda folder: flipped(array(NHWC)(folder), 600), "{} cannot be used: Bad CRC-32"),
-    "wrong checksum": (wrong_sum, "{} cannot be used: Bad CRC-32"),
-    "no npz at all": (lambda folder: write_folder(folder, {"set.npz": b"text"}) / "set.npz", "{} cannot be used: "),
+    "corrupt npz": (lambda folder: cut(array(NHWC)(folder), -60), "{} is damaged, cut short or no zip file"),
+    "damaged npz": (lambda folder: flipped(array(NHWC)(folder), 600), "{}: arr_0 cannot be used: Bad CRC-32"),
+    "wrong checksum": (wrong_sum, "{}: arr_0 cannot be used: Bad CRC-32"),
+    "no npz at all": (lambda folder: write_folder(folder, {"set.npz": b"text"}) / "set.npz", "{} is damaged, cut"),
     "npz of something else": (lambda folder: npz(folder / "set.npz", x=NHWC), "{} has no array arr_0"),
     "floats": (array(NHWC / 255), "{}: arr_0 is float64, not uint8: images are whole numbers 0 .. 255"),
     "floats with NaN": (array(WITH_NAN), "{}: arr_0 is float32, with NaN in it, not uint8"),
@@ -182,7 +187,7 @@ BAD = {
     "channels first": (array(IMAGES), "{}: arr_0 is [7, 3, 8, 8], not [n, H, W, C] with C = 1 or 3"),
     "one dimension": (array(NHWC.ravel()), "{}: arr_0 is [1344], not [n, H, W, C]"),
     "no images": (array(NHWC[:0]), "{} holds no image"),
-    "Fortran order": (array(np.asfortranarray(NHWC)), "{} cannot be used: arr_0 is in Fortran order"),
+    "Fortran order": (array(np.asfortranarray(NHWC)), "{}: arr_0 is in Fortran order"),
     "some other file": (lambda folder: write_folder(folder, {"set.tar": b""}) / "set.tar", "{} is none of the forms"),
 }  # fmt: skip
 
@@ -215,5 +220,5 @@ def test_an_array_that_is_shorter_than_its_head_says(tmp_path):
     np.save(file, NHWC)
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
         archive.writestr("arr_0.npy", file.getvalue()[:-10])
-    with pytest.raises(ValueError, match=r"set.npz cannot be used: arr_0 is cut short"):
+    with pytest.raises(ValueError, match=r"set.npz: arr_0 cannot be used: it is cut short"):
         together(tmp_path / "set.npz")

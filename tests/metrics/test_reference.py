@@ -1,3 +1,4 @@
+import pickle
 import re
 import sys
 import zipfile
@@ -225,6 +226,14 @@ def test_counts_images_as_they_are_measured(tmp_path):
     assert counts == [64, 56]  # not a second time
 
 
+@pytest.mark.parametrize("name", ["ref.NPZ", "ref.PKL"])
+def test_endings_are_read_in_capitals_too(tmp_path, name):
+    kept = {"mu": MU, "sigma": SIGMA}
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, **kept) if name.endswith("NPZ") else pickle.dump({"fid": kept}, file)
+    assert torch.equal(read_reference(tmp_path / name, Colours()).statistics.mean, torch.from_numpy(MU))
+
+
 BAD = {
     "other features": ({"mu": MU[:7], "sigma": SIGMA[:7, :7]}, "has 7 features, and Colours are 48: take a reference"),
     "no sigma": ({"mu": MU}, "has no mu and sigma"),
@@ -235,11 +244,13 @@ BAD = {
     "infinite": ({"mu": MU, "sigma": SIGMA * np.inf}, "mu, sigma or features are not finite"),
     "not symmetric": ({"mu": MU, "sigma": SIGMA + np.arange(48)}, "sigma is no covariance: not symmetric"),
     "negative": ({"mu": MU, "sigma": -SIGMA}, "sigma is no covariance"),
-    "pickled": ({"mu": np.array([None] * 48), "sigma": SIGMA}, "is damaged: Object arrays cannot be loaded"),
+    "pickled": ({"mu": np.array([None] * 48), "sigma": SIGMA}, "mu cannot be used: it is of Python objects"),
     "features of another size": (
         {"mu": MU, "sigma": SIGMA, "features": SIGMA[:, :7]},
         "features [48, 7] are not [n, 48]",
     ),
+    "a number of images that is none": ({"mu": MU, "sigma": SIGMA, "num_images": np.nan}, "are whole numbers: cannot"),
+    "numbers of images": ({"mu": MU, "sigma": SIGMA, "num_images": [3, 4]}, "are whole numbers: only"),
     "text": ({"mu": np.array(["a"] * 48), "sigma": SIGMA}, "mu is <U1, not numbers"),
 }
 
@@ -301,7 +312,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("mu.npy", mu)
         file.writestr("sigma.npy", sigma)
-    with pytest.raises(ValueError, match=r"bomb.npz is damaged: sigma is cut short"):
+    with pytest.raises(ValueError, match=r"bomb.npz: sigma cannot be used: it is cut short"):
         read_reference(tmp_path / "bomb.npz", Colours())
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.reference import read_reference
-from ersde_lit.metrics.reference_pickle import read_statistics
+from ersde_lit.metrics.reference import read_reference, read_statistics
 
 
 class Flat(Features):

@@ -46,7 +46,14 @@ def test_heads_can_be_told_and_widths_be_fractions() -> None:
     assert half.map_layer0.in_features == 64
 
 
-@pytest.mark.parametrize("wrong", [{"num_heads": 0}, {"channels_per_head": 0}, {"num_heads": 5}])
-def test_impossible_heads_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="heads"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_heads": 0}, "num_heads must be positive, got 0"),
+        ({"channels_per_head": 0}, "channels_per_head must be positive, got 0"),
+        ({"num_heads": 5}, "do not divide among 5 attention heads"),
+    ],
+)
+def test_impossible_heads_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DhariwalUNet(**ARGUMENTS, **wrong)

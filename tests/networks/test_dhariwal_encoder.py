@@ -43,7 +43,7 @@ def test_plain_data_rebuilds_it() -> None:
         ({"img_resolution": 9}, "does not allow 2 levels"),
         ({"channel_mult": []}, "does not allow 0 levels"),
         ({"num_blocks": 0}, "levels of 0 blocks"),
-        ({"channels_per_head": 0}, "channels_per_head is at least 1"),
+        ({"channels_per_head": 0}, "channels_per_head must be positive, got 0"),
     ],
 )
 def test_impossible_sizes_are_refused(wrong: dict, message: str) -> None:

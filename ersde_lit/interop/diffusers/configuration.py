@@ -10,7 +10,7 @@ from typing import Any
 from ersde_lit.errors import UserError
 
 # The schedulers of diffusers with the noising process and model output of each of ours.
-_SERVED = {
+SERVED = {
     "ERSDEScheduler": (
         *("CogVideoXDDIM", "CogVideoXDPM", "DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM"),
         *("DEISMultistep", "DPMSolverMultistepInverse", "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep"),
@@ -22,7 +22,7 @@ _SERVED = {
         *("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "LTXEulerAncestralRF"),
     ),
 }
-_FAMILIES = {f"{name}Scheduler": ours for ours, theirs in _SERVED.items() for name in theirs} | {n: n for n in _SERVED}
+_FAMILIES = {f"{name}Scheduler": ours for ours, theirs in SERVED.items() for name in theirs} | {n: n for n in SERVED}
 # Where no class is named, the first of these options that is set tells the family of a configuration.
 _TELLING = {"beta_schedule": "ERSDEScheduler", "sigma_data": "ERSDEEDMScheduler", "shift": "ERSDEFlowMatchScheduler"}
 # Options of other steps, or without effect unless one that is checked is set. Kept, for converting back.
@@ -89,7 +89,7 @@ def _class_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _family_of(scheduler: type) -> str:
-    return next(base.__name__ for base in scheduler.__mro__ if base.__name__ in _SERVED)
+    return next(base.__name__ for base in scheduler.__mro__ if base.__name__ in SERVED)
 
 
 def _check_family(scheduler: type, name: str | None, config: dict[str, Any]) -> None:

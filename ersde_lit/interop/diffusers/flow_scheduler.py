@@ -20,10 +20,11 @@ from ersde_lit.interop.diffusers.steps import (
     TableScheduler,
     solver_config,
 )
-from ersde_lit.interop.diffusers.tokens import SAME_TIME, token_rows, token_times
-from ersde_lit.solvers import Tableau, check_lams, grids
+from ersde_lit.solvers import ERSDE, Tableau, check_lams, grids
 
 __all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # diffusers looks for both in here
+
+SAME_TIME = 1e-6  # times that differ by less are equal: timesteps are float32
 
 
 class ERSDEFlowMatchScheduler(TableScheduler):
@@ -167,11 +168,11 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         levels = self.process.t_of_lam(self._lams)
         if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
             raise UserError("per_token_timesteps need a schedule of sigmas alone, with timesteps num_train_timesteps t")
-        t = token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])  # 1 as in the schedule
+        t = _token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])  # 1 as in the schedule
         i, steps = self._begin_step(timestep)
         self._on_schedule = ((t - levels[i]).abs() < SAME_TIME) & self._on_schedule
         with torch.device("cpu"):
-            weights = token_rows(self._solver(), t, levels)
+            weights = _token_rows(self._solver(), t, levels)
 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         of_t, of_state, of_x0, of_noise = (w.unsqueeze(-1).to(sample.device, dtype) for w in (t, *weights))
@@ -188,3 +189,29 @@ class ERSDEFlowMatchScheduler(TableScheduler):
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` by the name that flow pipelines call."""
         return self.add_noise(sample, noise, timestep)
+
+
+def _token_times(timesteps: Tensor, sample: Tensor, steps: int) -> Tensor:
+    """Flow times t [B, T], float64 on the CPU, of the tokens' timesteps ``steps * t``, [B, T] or [B, 1]."""
+    try:
+        t = timesteps.detach().to("cpu", torch.float64).expand(sample.shape[:-1]) / steps
+    except RuntimeError:
+        wanted, found = list(sample.shape[:-1]), list(timesteps.shape)
+        raise UserError(f"per_token_timesteps must have the shape {wanted} of the tokens, not {found}") from None
+    if not ((t >= 0) & (t <= 1)).all():
+        raise UserError(f"per_token_timesteps must be from 0 to {steps}")
+    return t
+
+
+def _token_rows(solver: ERSDE, t: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [B, T] of the state, x0 and noise in a first-order step of each token from its time t [B, T] to the next
+    of the schedule's times (N+1,) below it. Tokens at 0 remain."""
+    below = torch.where(levels < t.unsqueeze(-1) - SAME_TIME, levels, 0).amax(-1)
+    pairs, which = torch.stack([t, below], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
+    rows = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).repeat(len(pairs), 1)
+    for row, pair in zip(rows, pairs, strict=True):
+        if pair[0] > SAME_TIME:
+            tableau = solver.tableau(pair / (1 - pair))
+            row[:] = (1 - pair[1]) * torch.stack([tableau.r[0] / (1 - pair[0]), tableau.c[0, 0], tableau.b[0]])
+    state, x0, noise = rows[which].view(*t.shape, 3).unbind(-1)
+    return state, x0, noise

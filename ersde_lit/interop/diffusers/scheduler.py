@@ -1,14 +1,9 @@
-"""Schedulers with ER-SDE-Solvers for diffusers:
+"""Scheduler with ER-SDE-Solvers for diffusers' variance preserving models; the guide is in `ersde_lit.interop`.
 
-    pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, order=2, noise_scale="er_sde_3")
-
-`ERSDEScheduler` is for variance preserving models, with the conventions of DPMSolverMultistepScheduler;
-`ERSDEEDMScheduler` has those of EDMEulerScheduler, `ERSDEFlowMatchScheduler` those of FlowMatchEulerDiscreteScheduler.
-The options of all three include, by keyword, the fields of `ersde_lit.solvers.ERSDE` (order, noise_scale, which must be
-a name here, corrector, nodes, relative, paper), or in place of them `tables`, a file of learned ones, and they compute
-what `ersde_lit.solvers.sample` does with the table.
-`from_config` accepts the configuration of any scheduler of diffusers with the same noising process; others, and options
-that are not known to keep the process, are refused by name. Needs diffusers.
+The options of this one and of those for EDM's and flow models include, by keyword, the fields of
+`ersde_lit.solvers.ERSDE` (noise_scale must be a name here), or in place of them `tables`; they compute what
+`ersde_lit.solvers.sample` does with the table. `from_config` accepts the configuration of any scheduler of diffusers
+with the same noising process; others, and options that are not known to keep it, are refused by name. Needs diffusers.
 """
 
 from __future__ import annotations

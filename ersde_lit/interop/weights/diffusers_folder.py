@@ -39,14 +39,12 @@ def read_diffusers(folder: Path) -> ImportedModel:
     for part in (kept, index.get("scheduler")):
         if isinstance(part, list) and str(part[0]).partition(".")[0] not in ("diffusers", "ersde_lit"):
             raise UserError(f"{folder}: the {str(part[-1])[:60]} is of {str(part[0])[:40]!r}, not of diffusers")
-    trained = trained_with(scheduler, options)
+    settings, notes = trained_with(scheduler, options)
     arguments: dict[str, Any] = {"config": {name: v for name, v in config.items() if not name.startswith("_")}}
-    if trained.process.levels is not None:
-        arguments["steps"] = len(trained.process.levels)
+    if (levels := settings["process"].levels) is not None:
+        arguments["steps"] = len(levels)
     cls = DiffusersUNet if "steps" in arguments else DiffusersScoreUNet
     network = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
-    settings = trained._asdict()
-    notes = settings.pop("notes")
     weights, more = _weights(folder / "unet")
     return ImportedModel(f"diffusers' UNet2DModel, {scheduler}", network, settings, weights, notes=[*more, *notes])
 

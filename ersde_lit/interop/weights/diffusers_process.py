@@ -6,18 +6,14 @@ Options of sampling are ignored, as our samplers replace the scheduler.
 import inspect
 import operator
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from ersde_lit.denoisers import VE, VP, Cosine, Process, ScaledLinear
+from ersde_lit.denoisers import VE, VP, Cosine, ScaledLinear
 from ersde_lit.errors import UserError
+from ersde_lit.interop.diffusers.configuration import SERVED
 
-_VP = (
-    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
-    *("PNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
-    *("DPMSolverSDEScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "ERSDEScheduler"),
-)
+_OF_OTHER_STEPS = {"CogVideoXDDIM", "CogVideoXDPM", "LCM", "RePaint", "TCD"}  # and of no pipeline that can be imported
+_VP = [f"{name}Scheduler" for name in SERVED["ERSDEScheduler"] if name not in _OF_OTHER_STEPS] + ["ERSDEScheduler"]
 FAMILIES = dict.fromkeys(_VP, "VP") | {"ScoreSdeVeScheduler": "VE"}  # by scheduler
 PIPELINES = dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"), "VP") | {"ScoreSdeVePipeline": "VE"}
 
@@ -31,19 +27,11 @@ _NEUTRAL = {  # options that change the process if they have another value
 }
 _FOREIGN = ("shift", "base_shift", "max_shift", "invert_sigmas", "sigma_data", "sigma_schedule")  # of flow and EDM
 _CLAMPS = ("clip_sample", "thresholding")
+_Found = tuple[dict[str, Any], list[str], list[str]]  # settings, options that decide on them, notes
 
 
-class Trained(NamedTuple):
-    """Arguments of `DiffusionModule` for a model, and notes, a line each."""
-
-    process: Process
-    preconditioning: str
-    prediction: str
-    notes: list[str]
-
-
-def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
-    """Process, preconditioning and prediction of a scheduler's model.
+def trained_with(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Process, preconditioning and prediction of a scheduler's model, as arguments of `DiffusionModule`; and notes.
 
     Args:
         name: of the scheduler's class, one of `FAMILIES`, whose defaults are used for missing options.
@@ -60,12 +48,14 @@ def trained_with(name: str, given: Mapping[str, Any]) -> Trained:
         if (value := options.get(option, neutral)) not in (neutral, None):
             raise UserError(f"a {name} with {option} cannot be imported: {str(value)[:40]} makes it another process")
     try:
-        return (_vp if FAMILIES[name] == "VP" else _ve)(name, options, given)
+        settings, decisive, notes = (_vp if FAMILIES[name] == "VP" else _ve)(name, options, given)
     except (TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"the {name}'s values cannot be read: {str(error)[:100]}") from None
+    assumed = [f"{option} {options[option]}" for option in decisive if option not in given]
+    return settings, [f"assumed, as {name} does: {', '.join(assumed)}"] * bool(assumed) + notes
 
 
-def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
+def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> _Found:
     decisive = ["beta_schedule", "beta_start", "beta_end", "prediction_type"]
     prediction_given = given.get("prediction_type")
     if given.get("predict_epsilon") is False and prediction_given is None:  # its first name
@@ -84,29 +74,25 @@ def _vp(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained
     if prediction not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
         raise UserError(f"the {name}'s prediction_type cannot be read: {str(prediction)[:40]!r} is none of {known}")
-    if schedule == "squaredcos_cap_v2":
-        decisive = [option for option in decisive if option not in ("beta_start", "beta_end")]
-    assumed = [f"{option} {options[option]}" for option in decisive if option not in given]
-    notes = [f"assumed, as {name} does: {', '.join(assumed)}"] if assumed else []
-    if clamps := [option for option in _CLAMPS if options.get(option)]:
-        notes.append(f"{' and '.join(clamps)}: {name} clamps x0 at each step; the samplers here do not")
+    clamps = [option for option in _CLAMPS if options.get(option)]
+    notes = [f"{' and '.join(clamps)}: {name} clamps x0 at each step; the samplers here do not"] if clamps else []
     steps = operator.index(options["num_train_timesteps"])
     if isinstance(options["num_train_timesteps"], bool) or steps < 2:
         raise UserError(f"a {name} of {options['num_train_timesteps']} time steps cannot be imported: at least 2")
+    settings = {"preconditioning": "vp", "prediction": _PREDICTIONS[prediction]}
     if schedule == "squaredcos_cap_v2":
-        return Trained(Cosine(steps), "iddpm", _PREDICTIONS[prediction], notes)
-    betas = options["beta_start"] * steps, options["beta_end"] * steps
-    process = VP(*betas, steps) if schedule == "linear" else ScaledLinear(*betas, steps)
-    return Trained(process, "vp", _PREDICTIONS[prediction], notes)
+        decisive = [option for option in decisive if option not in ("beta_start", "beta_end")]
+        return settings | {"process": Cosine(steps), "preconditioning": "iddpm"}, decisive, notes
+    cls = VP if schedule == "linear" else ScaledLinear
+    process = cls(options["beta_start"] * steps, options["beta_end"] * steps, steps)
+    return settings | {"process": process}, decisive, notes
 
 
-def _ve(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> Trained:
+def _ve(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> _Found:
     low, high = options["sigma_min"], options["sigma_max"]
-    process = VE(2 * low, 2 * high)
-    assumed = [f"{option} {options[option]}" for option in ("sigma_min", "sigma_max") if option not in given]
-    notes = [f"assumed, as {name} does: {', '.join(assumed)}"] if assumed else []
-    notes.append(f"sigma {low:.5g} to {high:.5g} of its images, in [0, 1], is twice that in lam, of images in [-1, 1]")
-    return Trained(process, "ve", "score", notes)
+    note = f"sigma {low:.5g} to {high:.5g} of its images, in [0, 1], is twice that in lam, of images in [-1, 1]"
+    settings = {"process": VE(2 * low, 2 * high), "preconditioning": "ve", "prediction": "score"}
+    return settings, ["sigma_min", "sigma_max"], [note]
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.model import UNCERTAINTY, ImportedModel
 from ersde_lit.interop.weights.persistence import Persistent, arguments, state_dict
 from ersde_lit.networks import EDM2UNet
-from ersde_lit.untrusted.pickled_arrays import array
+from ersde_lit.untrusted.pickled_tensors import array
 
 PRECOND = "Precond"
 _PARTS = {"unet.": "", "logvar_": UNCERTAINTY}  # their names of weights and ours

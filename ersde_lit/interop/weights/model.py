@@ -140,12 +140,13 @@ def fit_config(model: ImportedModel) -> str:
 def _lines(origin: str, network: Network, tensors: int, preconditioning: str, lam: str, notes: Sequence[str]) -> str:
     channels, height, width = network.image_shape
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
-    known = f", as published ({one.name})" if (one := published(network)) else ""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    known = f", as published ({name})" if (name := published(network, count)) else ""
     lines = {
         "found": origin,
         "architecture": f"{_name(network)}, {channels}x{height}x{width}, {classes}",
         "preconditioning": preconditioning,
-        "parameters": f"{parameters(network):,}{known}; all {tensors} tensors used",
+        "parameters": f"{count:,}{known}; all {tensors} tensors used",
         "lam": lam,
     }
     return "\n".join([f"{word:<17}{text}" for word, text in lines.items()] + [f"{'note':<17}{n}" for n in notes])
@@ -177,9 +178,6 @@ def checked_network(spec: Spec, *weights: Weights) -> Network:
     network.spec = with_defaults(network.spec, network)  # all of it, for the report and for configurations
     for each in weights:
         compare(each, network)
-    count, known = parameters(network), published(network)
-    if known is not None and known.parameters != count:
-        raise UserError(f"it has {count:,} parameters, and the network of {known.name} {known.parameters:,}")
     return network
 
 
@@ -191,7 +189,3 @@ def _check_finite(weights: Weights) -> None:
 
 def _of_network(weights: Weights) -> Weights:
     return {name: tensor for name, tensor in weights.items() if not name.startswith(UNCERTAINTY)}
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ersde_lit.errors import UserError
-from ersde_lit.untrusted.pickled_arrays import ARRAYS
-from ersde_lit.untrusted.pickled_tensors import TENSORS
+from ersde_lit.untrusted.pickled_tensors import ARRAYS, TENSORS
 from ersde_lit.untrusted.restricted_pickle import AllowedNames, PickledObject, read_pickle
 
 _DEEPEST = 20  # modules within modules

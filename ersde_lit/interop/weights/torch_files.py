@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +23,6 @@ _RAW = ("state_dict", "model_state_dict", "model", "params", "network", "net", "
 _COUNTS = ("n_averaged",)  # of torch's AveragedModel, among the weights
 
 
-class StateDict(NamedTuple):
-    """Weights by name, and notes of where they were found."""
-
-    weights: dict[str, Tensor]
-    notes: list[str]
-
-
 def read_torch(path: str | Path) -> dict[str, Any]:
     """Content of a file of torch.save; of the zip format (since 1.6), tensors are mapped into memory.
 
@@ -42,8 +35,8 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def state_dict(content: dict[str, Any], path: str | Path) -> StateDict:
-    """The weights in a file's content, averaged ones if there are any, without prefixes of wrappers.
+def state_dict(content: dict[str, Any], path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a file's content, averaged ones if there are any, without prefixes of wrappers; and notes.
 
     Raises:
         UserError: there are none, something else is among them, or a tensor is no dense view.
@@ -59,7 +52,7 @@ def state_dict(content: dict[str, Any], path: str | Path) -> StateDict:
             raise UserError(f"{path} has the weight {new[:80]!r} twice, as {name[:80]!r} too")
         if new not in _COUNTS:
             weights[new] = value
-    return StateDict(weights, notes)
+    return weights, notes
 
 
 def _unwrapped(content: Mapping[Any, Any], notes: list[str], depth: int = 0) -> tuple[Mapping[Any, Any], list[str]]:

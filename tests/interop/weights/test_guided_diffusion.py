@@ -240,9 +240,8 @@ def test_published_models_need_no_flags(sizes, count, keys, size, process, dropo
     arguments = network.spec["init_args"]
     assert (arguments["attn_resolutions"], arguments["dropout"]) == ([32, 16, 8], dropout)
     assert (arguments["num_heads"], arguments["channels_per_head"]) == (4 if size == 128 else None, 64)
-    assert sum(p.numel() for p in network.parameters()) == count - 3 * (9 * sizes[0] + 1)
-    known = published(network)
-    assert name == (known and known.name)
+    assert (own := sum(p.numel() for p in network.parameters())) == count - 3 * (9 * sizes[0] + 1)
+    assert published(network, own) == name
 
 
 @pytest.mark.parametrize(
