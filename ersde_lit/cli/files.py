@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -12,6 +12,9 @@ from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, check_present, disk_errors, write_text
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
+
+if TYPE_CHECKING:
+    from ersde_lit.solvers import SavedTables
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -89,9 +92,22 @@ def export_weights(checkpoint: str, *, out: str, averaged_only: bool = False, ta
         if kind == ".ckpt" and carried is not None:
             carry(checkpoint, carried, out)
             print(f"{out}: {checkpoint} with tables of {carried.nfes} calls, by which it samples where none is named")
-            return
-        parts = export(checkpoint, out, averaged_only, carried)
-    print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
+        else:
+            parts = export(checkpoint, out, averaged_only, carried)
+            print(f"{out}: {' and '.join(parts)} weights of {checkpoint}; `import` makes a checkpoint of it again")
+    if carried is not None and _of_another(checkpoint, carried):
+        print(f"warning: {tables} was learned for another network")
+
+
+def _of_another(checkpoint: str, tables: "SavedTables") -> bool:
+    """Whether tables say that they were learned for another network than the checkpoint's, where that can be told."""
+    from ersde_lit.training import load, weights_digest
+
+    known = tables.facts.get("network")
+    try:
+        return known is not None and known != weights_digest(load(checkpoint).ema_denoiser.network)
+    except UserError:  # of a class from outside, which is not imported here
+        return False
 
 
 def import_weights(source: str, *, out: str, config_out: str | None = None, **flags: Any) -> None:
