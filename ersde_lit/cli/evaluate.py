@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class WhatOptions:
 
 GROUPS: Any = (WhatOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
 OF_SAMPLE = ("preview", "trajectory")  # options of the machine for `sample` alone
+SEEDS = ["0-49999"]  # if not given
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -53,15 +54,20 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_argument("--images", nargs="+", type=str, help="folders, zips or npz files of anybody's, instead")
     parser.add_argument(
-        "--seeds", nargs="+", type=str, default=["0-49999"],
+        "--seeds", nargs="+", type=str, default=SEEDS,
         help="which images; several sets, as in 0-49999 50000-99999 100000-149999, give mean and spread",
     )  # fmt: skip
     for group in GROUPS:
         parser.add_options(group, OF_SAMPLE)
     options, (what, sweep, reference, guidance, machine) = parser.read(arguments, *GROUPS)
     if options["images"]:
-        if what.ckpt_path is not None:
-            raise UserError("--images are measured as they are: leave them or --ckpt_path out")
+        # A filter by labels or seeds that does nothing would give numbers of other images than meant.
+        given = [
+            f.name for group in (what, sweep, guidance) for f in fields(group) if getattr(group, f.name) != f.default
+        ]
+        given += ["seeds"] * (options["seeds"] != SEEDS)
+        if sampling := [name for name in given if name not in ("out", "trust")]:
+            raise UserError(f"--images are measured as they are: leave them or --{sampling[0]} out")
         evaluate_images(options["images"], what.out, reference, machine)
     else:
         evaluate(what, options["seeds"], sweep, reference, guidance, machine)
@@ -139,7 +145,8 @@ def evaluate(
             return None
         report = Report(store.of_sets({cell.meta["seeds"] for cell in cells}), scores.metrics, protocol, what.best)
         spread = f": {report.spread}" if report.spread else ""
-        _publish(store.folder, report, f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){spread}. {protocol}")
+        told = "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
+        _publish(store.folder, report, f"{len(sets[0]):,} images (seeds {', '.join(seeds)}){spread}. {protocol}{told}")
     return report
 
 

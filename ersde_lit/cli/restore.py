@@ -93,6 +93,7 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
     """Restores images and writes them to `out`."""
     paths = _folders(what)
 
+    from ersde_lit.data.files import Folder
     from ersde_lit.data.image_files import check_pairs, image_names, read_pixels
     from ersde_lit.sampling.restoration import restoration_table
     from ersde_lit.sampling.restored import Degraded, Restoration, RestoredFolder
@@ -130,6 +131,9 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
         print(f"{what.out} is finished: nothing to do")
     else:
         ranks = model.start()
+        if ranks.global_rank == 0:
+            for note in Folder(paths["images"]).notes:
+                print(f"note: {note}")
         job = Restoration(denoiser, sampler, what.nfe, degraded, tiles, what.seed, **model.precision)
         report = complete(work, job, ranks)
         if ranks.global_rank:

@@ -142,7 +142,9 @@ class _Arrays:
         self.folders = clean, degraded
         ours, theirs = (ArrayInfo.read(folder) for folder in self.folders)
         facts = [(info.images, info.val_images, info.image_shape) for info in (ours, theirs)]
-        if facts[0] != facts[1] or ours.sha256 == theirs.sha256:
+        # What follows the folder in a command says which images are held out, and so their order.
+        ways = {info.command.rpartition(" --size=")[2] for info in (ours, theirs)}
+        if facts[0] != facts[1] or ours.sha256 == theirs.sha256 or len(ways) > 1:
             raise UserError(f"{degraded} and {clean} are no pairs: make both by one `data DEGRADED --clean CLEAN`")
         if val_size is not None or not ours.val_images:
             raise UserError(f"{clean} holds {ours.val_images} images out: that is chosen by `data --val_size`")

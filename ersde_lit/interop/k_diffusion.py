@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def sample_er_sde(
     relative: bool = False,
     paper: bool = False,
     flow: bool | None = None,
-    tables: SavedTables | str | None = None,
+    tables: SavedTables | str | Path | None = None,
 ) -> Tensor:
     """Samples from x at ``sigmas[0]`` to the state at ``sigmas[-1]``, the denoised x if that is 0.
 
@@ -71,7 +72,7 @@ def sample_er_sde(
     phi = noise_scale if noise_scaler is None else custom(noise_scaler)
     solver: Solver = ERSDE(max_stage or order, phi, corrector, nodes, paper, relative)
     if tables is not None:
-        solver = read_tables(tables) if isinstance(tables, str) else tables
+        solver = read_tables(tables) if isinstance(tables, str | Path) else tables
     return sample_with(solver, model, x, sigmas, extra_args, callback, disable, s_noise, noise_sampler, flow)
 
 
@@ -135,6 +136,7 @@ class _Noise:
         if sampler is not None:
             self.draw = lambda i: sampler(sigmas[i], sigmas[i + 1])
         elif seed is not None:
+            seed = seed.tolist() if hasattr(seed, "tolist") else seed  # numbers of numpy and torch
             seeds = range(seed, seed + len(x)) if isinstance(seed, int) else seed
             if len(seeds) != len(x):
                 raise UserError(f"{len(x)} images need as many seeds, or the first one's, not {len(seeds)}")

@@ -66,10 +66,14 @@ def restore(
         seeds: one an image, for samplers with noise; 0, 1, .. if not given.
 
     Raises:
-        UserError: as `restoration_table`.
+        UserError: as `restoration_table`, or the images are not floats [B, C, H, W] of the denoiser's channels.
         FloatingPointError: a restored image was not finite.
     """
     table, law = restoration_table(denoiser, sampler, nfe), denoiser.noise
+    channels = denoiser.image_shape[0]
+    if not degraded.is_floating_point() or degraded.ndim != 4 or degraded.shape[1] != channels:
+        is_now = f"{degraded.dtype} {[*degraded.shape]}"
+        raise UserError(f"images to restore are floats in [-1, 1], [B, {channels}, H, W], not {is_now}")
     y = law.encode(degraded)
     noise = law.steps(range(len(y)) if seeds is None else seeds, y) if bool(table.b.any()) else None
     return law.decode(sample(denoiser, table, y, noise=noise, mean=law.mean(y), callback=callback))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from ersde_lit.errors import UserError
@@ -19,7 +20,7 @@ from ersde_lit.solvers.grids import Grid
 from ersde_lit.solvers.heun import Heun
 from ersde_lit.solvers.sa_solver import SASolver
 from ersde_lit.solvers.sampler import Sampler, TableSampler
-from ersde_lit.solvers.saved import SavedTables, learned
+from ersde_lit.solvers.saved import SavedTables, learned, read_tables
 from ersde_lit.solvers.tableau import Solver
 from ersde_lit.solvers.unipc import UniPC
 
@@ -82,12 +83,16 @@ def sampler(name: str, grid: Grid | None = None, add_mean: bool = False, **optio
     return found(**given)
 
 
-def as_sampler(choice: Sampler | Solver | str | None) -> Sampler:
+def as_sampler(choice: Sampler | Solver | str | Path | None) -> Sampler:
     """Sampler from a sampler, a solver (on the EDM grid, saved tables on their own) or a name; None is `Default`.
+
+    A path is a file of tables.
 
     Raises:
         ValueError: an unknown name, or something else.
     """
+    if isinstance(choice, Path):
+        return read_tables(choice).sampler
     if choice is None or isinstance(choice, str):
         return sampler("default" if choice is None else choice)
     if isinstance(choice, type) or not isinstance(choice, Solver | Sampler):

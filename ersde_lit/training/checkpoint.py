@@ -75,7 +75,7 @@ def carry(checkpoint: str | Path, tables: SavedTables, out: str | Path) -> None:
     """Writes a checkpoint of a denoiser to `out`, which may be itself, with tables that it samples with by default.
 
     Raises:
-        UserError: as `load`, or it is a classifier's.
+        UserError: as `load`, or it is a classifier's or of a model that restores images.
         OSError: it cannot be written.
     """
     AtomicCheckpointIO().save_checkpoint(carrying(checkpoint, tables), out)
@@ -86,6 +86,8 @@ def carrying(checkpoint: str | Path, tables: SavedTables) -> dict[str, Any]:
     content = read(checkpoint)
     if "network" not in content[SPEC_KEY]:
         raise UserError(f"{checkpoint} is no checkpoint of a denoiser, which tables are for")
+    if "noise" in content[SPEC_KEY]:
+        raise UserError(f"{checkpoint} is of a model that restores images, and tables sample them")
     return content | {TABLES_KEY: tables.plain()}
 
 

@@ -1,6 +1,7 @@
 """LightningModule that trains a denoiser, for every process, preconditioning, prediction and network."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -174,7 +175,7 @@ class DiffusionModule(AveragedModule):
         self,
         seeds: Sequence[int],
         labels: Sequence[int] | Tensor | None = None,
-        solver: Sampler | Solver | str | None = None,
+        solver: Sampler | Solver | str | Path | None = None,
         nfe: int = 20,
     ) -> Tensor:
         """Samples images in one batch: float [B, C, H, W] in about [-1, 1]; image k from seeds[k] and labels[k].
@@ -183,8 +184,9 @@ class DiffusionModule(AveragedModule):
 
         Args:
             labels: class indices [B], -1 for unconditional; None draws them from the seeds, as everywhere.
-            solver: a sampler, a solver (on the EDM grid) or the name of one in `solvers.registry`; None:
-                the module's own `tables` if they have this nfe, else `ersde_lit.solvers.default(nfe)`.
+            solver: a sampler, a solver (on the EDM grid) or the name of one in `solvers.registry`, or
+                the path of a file of tables; None: the module's own `tables` if they have this nfe, else
+                `ersde_lit.solvers.default(nfe)`.
 
         Raises:
             ValueError: labels that do not fit seeds or network, no such solver, or a model that restores images.
@@ -201,7 +203,7 @@ class DiffusionModule(AveragedModule):
     def restore(
         self,
         degraded: Tensor,
-        solver: Sampler | Solver | str | None = None,
+        solver: Sampler | Solver | str | Path | None = None,
         nfe: int = 5,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:

@@ -362,3 +362,10 @@ def test_the_digest_is_of_names_sizes_bits_and_pixels() -> None:
         write(f"digest{number}", f"{name}.png", torch.full((1, *side), float(grey)), bits)
         digests.add(restored.Degraded.read(Path(f"digest{number}"), [f"{name}.png"], 1).digest)
     assert len(digests) == 5
+
+
+def test_files_that_are_no_images_are_named(capsys) -> None:
+    write("with_others", "a.png", torch.zeros(1, 16, 16))
+    Path("with_others/scan.nii").write_text("a volume")
+    assert main([*RESTORE, "--images=with_others", "--out=of_others"]) == 0
+    assert "note: 1 file left out, hidden or of no known kind of image: scan.nii" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from image_sets import encoded, pixels, png, write_folder
 from PIL import Image
 from tiny import trainer
 
+from ersde_lit.cli import main
 from ersde_lit.data import ImagePairs
 from ersde_lit.data.convert import convert
 from ersde_lit.data.image_files import write_image
@@ -276,3 +277,13 @@ def test_converted_folders_that_are_no_pairs_are_refused(pairs, tmp_path) -> Non
         ImagePairs(**others)
     with pytest.raises(ValueError, match="holds 2 images out: that is chosen"):
         ImagePairs(**arrays, val_size=4)
+
+
+def test_folders_converted_in_other_orders_are_refused(pairs, tmp_path, capsys) -> None:
+    for seed, source in ((0, "degraded"), (0, "clean"), (1, "clean")):
+        out = str(tmp_path / f"{source}{seed}")
+        assert main(["data", pairs[source], "--out", out, "--size=8", "--unlabelled", f"--seed={seed}"]) == 0
+    degraded = str(tmp_path / "degraded0")
+    ImagePairs(degraded, str(tmp_path / "clean0"))
+    with pytest.raises(ValueError, match="are no pairs"):
+        ImagePairs(degraded, str(tmp_path / "clean1"))

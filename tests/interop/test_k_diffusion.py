@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -132,6 +133,8 @@ def test_a_seed_seeds_each_image() -> None:
     torch.testing.assert_close(run(X, seed=5), ours(), rtol=0, atol=1e-12)
     torch.testing.assert_close(run(X, seed=[5, 6]), ours(), rtol=0, atol=1e-12)
     torch.testing.assert_close(run(X[1:], seed=6), ours()[1:], rtol=0, atol=1e-12)
+    for seed in (np.int64(5), torch.tensor(5), np.array([5, 6]), torch.tensor([5, 6])):
+        assert torch.equal(run(X, seed=seed), run(X, seed=5))
     assert torch.equal(run(X, seed=2**63 + 5), run(X, seed=5))  # ComfyUI's have 64 bits, of which 48 are used
     assert not torch.equal(run(X, seed=6), run(X, seed=5))
     runs = []
@@ -251,13 +254,14 @@ def test_tables_run_with_their_sigmas_as_their_solver(solver: Solver, flow: bool
 
     given: dict[str, Any] = {"noise_sampler": lambda *levels: NOISE.step(next(count))}
     results = []
-    for of_tables in (tables, str(tmp_path / "x.tables")):
+    for of_tables in (tables, str(tmp_path / "x.tables"), tmp_path / "x.tables"):
         count = iter(range(8))
         results.append(run(tables=of_tables, **given))
     count = iter(range(8))
     direct = sample_with(solver, model, x, table_sigmas(tables, 8, flow).double(), {}, None, True, flow=flow, **given)
     expected = sample(exact, solver.tableau(grid(8)), X, noise=NOISE)
-    assert torch.equal(*results)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
     for other in (expected, direct):
         torch.testing.assert_close(results[0], other, rtol=0, atol=2e-5)  # sigmas are of single precision
 

@@ -274,3 +274,13 @@ def test_an_image_is_restored_alike_in_every_batch() -> None:
     torch.testing.assert_close(restore(problem, noisy, y[1:], 6, seeds=[9, 2]), together[1:], rtol=1e-12, atol=1e-12)
     assert torch.equal(restore(problem, noisy, y, 6), restore(problem, noisy, y, 6, seeds=range(3)))
     assert not torch.allclose(restore(problem, noisy, y, 6), together)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 4, 5, dtype=torch.uint8), torch.zeros(1, 4, 5), torch.zeros(2, 3, 4, 5)],
+    ids=["bytes", "one image", "colour"],
+)
+def test_images_that_are_no_floats_of_its_channels_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"images to restore are floats in \[-1, 1\], \[B, 1, H, W\], not torch"):
+        restore(GaussianImages(FieldNoise(1, 0)), RESTORER, images, 3)

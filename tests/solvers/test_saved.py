@@ -192,7 +192,7 @@ def test_a_name_and_yaml_find_it(tmp_path: Path) -> None:
     parser.add_argument("--samplers", type=dict[str, Sampler])
     of_yaml = {"mine": {"class_path": "ersde_lit.solvers.learned", "init_args": {"path": path}}}
     samplers = parser.instantiate(parser.parse_object({"samplers": of_yaml})).samplers
-    for sampler in (samplers["mine"], learned(path), registry.as_sampler(path)):
+    for sampler in (samplers["mine"], learned(path), registry.as_sampler(path), registry.as_sampler(Path(path))):
         assert torch.equal(sampler(exact, NOISE, 5), TableSampler(ERSDE(2))(exact, NOISE, 5))
     for options in ({"grid": grids.edm}, {"order": 2}):
         with pytest.raises(UserError, match="of its own, and no options"):

@@ -7,11 +7,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Noise, network, trainer
 
-from ersde_lit.denoisers import VP, LogNormal
+from ersde_lit.denoisers import EDA, VP, FieldNoise, LogNormal
+from ersde_lit.errors import UserError
 from ersde_lit.interop.weights.safetensors_file import export, read_safetensors, read_tensors
 from ersde_lit.networks import ClassifierEncoder, Network
 from ersde_lit.solvers import DEIS, ERSDE, SavedTables, default, grids
 from ersde_lit.training import EMA, AdamWConfig, AtomicCheckpointIO, DiffusionModule, NoisyClassifier, carry, load
+from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import is_whole, read
 from ersde_lit.training.spec import build, describe
 
@@ -333,3 +335,12 @@ def test_tables_that_are_damaged_or_of_a_classifier_are_refused_in_one_line(tmp_
     with pytest.raises(ValueError, match="no checkpoint of a denoiser"):
         carry(tmp_path / "classifier.ckpt", TABLES, tmp_path / "x.ckpt")
     assert not (tmp_path / "x.ckpt").exists()
+
+
+def test_no_tables_for_a_model_that_restores(tmp_path) -> None:
+    settings = {"process": EDA(), "preconditioning": "eda", "prediction": "eda", "noise": FieldNoise()}
+    module = DiffusionModule(network(num_classes=0), **settings)
+    torch.save({"state_dict": module.state_dict(), SPEC_KEY: module.spec}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="restores images"):
+        carry(tmp_path / "x.ckpt", TABLES, tmp_path / "y.ckpt")
+    assert not (tmp_path / "y.ckpt").exists()
