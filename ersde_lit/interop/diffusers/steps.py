@@ -23,6 +23,7 @@ from ersde_lit.interop.diffusers.configuration import converted
 from ersde_lit.interop.diffusers.levels import distinct
 from ersde_lit.interop.diffusers.rows import Steps
 from ersde_lit.solvers import ERSDE, SavedTables, Tableau, read_tables
+from ersde_lit.solvers.loop import check_shape
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -52,7 +53,7 @@ def solver_config(init: Callable[..., None]) -> Callable[..., None]:
         self._solver()  # checks the fields
         init(self, *args, **{name: value for name, value in options.items() if name not in solver})
         if (tables := self.config.tables) is not None:
-            self._tables = read_tables(tables) if isinstance(tables, str | Path) else SavedTables.of_plain(tables)
+            self._tables = _as_tables(tables)
             self.register_to_config(tables=self._tables.plain())
 
     signature = own.replace(parameters=[*own.parameters.values(), *solver.values()])
@@ -61,13 +62,20 @@ def solver_config(init: Callable[..., None]) -> Callable[..., None]:
     return registered
 
 
+def _as_tables(given: Any) -> SavedTables:
+    """Tables, those in a file, or those that plain data hold."""
+    if isinstance(given, SavedTables):
+        return given
+    return read_tables(given) if isinstance(given, str | Path) else SavedTables.of_plain(given)
+
+
 class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Scheduler with the interface of diffusers' pipelines; a subclass provides noise levels and timesteps.
 
-    With the option `tables`, a file of them or its content as plain data, a run is by one of these, at its noise levels
-    and through the calls that it tells, whatever the other options of solver and levels say; it begins with
-    ``init_noise_sigma`` times standard normal noise, at its first level. Where a call is told another level than the
-    state's, the state has the alpha of what is told, so that it is the model's input as it stands.
+    With the option `tables`, which is a file of them, `SavedTables` or their content as plain data, a run is by one of
+    these, at its noise levels and through the calls that it tells, whatever the other options of solver and levels say;
+    it begins with ``init_noise_sigma`` times standard normal noise, at its first level. Where a call is told another
+    level than the state's, the state has the alpha of what is told, so that it is the model's input as it stands.
 
     Attributes:
         timesteps: (N,) the model's timesteps, descending, all different.
@@ -175,6 +183,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             generator: of the noise, drawn in float32 where the step adds some; of a list, image k uses the k-th.
             variance_noise: standard normal noise to use instead.
             return_dict: return an object with `prev_sample` and `pred_original_sample` (x0), not a tuple of both.
+
+        Raises:
+            UserError: the model's output or the noise is not shaped as the state, or no step is left.
         """
         i, steps = self._begin_step(timestep)
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -209,11 +220,12 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if given is None:
             noise: Tensor = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
             return noise
+        given = check_shape("variance_noise", given, sample)
         return given.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
 
     def _denoised(self, y: Tensor, lam: Tensor, output: Tensor) -> Tensor:
         """x0 of the state y and the model's output, whose learned variance, if any, is dropped."""
-        output = output[:, : y.shape[1]]
+        output = check_shape("model_output", output[:, : y.shape[1]], y)
         c_skip, c_out = PREDICTIONS[self.prediction].coefficients(lam, self._sigma_data, self.process)
         return float(c_skip) * y + float(c_out) * output
 

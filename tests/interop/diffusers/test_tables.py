@@ -176,6 +176,7 @@ def test_a_saved_configuration_carries_them(kind: Any, options: dict[str, Any], 
         kind.from_pretrained(tmp_path),
         kind.from_config(first.config),
         kind.from_config(kind(**options).config, tables=tables.plain()),
+        kind.from_config(kind(**options).config, tables=tables),
     ):
         assert SavedTables.of_plain(scheduler.config.tables) == tables
         assert torch.equal(Model(scheduler).run(6), Model(first).run(6))
@@ -240,3 +241,16 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ERSDEScheduler(tables=str(tmp_path / "absent.tables"))
     with pytest.raises(UserError, match="holds no tables"):
         ERSDEEDMScheduler(tables={"x": 1})
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_what_is_not_shaped_as_the_state_is_refused(kind: Any, options: dict[str, Any]) -> None:
+    """Of one image it would be that of all."""
+    scheduler = kind(tables=saved(ERSDE(2, "sde")).plain(), **options)
+    scheduler.set_timesteps(7)
+    state = torch.zeros(2, *SHAPE)
+    for output, noise, what in ((state[:1], None, "model_output"), (state, state[:1], "variance_noise")):
+        with pytest.raises(UserError, match=f"{what} must have the shape of y"):
+            scheduler.step(output, scheduler.timesteps[0], state, variance_noise=noise)
+    learned_variance = torch.zeros(2, 6, 4, 4)
+    assert scheduler.step(learned_variance, scheduler.timesteps[0], state).prev_sample.shape == state.shape
