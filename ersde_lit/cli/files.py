@@ -15,9 +15,6 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, check_present, disk_errors, write_text
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
 
-if TYPE_CHECKING:
-    from ersde_lit.solvers import SavedTables
-
 
 def run(command: str, arguments: Sequence[str]) -> None:
     function: Any = {

@@ -292,7 +292,6 @@ class TestCarried:
             scores.append(next(cell["scores"]["fid"] for cell in cells if cell["nfe"] == 4))
         assert scores[0] == scores[1]
 
-<<<<<<< HEAD
     @pytest.mark.parametrize("out", ["x.ckpt", "x.safetensors"])
     def test_of_another_network_is_said(self, capsys, out) -> None:
         capsys.readouterr()
@@ -314,15 +313,6 @@ class TestCarried:
         assert main(["export", "foreign.ckpt", "--tables=c.tables", "--out=x.ckpt"]) == 0
         assert "warning" not in capsys.readouterr().out
         assert Path("x.ckpt").is_file()
-=======
-    @pytest.mark.parametrize("out", ["o.ckpt", "o.safetensors"])
-    def test_that_it_is_of_another_network_is_said(self, capsys, out) -> None:
-        saved("other.tables", network="0" * 16)
-        capsys.readouterr()
-        for tables, said in (("other.tables", True), ("c.tables", False)):
-            assert main(["export", LAST, f"--tables={tables}", f"--out={tables}-{out}"]) == 0
-            assert (f"warning: {tables} was learned for another network" in capsys.readouterr().out) == said
->>>>>>> hunt
 
     def test_it_is_kept_when_exported_and_imported(self) -> None:
         assert main(["export", "c.ckpt", "--out=c.safetensors"]) == 0
