@@ -116,7 +116,8 @@ class FIDCallback(ValidationCallback):
             raise UserError("FIDCallback needs at least one sampler, one NFE and one metric")
         if max_seconds is not None and not max_seconds > 0:
             raise UserError(f"FIDCallback: max_seconds must be above 0, not {max_seconds}")
-        self._check_counts(locals(), num_samples=2, batch_size=1, every_n_validations=1, nearest_images=0, columns=1)
+        self._check_counts(locals(), num_samples=2, batch_size=1, every_n_validations=1, first_seed=0)
+        self._check_counts(locals(), nearest_images=0, columns=1)
         self.samplers, self.nfes, self.num_samples, self.features = samplers, nfes, num_samples, features
         self.batch_size, self.every_n_validations, self.first_seed = batch_size, every_n_validations, first_seed
         self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
@@ -132,7 +133,9 @@ class FIDCallback(ValidationCallback):
         if getattr(pl_module.ema_denoiser, "latents", None) is not None:
             raise UserError("FIDCallback measures images, and the model samples latents: leave it out of the callbacks")
         for name, sampler in self.samplers.items():
-            for nfe in self.nfes if isinstance(sampler, TableSampler) else ():
+            if not isinstance(sampler, TableSampler):
+                continue
+            for nfe in self.nfes:
                 try:
                     sampler.table(cast(Denoiser, pl_module.ema_denoiser), nfe)
                 except UserError as error:

@@ -67,7 +67,10 @@ def convert_data(
     if out is None:
         if not (Path(source).expanduser() / INFO).is_file():
             raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
-        _check(source)
+        from ersde_lit.data.array import check_array
+
+        info = check_array(source)
+        print(f"{source} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
     else:
         how = {"resize": resize, "unlabelled": unlabelled, "val_size": val_size, "seed": seed, "exif": exif}
         if clean is None:
@@ -76,13 +79,6 @@ def convert_data(
             _convert_pairs(source, clean, out, {"size": size, "channels": channels, **how})
     if config_out is not None:
         _configure(source if out is None else out, config_out, minutes)
-
-
-def _check(folder: str) -> None:
-    from ersde_lit.data.array import check_array
-
-    info = check_array(folder)
-    print(f"{folder} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
 
 
 def _convert_pairs(degraded: str, clean: str, out: str, how: dict[str, Any]) -> None:

@@ -147,8 +147,9 @@ def merged_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
             before = {"class_path": before}
         elif isinstance(before, Mapping) and "class_path" in before and isinstance(value, str):
             value = {"class_path": value}
-        both = isinstance(value, Mapping) and isinstance(before, Mapping)
-        merged[name] = merged_options(before, value) if both else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = merged_options(before, value)
+        merged[name] = value
     return merged
 
 

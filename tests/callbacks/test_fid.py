@@ -324,6 +324,11 @@ def test_sizes_are_said_and_a_reference_of_others_is_warned_of(tmp_path, remembe
         validated(tmp_path, remembers, reference=str(tmp_path / "of8"), **given)
 
 
+def test_refuses_seeds_that_there_are_not():
+    with pytest.raises(ValueError, match="first_seed must be at least 0, not -1"):
+        make(first_seed=-1)
+
+
 @pytest.mark.parametrize("name", ["num_samples", "batch_size", "every_n_validations", "columns"])
 def test_refuses_counts_of_nothing(name):
     with pytest.raises(ValueError, match=f"{name} must be at least [12], not 0"):
