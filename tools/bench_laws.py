@@ -59,6 +59,7 @@ SOLVERS = OURS | RIVALS
 GRIDS: dict[str, Grid] = {
     "EDM": grids.edm,
     "EDM, rho 12": partial(grids.edm, rho=12.0),
+    "EDM, to 0.02": partial(grids.edm, lam_min=0.02),
     "log-uniform": grids.log_uniform,
     "uniform t": grids.vp_linear,
 }
@@ -224,7 +225,7 @@ def report(cells: dict[Key, float], made: dict[str, Law], nfes: list[int]) -> st
     return "\n".join(
         [
             *lines,
-            "\nSeeds 0 onwards; grids from 80 to 0.002, uniform t (VP, linear beta) from 152 to 0.01. "
+            "\nSeeds 0 onwards; grids from 80 to 0.002 where they do not say else, uniform t (VP, linear beta) from 152 to 0.01. "
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}.\n",
         ]
     )
