@@ -225,7 +225,8 @@ def report(cells: dict[Key, float], made: dict[str, Law], nfes: list[int]) -> st
     return "\n".join(
         [
             *lines,
-            "\nSeeds 0 onwards; grids from 80 to 0.002 where they do not say else, uniform t (VP, linear beta) from 152 to 0.01. "
+            "\nSeeds 0 onwards; grids from 80 to 0.002 if they name no other, uniform t (VP, linear beta) from 152 to "
+            "0.01. "
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}.\n",
         ]
     )

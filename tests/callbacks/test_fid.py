@@ -301,7 +301,7 @@ def test_the_network_works_in_the_trainers_precision_and_nothing_else_does(tmp_p
 
 
 def test_nearest_images_can_be_left_out(tmp_path, remembers, monkeypatch, capsys):
-    monkeypatch.setattr("ersde_lit.callbacks.fid.nearest_distances", None)
+    monkeypatch.setattr("ersde_lit.callbacks.fid_measure.nearest_distances", None)
     values = validated(tmp_path, remembers, features=Means(), nearest_images=0)
     assert set(values) == {"val/loss", "fid/real", "fid/er_sde/nfe3"}
     assert "nearest" not in capsys.readouterr().out

@@ -111,7 +111,7 @@ BAD = {
     "one image": (folder(a_png=PAIR["a_png"]), ["set"], "statistics need at least two images, not 1"),
     "mixed sizes": (folder(a_png=PAIR["a_png"], b_png=png(pixels(1, 5)[0])), ["set"], "set/b.png is 5x5, and a.png is"),
     "truncated PNG": (folder(a_png=PAIR["a_png"], b_png=PAIR["b_png"][:60]), ["set"], "set/b.png cannot be used"),
-    "corrupt npz": (cut, ["set.npz"], "set.npz cannot be used"),
+    "corrupt npz": (cut, ["set.npz"], "set.npz is damaged"),
     "NaN": (array(arr_0=np.full((2, 4, 4, 3), np.nan)), ["set.npz"], "arr_0 is float64, with NaN in it, not uint8"),
     "range": (array(arr_0=np.full((2, 4, 4, 3), 300)), ["set.npz"], "arr_0 is int64, not uint8: images are whole numb"),
     "shape": (array(arr_0=IMAGES), ["set.npz"], "arr_0 is [9, 3, 4, 4], not [n, H, W, C]"),
