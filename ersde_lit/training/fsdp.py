@@ -70,7 +70,11 @@ def whole_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yields the whole weights of `module` by name, sharded ones one at a time; to be called by all ranks."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     if is_sharded(module):
-        for name, weight in weights.items():
-            yield {name: weight.full_tensor() if isinstance(weight, DTensor) else weight}
+        yield from ({name: whole(weight)} for name, weight in weights.items())
     else:
         yield weights
+
+
+def whole(weights: Tensor) -> Tensor:
+    """Gathers a tensor that may be sharded; to be called by all ranks."""
+    return weights.full_tensor() if isinstance(weights, DTensor) else weights
