@@ -37,9 +37,9 @@ NOISE = SeededNoise([1, 2], (64,), dtype=torch.float64)
 def test_default() -> None:
     above_5 = "window:0.6:5:10000:1"
     chosen: list[tuple[int, str, float, float, float, float]] = [
-        (1, "ode", 1.0, 2.5, 20, 9.5), (3, "ode", 1.17, 0.0926, 20, 9.5), (5, "ode", 1.5, 0.02, 20, 9.5),
-        (6, above_5, 1.58, 0.0116, 28.8, 9.5), (10, above_5, 1.75, 0.0025, 80, 9), (20, above_5, 1.73, 0.002, 80, 9),
-        (50, above_5, 1.7, 0.002, 80, 9),
+        (1, "ode", 1.0, 2.5, 20, 18.75), (3, "ode", 1.0, 0.0926, 20, 16.25), (5, "ode", 1.2, 0.02, 45, 13.75),
+        (6, above_5, 1.4, 0.0116, 45, 12.5), (8, above_5, 1.65, 0.0049, 51.2, 10), (10, above_5, 1.78, 0.0025, 80, 9),
+        (20, above_5, 1.73, 0.002, 80, 9), (50, above_5, 1.7, 0.002, 80, 9),
     ]  # fmt: skip
     for nfe, noise, nodes, lam_min, lam_max, rho in chosen:
         sampler = default(nfe)
