@@ -1,6 +1,6 @@
 """How far samplers miss laws whose denoiser is known exactly: a perfect network, so the error is the sampler's alone.
 
-    python tools/bench_laws.py          # about half an hour on one CPU core; cells that are there are kept
+    python tools/bench_laws.py          # about an hour on one CPU core; cells that are there are kept
 
 Every sampler on every grid, from pure noise as in use, on
 
