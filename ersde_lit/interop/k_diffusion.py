@@ -1,6 +1,10 @@
-"""Sampling function with ER-SDE-Solvers for k-diffusion, ComfyUI and stable-diffusion-webui, which share its signature.
+"""Sampling function with ER-SDE-Solvers for k-diffusion, ComfyUI and stable-diffusion-webui:
 
-k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
+    from ersde_lit.interop.k_diffusion import sample_er_sde
+
+    k_diffusion.sampling.sample_er_sde = sample_er_sde        # ComfyUI: comfy.k_diffusion.sampling
+
+It imports none of them; they share its signature.
 """
 
 from __future__ import annotations

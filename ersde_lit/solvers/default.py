@@ -22,7 +22,7 @@ def default(nfe: int) -> TableSampler:
     rho 20 - 1.25 nfe, at least 9. From 6 calls on it adds 0.6 of the reverse SDE's noise, but above lam = 5 alone.
 
     The grid's last level above 0 is 2.5 / nfe^3, at least EDM's 0.002. Down there x0 is known already: with few calls
-    one at 0.002 is lost, and mixtures of Gaussians come out with twice the error. Its first is 0.8 nfe^2, 45 to
+    one at 0.002 is lost, and mixtures of Gaussians come out with up to twice the error. Its first is 0.8 nfe^2, 45 to
     80 (below 4 calls 20): small images do better from 20 with few calls, but a large one's first modes, whose standard
     deviation grows with the number of pixels, are then lost.
 
