@@ -1,5 +1,6 @@
 """Ranks: the processes of a distributed run, which start, exchange objects and fail together."""
 
+import atexit
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
             return fabric
     except (MisconfigurationException, RuntimeError) as error:
         raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from None
+
+
+@atexit.register
+def leave() -> None:
+    """Ends the process group before Python ends: its threads may abort a process (exit code 134) that leaves them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
