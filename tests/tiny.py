@@ -51,11 +51,12 @@ def network(**changes) -> UNet:
     return UNet(**{**arguments, **changes})
 
 
-def restores(noise: NoiseLaw, **changes) -> DiffusionModule:
+def restores(noise: NoiseLaw) -> DiffusionModule:
     """A model that restores `Larger`: raw weights as they begin, which predict no noise, averaged ones at random."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        made = DiffusionModule(network(image_shape=Larger.image_shape, **changes), EDA(), "eda", "eda", noise=noise)
+        unconditional = network(image_shape=Larger.image_shape, num_classes=0)
+        made = DiffusionModule(unconditional, EDA(), "eda", "eda", noise=noise)
         for weight in made.ema_denoiser.parameters():
             weight.add_(torch.randn(weight.shape), alpha=0.05)
     return made

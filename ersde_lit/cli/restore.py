@@ -110,10 +110,6 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
     denoiser = module.ema_denoiser
     sampler, named = what.sampler(denoiser)
     table = restoration_table(denoiser, sampler, what.nfe)
-    if denoiser.num_classes and not module.label_dropout:
-        raise UserError(
-            "the model was trained with labels only, and images to restore have none: train it with label_dropout"
-        )
     tiles = Tiles.of(denoiser.network, what.tile, what.overlap)
     degraded = Degraded.read(paths["images"], names, denoiser.image_shape[0])
     most = max(tiles.count(*size) for size in degraded.sizes)

@@ -192,8 +192,8 @@ def kid(generated: Tensor, real: Tensor) -> float:
 
 def inception_score(logits: Tensor) -> float:
     """torchmetrics' Inception Score of logits [n, classes]; its splits are seeded."""
-    if len(logits) < 2:
-        raise UserError(f"Inception Score needs at least two images, not {len(logits)}")
+    if len(logits) < 2 * SPLITS:
+        raise UserError(f"Inception Score needs at least {2 * SPLITS} images, two a split, not {len(logits)}")
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", "Metric `InceptionScore` will save|std\\(\\)")  # which nobody asks for
         metric = InceptionScore(nn.Identity(), SPLITS, sync_on_compute=False)

@@ -91,6 +91,11 @@ class DiffusionModule(AveragedModule):
                 f"the density reaches noise level {largest:.3g}, and degraded images are at {denoiser.lam_max:.3g}: "
                 "leave density out, or take one that ends there"
             )
+        if denoiser.restores and denoiser.num_classes and not label_dropout:
+            raise UserError(
+                "images to restore have no labels, and the model would know images with labels only: give the network "
+                "num_classes 0, or the model label_dropout"
+            )
         super().__init__(denoiser, denoiser.process, density, optimizer, ema)
         self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet

@@ -89,12 +89,12 @@ def test_degraded_images_of_pairs_are_those_of_the_data(tmp_path):
     data = ImagePairs(str(tmp_path / "dark"), str(tmp_path / "clean"), crop=16, val_size=8)
     (batch,) = data.val_dataloader()
     clean, _, degraded = batch
-    model = restores(PairNoise(), num_classes=0)
+    model = restores(PairNoise())
     values = validated(tmp_path, model, data)
     assert (values["psnr/degraded"], values["ssim/degraded"]) == pytest.approx(by_hand(degraded, clean), rel=1e-5)
     restored = by_hand(model.restore(degraded, nfe=2), clean)
     assert (values["psnr/restorer/nfe2"], values["ssim/restorer/nfe2"]) == pytest.approx(restored, rel=1e-4)
-    with_field = validated(tmp_path, restores(FieldNoise(), num_classes=0), data)
+    with_field = validated(tmp_path, restores(FieldNoise()), data)
     assert with_field["psnr/degraded"] == values["psnr/degraded"]  # nothing is added to what is degraded already
 
 
@@ -123,7 +123,7 @@ def test_ssim_is_left_out_of_images_below_its_window(tmp_path):
     class Small(Pictures):
         image_shape = (1, 10, 12)
 
-    model = DiffusionModule(network(image_shape=(1, 10, 12)), EDA(), "eda", "eda", noise=FieldNoise())
+    model = DiffusionModule(network(image_shape=(1, 10, 12), num_classes=0), EDA(), "eda", "eda", noise=FieldNoise())
     assert {*validated(tmp_path, model, Small())} == {"psnr/degraded", "psnr/restorer/nfe2"}
     black = -torch.ones(3, 1, 11, 11)
     assert fidelity(black, black)["ssim"].tolist() == [1, 1, 1]
@@ -273,6 +273,7 @@ def test_a_run_from_yaml_keeps_the_checkpoint_of_the_best_psnr(tmp_path, monkeyp
             "preconditioning": "eda",
             "prediction": "eda",
             "noise": {"class_path": "ersde_lit.denoisers.BiasField"},
+            "label_dropout": 1.0,  # `Larger` has classes
         },
         "data": {"class_path": "tiny.Larger", "init_args": {"batch_size": 8}},
         "trainer": {

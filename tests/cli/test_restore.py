@@ -54,7 +54,6 @@ def workplace(tmp_path_factory) -> Path:
         patch.chdir(folder)
         checkpoint("grey.ckpt", law=FieldNoise())
         checkpoint("colour.ckpt", 3, PairNoise())
-        checkpoint("classes.ckpt", law=FieldNoise(), num_classes=3)
         checkpoint("nan.ckpt", law=FieldNoise(), nan=True)
         checkpoint("white.ckpt")
         for name, (height, width, bits) in NAMES.items():
@@ -254,7 +253,6 @@ def bad_folders() -> None:
         (["--images=single", "--clean=broken"], "broken/a.png cannot be used"),
         (["--clean=degraded"], "are the same folder"),
         (["--ckpt_path=white.ckpt"], "take `sample`"),
-        (["--ckpt_path=classes.ckpt"], "trained with labels only"),
         (["--ckpt_path=nan.ckpt"], "finite"),
         (["--ckpt_path=grey.ckpt/x"], "nothing at --ckpt_path"),
         (["--out=degraded"], "--out degraded and --images degraded lie in one another"),

@@ -535,6 +535,7 @@ BAD = [
     (["--labels=cat"], "--labels"),
     (["--labels=none"], "trained with labels only"),
     (["--cfg_scale=2"], "trained with labels only"),
+    (["--cfg_scale=2", "--labels=none"], "--labels none gives them none"),
     (["--cfg_scale=much"], "--cfg_scale: "),
     (["--guide=guide.ckpt"], "--guide and --guide_scale go together"),
     (["--classifier_scale=2"], "--classifier and --classifier_scale go together"),

@@ -19,6 +19,7 @@ from ersde_lit.training.averaged import SPEC_KEY
 
 LAST = "runs/digits/checkpoints/last.ckpt"
 TAUGHT = ERSDE(2, "sde", corrector=2)
+GUIDED = [f"--guide={LAST}", "--guide_scale=1.5"]
 
 
 @pytest.fixture
@@ -160,6 +161,12 @@ class TestSample:
             ({"guidance": {"eps_scale": "1.005"}}, ["--eps_scale=1.005"], None),
             ({"guidance": None}, ["--eps_scale=1.005"], "with no guidance, and here is eps_scale 1.005"),
             ({"guidance": ["x"], "network": [1]}, [], "another network (digest [1]"),
+            ({"labels": "random"}, [], None),
+            ({"labels": "random"}, ["--labels=3"], None),
+            ({"labels": "none"}, [], "was learned without labels, and here it samples with them"),
+            ({"files": {"guide": "0123"}}, GUIDED, "was learned with another --guide"),
+            ({"files": {"decoder": "0123"}}, GUIDED, None),
+            ({"files": "0123"}, GUIDED, None),
         ],
     )
     def test_what_it_was_learned_for_is_compared(self, inside, capsys, facts, options, warning) -> None:

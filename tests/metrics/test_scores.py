@@ -234,6 +234,7 @@ def test_takes_bytes_only(images, message):
         (lambda: measured(FAKE[:1]).compute(), "at least two images, not 1"),
         (lambda: measured(FAKE[:0]).compute(), "at least two images, not 0"),
         (lambda: reference(REAL[:1]), "at least two images, not 1"),
+        (lambda: measured(FAKE[:19], metrics=["is"]).compute(), "at least 20 images, two a split, not 19"),
         (lambda: update(Broken(torch.zeros(3, 5))), r"Broken gave features \[3, 5\], not \[3, 6\]"),
         (lambda: update(Broken(torch.zeros(3, 6))), r"gave logits None, not \[3, 5\]"),
         (lambda: update(Broken(torch.zeros(3, 6), torch.zeros(3, 4))), r"gave logits \[3, 4\], not \[3, 5\]"),

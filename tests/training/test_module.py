@@ -372,7 +372,7 @@ class Pairs(Noise):
 def restoring(law: NoiseLaw, **options) -> DiffusionModule:
     torch.manual_seed(0)
     recipe = {"optimizer": AdamWConfig(lr=1e-2), "ema": EMA(half_life=20, ramp_up=0.05)}
-    return DiffusionModule(network(), EDA(), "eda", "eda", noise=law, **(recipe | options))
+    return DiffusionModule(network(num_classes=0), EDA(), "eda", "eda", noise=law, **(recipe | options))
 
 
 LAWS = [FieldNoise(std=0.5), BiasField(FieldNoise(2, 0, 0.4)), PairNoise(std=1.4)]
@@ -402,8 +402,8 @@ def test_a_model_of_a_noise_law_is_kept_in_its_checkpoint_and_restores(law: Nois
 def test_levels_beyond_the_degraded_image_are_not_trained() -> None:
     law = {"process": EDA(), "preconditioning": "eda", "prediction": "eda", "noise": PairNoise()}
     with pytest.raises(ValueError, match="the density reaches noise level"):
-        DiffusionModule(network(), density=LogNormal(-0.8, 1.2), **law)
-    module = DiffusionModule(network(), density=LogNormal(0, 0), **law)  # regression
+        DiffusionModule(network(num_classes=0), density=LogNormal(-0.8, 1.2), **law)
+    module = DiffusionModule(network(num_classes=0), density=LogNormal(0, 0), **law)  # regression
     assert module.density.lam(torch.rand(4), EDA()).tolist() == [1, 1, 1, 1]
 
 
@@ -432,10 +432,9 @@ def test_training_does_not_go_on_with_another_law(tmp_path) -> None:
     for law, message in ((FieldNoise(degree=2), r"\.degree is 3 there and 2 here"), (BiasField(), ".*BiasField")):
         with pytest.raises(ValueError, match=rf"the checkpoint is of another model: noise{message}"):
             trainer(tmp_path).fit(restoring(law), datamodule=Pictures(batch_size=8), ckpt_path=tmp_path / "last.ckpt")
+    other = DiffusionModule(network(num_classes=0))
     with pytest.raises(ValueError, match=r"the checkpoint is of another model: .*noise is .*FieldNoise there"):
-        trainer(tmp_path).fit(
-            DiffusionModule(network()), datamodule=Pictures(batch_size=8), ckpt_path=tmp_path / "last.ckpt"
-        )
+        trainer(tmp_path).fit(other, datamodule=Pictures(batch_size=8), ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_a_model_of_white_noise_is_as_before_there_were_other_laws(tmp_path) -> None:
@@ -450,6 +449,14 @@ def test_a_model_of_white_noise_is_as_before_there_were_other_laws(tmp_path) -> 
     assert spec == other
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert torch.equal(samples, again)
+
+
+def test_a_model_that_restores_must_know_images_without_labels() -> None:
+    classes = network(num_classes=3)
+    with pytest.raises(ValueError, match="images to restore have no labels"):
+        DiffusionModule(classes, EDA(), "eda", "eda", noise=FieldNoise())
+    module = DiffusionModule(classes, EDA(), "eda", "eda", noise=FieldNoise(), label_dropout=0.1)
+    assert module.restore(torch.zeros(2, *classes.image_shape), nfe=1).shape[0] == 2
 
 
 def test_double_precision_restores_in_double() -> None:

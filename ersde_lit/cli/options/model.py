@@ -61,6 +61,8 @@ class GuidedModel:
         cls, ckpt_path: str, labels: str | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool,
         decoder: str | None = None,
     ) -> "GuidedModel":  # fmt: skip
+        if labels == "none" and guidance.cfg_scale is not None:
+            raise UserError("--cfg_scale guides images to labels, and --labels none gives them none: leave one out")
         model = load_model(ckpt_path, labels, trust, unconditional=guidance.cfg_scale is not None)
         half_life, images = model.ema.half_life, model.images_seen
         weights = f"averaged weights (EMA, half-life {half_life:,.0f} images) after {images:,} images"
@@ -137,6 +139,13 @@ class GuidedModel:
         own = self.guidance.named()
         if (guidance := facts.get("guidance", own) or {}) != own:
             lines.append(f"warning: {name} was learned with {_in_words(guidance)}, and here is {_in_words(own)}")
+        files = facts.get("files")
+        for option in self.guidance.checkpoints if isinstance(files, Mapping) else ():
+            if files.get(option, self.digests[option]) != self.digests[option]:
+                lines.append(f"warning: {name} was learned with another --{option}")
+        labels, here = ("without" if of == "none" else "with" for of in (facts.get("labels", self.labels), self.labels))
+        if labels != here:
+            lines.append(f"warning: {name} was learned {labels} labels, and here it samples {here} them")
         return lines
 
     @cached_property
