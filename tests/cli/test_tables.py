@@ -165,8 +165,8 @@ class TestSample:
             ({"labels": "random"}, ["--labels=3"], None),
             ({"labels": "none"}, [], "was learned without labels, and here it samples with them"),
             ({"files": {"guide": "0123"}}, GUIDED, "was learned with another --guide"),
-            ({"files": {"decoder": "0123"}}, GUIDED, None),
-            ({"files": "0123"}, GUIDED, None),
+            ({"guidance": {"guide_scale": 1.5}, "files": {}}, GUIDED, "was learned with another --guide, or without"),
+            ({"guidance": {"guide_scale": 1.5}, "files": "0123"}, GUIDED, None),
         ],
     )
     def test_what_it_was_learned_for_is_compared(self, inside, capsys, facts, options, warning) -> None:

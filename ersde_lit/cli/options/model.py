@@ -139,10 +139,9 @@ class GuidedModel:
         own = self.guidance.named()
         if (guidance := facts.get("guidance", own) or {}) != own:
             lines.append(f"warning: {name} was learned with {_in_words(guidance)}, and here is {_in_words(own)}")
-        files = facts.get("files")
-        for option in self.guidance.checkpoints if isinstance(files, Mapping) else ():
-            if files.get(option, self.digests[option]) != self.digests[option]:
-                lines.append(f"warning: {name} was learned with another --{option}")
+        if isinstance(files := facts.get("files"), Mapping):
+            others = [option for option in self.guidance.checkpoints if files.get(option) != self.digests[option]]
+            lines += [f"warning: {name} was learned with another --{option}, or without" for option in others]
         labels, here = ("without" if of == "none" else "with" for of in (facts.get("labels", self.labels), self.labels))
         if labels != here:
             lines.append(f"warning: {name} was learned {labels} labels, and here it samples {here} them")
