@@ -49,6 +49,15 @@ def write_text(path: str | Path, text: str, concurrent: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def take(lock: FileLock, busy: str) -> None:
+    """Acquires a lock that does not block; UserError with the message `busy` where another process holds it."""
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire()
+    except Timeout:
+        raise UserError(busy) from None
+
+
 @contextmanager
 def locked(path: str | Path, busy: str) -> Iterator[None]:
     """Holds an exclusive lock, which the system releases when the process ends; removes its file in the end.
@@ -61,11 +70,7 @@ def locked(path: str | Path, busy: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     lock = FileLock(path, blocking=False)
-    try:
-        with suppress(NotImplementedError):  # a file system without locks
-            lock.acquire()
-    except Timeout:
-        raise UserError(busy) from None
+    take(lock, busy)
     try:
         yield
     finally:

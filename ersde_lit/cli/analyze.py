@@ -58,8 +58,8 @@ class AnalysisOptions:
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
     ckpt_path: str | None = None
-    seeds: str = "0-63"
-    labels: str | None = None
+    seeds: str | int = "0-63"
+    labels: str | int | None = None
     substeps: PositiveInt = 16
     batch_size: PositiveInt = 64
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
@@ -71,11 +71,11 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_options(AnalysisOptions)
     _, (options,) = parser.read(arguments, AnalysisOptions)
-    analyze(options, shlex.join(["python", "-m", "ersde_lit", command, *arguments]))
+    analyze(options, shlex.join(arguments))
 
 
-def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyze") -> "Analysis":
-    """Analyses solvers and writes the results; `made_by` is the command kept with the numbers."""
+def analyze(options: AnalysisOptions, arguments: str = "") -> "Analysis":
+    """Analyses solvers and writes the results; `arguments`, of the command, are kept with the numbers."""
     if options.nfe < 2:
         raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
@@ -87,7 +87,7 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     if options.nfe * options.substeps > MAX_STEPS:
         most = MAX_STEPS // options.nfe
         raise UserError(f"--substeps {options.substeps}: take at most {most} on each of {options.nfe} steps")
-    seeds = parse_seeds(options.seeds)
+    seeds = parse_seeds(str(options.seeds))
     check_out(options.out)
     chosen(options)  # raises now, before torch is imported
 
@@ -103,7 +103,7 @@ def analyze(options: AnalysisOptions, made_by: str = "python -m ersde_lit analyz
     for name, error in _measure(options, denoiser, solvers, lams, seeds).items():
         _add(analysis, name, _phi(solvers[name]), one_step_rms=error.one_step, rms=error.accumulated)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
-    made = f"{MADE_BY}{made_by.partition('analyze')[2]}`; {versions}."
+    made = f"{MADE_BY} {arguments}`; {versions}."
     resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
     analysis.notes += [*_notes(options, problem), *resolved, made]
     draw = None

@@ -36,7 +36,7 @@ class WhatOptions:
     """
 
     ckpt_path: str | None = None
-    labels: str | None = None
+    labels: str | int | None = None
     out: str | None = None
     keep_images: bool = False
     best: bool = False
@@ -45,7 +45,6 @@ class WhatOptions:
 
 
 GROUPS: Any = (WhatOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
-OF_SAMPLE = ("preview", "trajectory")  # options of the machine for `sample` alone
 SEEDS = ["0-49999"]  # if not given
 
 
@@ -58,7 +57,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         help="which images; several sets, as in 0-49999 50000-99999 100000-149999, give mean and spread",
     )  # fmt: skip
     for group in GROUPS:
-        parser.add_options(group, OF_SAMPLE)
+        parser.add_options(group)
     options, (what, sweep, reference, guidance, machine) = parser.read(arguments, *GROUPS)
     if options["images"]:
         # A filter by labels or seeds that does nothing would give numbers of other images than meant.
@@ -111,10 +110,7 @@ def evaluate(
             meta = {**model.describe(its_seeds, choice.sampler, choice.named), MADE_HERE: "evaluate"}
             job = model.job(choice.sampler, choice.nfe, its_seeds)
             cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
-    data, features = reference.open_data(), reference.open_features()
-    own = model.image_shape
-    if data is not None and tuple(data.image_shape) != own:
-        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
+    data, features = reference.open_data(model.image_shape), reference.open_features()
     ranks = model.start()
     first = ranks.global_rank == 0
     for note in notes if first else ():

@@ -83,7 +83,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser = Parser(command, "Degraded images, restored by a checkpoint that was trained on their degradation.")
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_options(RestoreOptions)
-    parser.add_options(MachineOptions, ("preview", "trajectory"))
+    parser.add_options(MachineOptions)
     parser.set_defaults(batch_size=TILES_AT_A_TIME)
     _, (what, machine) = parser.read(arguments, RestoreOptions, MachineOptions)
     restore(what, machine)

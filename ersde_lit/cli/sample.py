@@ -36,6 +36,8 @@ class ImageOptions:
         subdirs: a thousand PNGs to a folder.
         columns: of a .png; near to a square if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.
+        preview: a .png that shows the images as they come.
+        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
         decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
         trust: import network classes from outside ersde_lit that the checkpoint names.
     """
@@ -47,6 +49,8 @@ class ImageOptions:
     subdirs: bool = False
     columns: PositiveInt | None = None
     overwrite: bool = False
+    preview: str | None = None
+    trajectory: str | None = None
     decoder: str | None = None
     trust: bool = False
 
@@ -54,6 +58,11 @@ class ImageOptions:
     def layout(self) -> dict[str, Any]:
         """Options that change the layout of `out`, if given."""
         return {name: getattr(self, name) for name in LAYOUT if getattr(self, name)}
+
+    @property
+    def views(self) -> dict[str, str]:
+        """Paths of the preview and the trajectory, by option."""
+        return {name: path for name in ("preview", "trajectory") if (path := getattr(self, name)) is not None}
 
 
 GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
@@ -109,13 +118,12 @@ def sample(
 ) -> None:
     """Samples images and writes them to `out`."""
     seeds = parse_seeds(str(image.seeds))
-    labels = None if image.labels is None else str(image.labels)
     check_out(image.out)
     format = format_of(image.out, **image.layout)
     inputs = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
     inputs |= {"decoder": image.decoder} if image.decoder is not None else {}
     inputs |= {"solver": str(sampling.solver)} if str(sampling.solver).endswith(TABLES) else {}
-    check_apart({"out": image.out, **machine.views}, inputs)
+    check_apart({"out": image.out, **image.views}, inputs)
     check_present(inputs)
 
     from ersde_lit.ranks import Ranks
@@ -124,11 +132,11 @@ def sample(
     from ersde_lit.sampling.work import Work
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    model = GuidedModel.open(image.ckpt_path, labels, guidance, machine, image.trust, image.decoder)
+    model = GuidedModel.open(image.ckpt_path, image.labels, guidance, machine, image.trust, image.decoder)
     sampler, named = sampling.sampler(model.denoiser, model.carried)
     job = model.job(sampler, named["nfe"], seeds)
     format.check(len(seeds), model.image_shape)
-    for option, path in machine.views.items():
+    for option, path in image.views.items():
         check_view(option, path, model.image_shape)
     meta = model.describe(seeds, sampler, named, **image.layout)
     made_with: Meta = {"checkpoints": {}, "paths": {}, "options": {}} if like is None else read_meta(like)
@@ -139,7 +147,7 @@ def sample(
         if made_with["checkpoints"].get(name, digest) != digest:
             raise UserError(f"{path} is not the file that {like} was made with: give that by --{name}")
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
-    if (finished := work.finished()) and (machine.trajectory is None or Path(machine.trajectory).exists()):
+    if (finished := work.finished()) and (image.trajectory is None or Path(image.trajectory).exists()):
         work.clean()
         print(f"{image.out} is finished: nothing to do")
         return
@@ -150,12 +158,12 @@ def sample(
     for warning in warnings if first else ():
         print(warning)
     with Ranks.of(ranks).fail_together():
-        if first and machine.trajectory is not None:
-            trajectory(job, seeds[:ON_SHEET], machine.trajectory)
+        if first and image.trajectory is not None:
+            trajectory(job, seeds[:ON_SHEET], image.trajectory)
     if finished:
         return
     shown = 64 if model.decoder is None else 4  # decoding takes longer than a step
-    preview = Preview(machine.preview, shown, to_bytes=job.to_bytes) if machine.preview else None
+    preview = Preview(image.preview, shown, to_bytes=job.to_bytes) if image.preview else None
     report = complete(work, job, ranks, preview)
     if first:
         by = " by the checkpoint's own table" if named["solver"] == CARRIED else ""

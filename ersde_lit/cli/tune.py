@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ersde_lit.cli.tune_scores import Judges
     from ersde_lit.tuning import Problem, Tuned
 
-ELSEWHERE = ("preview", "trajectory", "batch_size", "features", "metrics")  # options of the groups that are not here
+LEFT_OUT = ("batch_size", "metrics")  # of the last groups; the batch size is that of the learning options
 BANK = 5000  # real images that samples are compared with while learning
 EVERY = 25  # steps from one judging on the stopping seeds to the next
 GROUPS: Any = (TuneOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
@@ -36,7 +36,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser = Parser(command, "Learns a sampler for a checkpoint's network: the best table at each number of calls.")
     parser.add_argument("--config", action="config", help="YAML file of options")
     for group in GROUPS:
-        parser.add_options(group, () if group is LearningOptions else ELSEWHERE)
+        parser.add_options(group, () if group is LearningOptions else LEFT_OUT)
+    parser.set_defaults(features="classifier")
     _, (what, learning, reference, guidance, machine) = parser.read(arguments, *GROUPS)
     tune(what, learning, reference, guidance, machine)
 
@@ -54,6 +55,8 @@ def tune(
         raise UserError("--precision fp16: gradients are too small for it; choose bf16")
     if what.labels not in (None, "random", "none"):
         raise UserError(f"--labels {what.labels}: real images are of all classes; leave it out, or take none")
+    if reference.features == "inception" and not learning.gradient_free:
+        raise UserError("--features inception: Inception gives no gradients; learn in others, or add --gradient_free")
     outputs, inputs = what.outputs, {**what.inputs, **reference.files, **guidance.checkpoints}
     for option, path in outputs.items():
         check_out(path, option)
@@ -69,8 +72,7 @@ def tune(
 
     quiet()
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    labels = None if what.labels is None else str(what.labels)
-    model = GuidedModel.open(what.ckpt_path, labels, guidance, machine, what.trust, what.decoder)
+    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
     if not learning.gradient_free:
         _check_gradients(model)
     else:
@@ -79,10 +81,7 @@ def tune(
     TablesFile(what.out).settle(_of_model(model))
     _check_into(what, model)
     earlier = _earlier(what.like, model, nfes)
-    data = reference.open_data()
-    own = model.image_shape
-    if data is not None and tuple(data.image_shape) != own:
-        raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {own}")
+    data = reference.open_data(model.image_shape)
     ranks = model.start()
     first = ranks.global_rank == 0
     if ranks.device.type == "mps":
@@ -204,7 +203,7 @@ def _check_into(what: TuneOptions, model: GuidedModel) -> None:
         return
     try:
         there = load(what.into, what.trust)
-        same = weights_digest(there.ema_denoiser.network) == weights_digest(model.network)
+        same = weights_digest(there.ema_denoiser.network) == model.network_digest
         same = same and there.spec == load(what.ckpt_path, what.trust).spec and there.tables is not None
     except UserError:
         same = False
@@ -227,11 +226,9 @@ def _earlier(path: str | None, model: GuidedModel, nfes: Sequence[int]) -> dict[
 
 def _of_model(model: GuidedModel) -> dict[str, Any]:
     """What tables are learned for, as far as the model says it."""
-    from ersde_lit.training import weights_digest
-
     others = {name: digest for name, digest in model.digests.items() if name != "ckpt_path"}
     return {
-        "network": weights_digest(model.network),
+        "network": model.network_digest,
         "guidance": model.guidance.named(),
         "files": others,
         "labels": model.labels or "random" if model.denoiser.num_classes else None,

@@ -17,10 +17,10 @@ from ersde_lit.sampling.seeds import format_seeds, parse_ranges
 LIKE = "random, all, none, or classes as in 3 or 0,1,5-7"
 
 
-def labels_of(denoiser: Denoiser, choice: str | None, seeds: Sequence[int]) -> Tensor | None:
+def labels_of(denoiser: Denoiser, choice: str | int | None, seeds: Sequence[int]) -> Tensor | None:
     """`choose_labels` for a denoiser, guided or not."""
     trained, names = (getattr(denoiser, name, None) for name in ("trained_classes", "class_names"))
-    return choose_labels(choice, seeds, denoiser.num_classes, trained, names or ())
+    return choose_labels(None if choice is None else str(choice), seeds, denoiser.num_classes, trained, names or ())
 
 
 def choose_labels(

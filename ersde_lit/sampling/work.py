@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_out, disk_errors, replacing, write_text
+from ersde_lit.files import check_out, disk_errors, replacing, take, write_text
 from ersde_lit.sampling.description import Meta, differences, parse_meta
 from ersde_lit.sampling.formats import About, Encoded, Format, read_meta
 from ersde_lit.untrusted.archives import open_stored
@@ -117,11 +117,7 @@ class Work:
         return sorted({*range(self.count)} - self.done())
 
     def _take(self) -> None:
-        try:
-            with suppress(NotImplementedError):  # a file system without locks
-                self.lock.acquire()
-        except Timeout:
-            raise UserError(f"--out {self.out}: another process is working on it; wait for it to end") from None
+        take(self.lock, f"--out {self.out}: another process is working on it; wait for it to end")
 
     def publish(self, labels: Sequence[int] | None, **facts: Any) -> None:
         """Puts the blocks together under the final name and removes the parts; `facts` go into the description too.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import disk_errors, write_text
@@ -55,11 +56,16 @@ def evolve(
     along = directions(table)
     if not len(along):
         return
-    origin = _vector(table)
+    learned = [p for p in table.parameters() if p.requires_grad]
+    origin = parameters_to_vector(learned).detach()
     search = CMA(mean=np.zeros(len(along)), sigma=0.5, seed=seed)
 
+    def move(point: np.ndarray) -> None:
+        vector_to_parameters(origin + torch.from_numpy(point) @ along, learned)
+        table.project_()
+
     def value(point: np.ndarray) -> float:
-        _move(table, origin + torch.from_numpy(point) @ along)
+        move(point)
         try:
             return float(problem.scores(table.tableau(), LEARNING[:samples], batch).mean())
         except FloatingPointError:
@@ -81,7 +87,7 @@ def evolve(
                     Path(record).parent.mkdir(exist_ok=True)
                     write_text(record, json.dumps(told))
         search.tell([(np.array(point), v) for *point, v in told[k]])
-    _move(table, origin + torch.from_numpy(ranks.of_first(search.mean)) @ along)
+    move(ranks.of_first(search.mean))
 
 
 def _read(path: Path, population: int, dimensions: int) -> list[Any]:
@@ -127,16 +133,3 @@ def directions(table: LearnedTable) -> Tensor:
         if target.requires_grad and move.any()
     ]
     return torch.stack(vectors) if vectors else torch.empty(0, 0)
-
-
-def _vector(table: LearnedTable) -> Tensor:
-    return torch.cat([p.detach().cpu().flatten() for p in table.parameters() if p.requires_grad])
-
-
-@torch.no_grad()
-def _move(table: LearnedTable, vector: Tensor) -> None:
-    for p in table.parameters():
-        if p.requires_grad:
-            part, vector = vector[: p.numel()], vector[p.numel() :]
-            p.copy_(part.view_as(p))
-    table.project_()

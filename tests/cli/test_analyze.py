@@ -189,6 +189,14 @@ def test_bad_input_gets_one_line_and_exit_code_2(here, capsys, options: list[str
     assert not [*here.iterdir()]
 
 
+def test_numbers_in_yaml_are_seeds_and_labels(inside) -> None:
+    Path("numbers.yaml").write_text("seeds: 2\nlabels: 3\n")
+    how = [f"--ckpt_path={LAST}", "--solvers=ddim", "--substeps=2", "--nfe=3"]
+    assert analyze("--out=by_numbers", "--config=numbers.yaml", *how) == 0
+    assert analyze("--out=by_text", "--seeds=2", "--labels=3", *how) == 0
+    assert Path("by_numbers/analysis.csv").read_text() == Path("by_text/analysis.csv").read_text()
+
+
 def test_labels_that_the_model_lacks(inside, capsys) -> None:
     assert analyze("--out=lacking", f"--ckpt_path={LAST}", "--labels=12", *FEW) == 2
     assert "no class 12" in capsys.readouterr().err

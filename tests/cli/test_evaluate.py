@@ -258,7 +258,8 @@ class TestNumbers:
 
     def test_guidance_is_evaluated_and_recorded(self, inside) -> None:
         save(DiffusionModule(network(image_shape=(1, 8, 8), num_classes=10), label_dropout=0.1), "dropped.ckpt")
-        plain, guided = ("--nfe=3", "--seeds=0-19"), ("--cfg_scale=3", "--labels=7")
+        Path("seven.yaml").write_text("labels: 7\n")
+        plain, guided = ("--nfe=3", "--seeds=0-19"), ("--cfg_scale=3", "--config=seven.yaml")
         assert evaluate(*plain, "--out=plain", ckpt_path="dropped.ckpt") == 0
         assert evaluate(*plain, *guided, "--out=guided", ckpt_path="dropped.ckpt") == 0
         one, other = (records(out)["default", 3, "0-19"] for out in ("plain", "guided"))
@@ -372,7 +373,7 @@ class TestTables:
         hashed_lite0(Path("lite0.pth"))
         for name, seed in (("made.npz", 0), ("real.npz", 1)):
             np.savez(name, arr_0=pixels(4, seed=seed).transpose(0, 2, 3, 1))
-        options = ["--features=efficientnet", "--weights=lite0.pth", "--metrics=fid,is", "--out=lite0"]
+        options = ["--features=efficientnet", "--weights=lite0.pth", "--metrics=fid", "--out=lite0"]
         assert main(["evaluate", "--images", "made.npz", "--reference=real.npz", *options]) == 0
         for file in ("results.md", "results.html"):
             said = unescape(Path("lite0", file).read_text())

@@ -17,8 +17,6 @@ class MachineOptions:
         num_nodes: how many machines; the command is started on each, by torchrun or SLURM, on a shared file system.
         precision: of the network's arithmetic: fp32, tf32 (float32 in TF32 on a GPU), or bf16 or fp16 by autocast.
         compile: mode of torch.compile for the networks: default, or reduce-overhead for CUDA graphs.
-        preview: a .png that shows the images as they come.
-        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
     """
 
     batch_size: PositiveInt = 128
@@ -27,15 +25,8 @@ class MachineOptions:
     num_nodes: PositiveInt = 1
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    preview: str | None = None
-    trajectory: str | None = None
 
     def named(self) -> dict[str, Any]:
         """Values of the options that may change an image by rounding."""
         compiled = {} if self.compile is None else {"compile": self.compile}
         return {"batch_size": self.batch_size, "precision": self.precision, **compiled}
-
-    @property
-    def views(self) -> dict[str, str]:
-        """Paths of the preview and the trajectory, by option."""
-        return {name: path for name in ("preview", "trajectory") if (path := getattr(self, name)) is not None}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ersde_lit.training import DiffusionModule
 
 
-def load_model(ckpt_path: str, labels: str | None, trust: bool, unconditional: bool = False) -> "DiffusionModule":
+def load_model(ckpt_path: str, labels: str | int | None, trust: bool, unconditional: bool = False) -> "DiffusionModule":
     """A checkpoint's module; UserError where it restores, or must make images without labels and was not trained to."""
     from ersde_lit.training import load
 
@@ -58,9 +58,10 @@ class GuidedModel:
 
     @classmethod
     def open(
-        cls, ckpt_path: str, labels: str | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool,
+        cls, ckpt_path: str, labels: str | int | None, guidance: GuidanceOptions, machine: MachineOptions, trust: bool,
         decoder: str | None = None,
     ) -> "GuidedModel":  # fmt: skip
+        labels = None if labels is None else str(labels)
         if labels == "none" and guidance.cfg_scale is not None:
             raise UserError("--cfg_scale guides images to labels, and --labels none gives them none: leave one out")
         model = load_model(ckpt_path, labels, trust, unconditional=guidance.cfg_scale is not None)
@@ -135,7 +136,7 @@ class GuidedModel:
     def warnings(self, sampler: "Sampler", name: str) -> list[str]:
         """Lines on what the tables of a sampler, called `name`, were learned for, where that is not what is sampled."""
         facts = getattr(tables_of(sampler), "facts", {})
-        lines = of_other_network(facts, self._network, name) if "network" in facts else []
+        lines = of_other_network(facts, self.network_digest, name) if "network" in facts else []
         own = self.guidance.named()
         if (guidance := facts.get("guidance", own) or {}) != own:
             lines.append(f"warning: {name} was learned with {_in_words(guidance)}, and here is {_in_words(own)}")
@@ -148,7 +149,8 @@ class GuidedModel:
         return lines
 
     @cached_property
-    def _network(self) -> str:
+    def network_digest(self) -> str:
+        """`ersde_lit.training.weights_digest` of the network."""
         from ersde_lit.training import weights_digest
 
         return weights_digest(self.network)

@@ -54,8 +54,8 @@ class ReferenceOptions:
         given = {"reference": self.reference, "weights": self.weights}
         return {option: path for option, path in given.items() if path is not None}
 
-    def open_data(self) -> "ImageDataModule | None":
-        """Makes the DataModule; None without --data."""
+    def open_data(self, image_shape: tuple[int, int, int] | None = None) -> "ImageDataModule | None":
+        """Makes the DataModule; None without --data. UserError where its images are not of the shape given."""
         from ersde_lit.data import ImageDataModule
 
         if self.data is None:
@@ -63,7 +63,10 @@ class ReferenceOptions:
         given = self.data
         if isinstance(given, str) and given.endswith((".yaml", ".yml")):
             given = _in_yaml(given)
-        return make("data", ImageDataModule, given)[0]
+        data: ImageDataModule = make("data", ImageDataModule, given)[0]
+        if image_shape is not None and tuple(data.image_shape) != image_shape:
+            raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {image_shape}")
+        return data
 
     def open_features(self) -> "str | Features":
         """The features' name, or an object of the user's class; raises UserError for an unknown class or metric."""

@@ -62,8 +62,6 @@ class LearningOptions:
     Args:
         stages: some of grid (levels planned by a fine run are tried), drift (levels, weights and the levels that the
             network is told) and noise (how much at which step); drift and noise are learned together.
-        features: in which samples are compared with real images: classifier, trained on the data's labels;
-            efficientnet; dinov2; inception, with gradient_free; or a class.
         objective: energy: energy distance; kernel: distance of moments up to the third, as KID.
         gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
         steps: of learning for each NFE (of gradient_free: runs of the sampler).
@@ -75,7 +73,6 @@ class LearningOptions:
     """
 
     stages: str | list[str] = "grid,drift,noise"
-    features: dict[str, Any] | str = "classifier"
     objective: Literal["energy", "kernel"] = "energy"
     gradient_free: bool = False
     steps: PositiveInt = 300
@@ -93,10 +90,6 @@ class LearningOptions:
                 raise UserError(f"--{name} 1: distances need at least two images")
         if self.gradient_free and self.minutes is not None:
             raise UserError("--gradient_free is limited by --steps, runs of the sampler: leave --minutes out")
-        if self.features == "inception" and not self.gradient_free:
-            raise UserError(
-                "--features inception: Inception gives no gradients; learn in others, or add --gradient_free"
-            )
 
     @property
     def chosen(self) -> list[Any]:

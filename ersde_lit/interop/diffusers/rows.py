@@ -7,6 +7,7 @@ from collections import deque
 from torch import Tensor
 
 from ersde_lit.solvers import Tableau
+from ersde_lit.solvers.loop import weighted_sum
 
 
 class Steps:
@@ -40,8 +41,5 @@ class Steps:
         return y
 
     def _weighted(self, weights: list[float]) -> Tensor:
-        total = self.history[0] * weights[0]
-        for weight, h in zip(weights[1:], list(self.history)[1:], strict=False):
-            if weight:
-                total = total.add(h, alpha=weight)
-        return total
+        newest, *older = self.history
+        return weighted_sum(newest * weights[0], weights[1:], older)

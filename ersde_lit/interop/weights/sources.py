@@ -1,22 +1,22 @@
 """Reader for imported weights of any kind, which is recognised by the file."""
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ersde_lit.errors import UserError
+from ersde_lit.interop.weights.diffusers_folder import read_diffusers
+from ersde_lit.interop.weights.edm import read_edm
+from ersde_lit.interop.weights.guided_diffusion import import_guided
 from ersde_lit.interop.weights.guided_flags import GuidedFlags
+from ersde_lit.interop.weights.safetensors_file import read_safetensors
+from ersde_lit.interop.weights.torch_files import read_torch, state_dict
 from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.untrusted.torch_before_zip import is_before_zip
 
 PRETRAINED = "model.safetensors"  # in a folder of `save_pretrained`
-_READERS = {
-    "diffusers": ("diffusers_folder", "read_diffusers"),
-    "edm": ("edm", "read_edm"),
-    "safetensors": ("safetensors_file", "read_safetensors"),
-}
+READERS = {"diffusers": read_diffusers, "edm": read_edm, "safetensors": read_safetensors}
 
 
 def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any:  # noqa: B008 (frozen)
@@ -40,12 +40,8 @@ def read_source(source: str | Path, flags: GuidedFlags = GuidedFlags()) -> Any: 
     kind = "diffusers" if path.is_dir() else _kind(path)
     if flags.given and kind != "guided":
         raise UserError(f"--{next(iter(flags.given))} is a flag of guided-diffusion, and {source} is not its .pt")
-    if kind in _READERS:
-        module, reader = _READERS[kind]
-        return getattr(import_module(f"ersde_lit.interop.weights.{module}"), reader)(path)
-    from ersde_lit.interop.weights.guided_diffusion import import_guided
-    from ersde_lit.interop.weights.torch_files import read_torch, state_dict
-
+    if kind in READERS:
+        return READERS[kind](path)
     content = read_torch(path)
     if SPEC_KEY in content:
         raise UserError(f"{source} is a checkpoint of ersde_lit already: it needs no import")
