@@ -83,13 +83,13 @@ class Ranks:
 
     @classmethod
     def here(cls) -> "Ranks":
-        """Those that this process is one of, where a process group was started."""
+        """Ranks of the default process group; a single rank where none was started."""
         started = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if started else cls()
 
     @classmethod
     def beside(cls, trainer: "Trainer") -> "Ranks":
-        """Those of a trainer, with a group of their own: the trainer's gives up while a rank is busy for long."""
+        """Ranks of a trainer, in a group of their own whose timeout lets one rank work alone for long."""
         if trainer.world_size == 1:
             return cls()
         group: Any = dist.new_group(timeout=PATIENCE, backend="gloo")

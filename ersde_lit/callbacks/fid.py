@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -100,6 +100,7 @@ class FIDCallback(ValidationCallback):
         self.nearest_images, self.columns, self.max_seconds = nearest_images, columns, max_seconds
         self.weights, self.reference, self.metrics = weights, reference, tuple(metrics)
         self._real: RealImages | None = None
+        self._measured: ImageDataModule | None = None  # the data of `_real`
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the real images, once; raises UserError now, not hours later, where a table is missing."""
@@ -117,7 +118,9 @@ class FIDCallback(ValidationCallback):
                     sampler.table(cast(Denoiser, pl_module.ema_denoiser), nfe)
                 except UserError as error:
                     raise UserError(f"FIDCallback cannot sample {name} at NFE {nfe}: {error}") from None
-        self._real = self._real or self._measure_real(trainer, pl_module)
+        data: Any = getattr(trainer, "datamodule", None)
+        if self._real is None or data is not self._measured:
+            self._real, self._measured = self._measure_real(trainer, pl_module), data
 
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
@@ -133,7 +136,7 @@ class FIDCallback(ValidationCallback):
             scores = real.scores(self.metrics, ranks).to(device)
         told = ""
         if data is not None:
-            held_out = data.split("test").images[: self.num_samples]
+            held_out = data.held_out(self.num_samples)
             blocks = ((held_out[i : i + self.batch_size].to(device), near) for i, near in self._blocks(len(held_out)))
             train_images = data.split("train").images if self.nearest_images else None
             values, _ = measure(blocks, scores, train_images, ranks)

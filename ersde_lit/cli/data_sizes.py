@@ -1,4 +1,4 @@
-"""Sizes of the network that a configuration leaves out are those of its data."""
+"""Image shape and number of classes of the network, taken from the data where a configuration leaves them out."""
 
 import json
 import re

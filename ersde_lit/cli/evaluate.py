@@ -155,7 +155,7 @@ def evaluate_images(
     from ersde_lit.ranks import fabric
     from ersde_lit.sweeps.cells import REAL, Cells, record
     from ersde_lit.sweeps.report import ImagesReport
-    from ersde_lit.sweeps.sweep import measure, measure_images
+    from ersde_lit.sweeps.sweep import measure_held_out, measure_images
 
     if out is not None and (Cells(out).path.exists() or (Path(out) / "results.csv").exists()):
         raise UserError(f"--out {out} holds results of another evaluation; choose another name")
@@ -167,9 +167,7 @@ def evaluate_images(
     protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
     records = [record(path, measure_images(path, scores, ranks, reference.exif), protocol) for path in images]
     if data is not None:
-        held_out = data.split("test").images[: max(map(len, sets))]
-        measured = measure(scores, lambda rank, of: held_out.split(100)[rank::of], ranks)
-        records.append(record(REAL, measured, protocol))
+        records.append(record(REAL, measure_held_out(data, max(map(len, sets)), scores, ranks), protocol))
     if ranks.global_rank:
         return None
     report = ImagesReport(records, protocol)

@@ -154,7 +154,7 @@ def merged_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
 
 
 def with_arguments(options: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Nested options, and as texts those of the command line."""
+    """Nested options, updated by those of the command line, whose values stay texts."""
     merged = dict(options)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument.startswith("--"):

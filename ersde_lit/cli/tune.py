@@ -78,7 +78,7 @@ def tune(
     else:
         with needs_extra("tune", "--gradient_free"):
             import cmaes  # noqa: F401
-    TablesFile(what.out).settle(_of_model(model))
+    TablesFile(what.out).set_facts(_model_facts(model))
     _check_into(what, model)
     earlier = _earlier(what.like, model, nfes)
     data = reference.open_data(model.image_shape)
@@ -88,14 +88,14 @@ def tune(
         raise UserError("tables are learned in float64, which --accelerator mps has not: take cpu")
     judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
     problem = _problem(model, judges, learning, ranks)
-    facts = _of_model(model) | _of_learning(learning, judges, machine)
+    facts = _model_facts(model) | _learning_facts(learning, judges, machine)
     with ExitStack() as stack:
         with Ranks.of(ranks).fail_together():
             if first:
                 stack.enter_context(locked(f"{what.out}.lock", f"--out {what.out}: another `tune` is at it"))
         with Ranks.of(ranks).fail_together():
             file = TablesFile(what.out)
-            file.settle(facts)
+            file.set_facts(facts)
         stack.enter_context(tf32(machine.precision == "tf32"))
         folder = Path(f"{what.out}.run")
         for nfe in nfes:
@@ -224,8 +224,8 @@ def _earlier(path: str | None, model: GuidedModel, nfes: Sequence[int]) -> dict[
         raise UserError(f"--like {path}: {error}") from None
 
 
-def _of_model(model: GuidedModel) -> dict[str, Any]:
-    """What tables are learned for, as far as the model says it."""
+def _model_facts(model: GuidedModel) -> dict[str, Any]:
+    """Facts kept with tables about the model: network, guidance, labels."""
     others = {name: digest for name, digest in model.digests.items() if name != "ckpt_path"}
     return {
         "network": model.network_digest,
@@ -235,8 +235,8 @@ def _of_model(model: GuidedModel) -> dict[str, Any]:
     }
 
 
-def _of_learning(learning: LearningOptions, judges: "Judges", machine: MachineOptions) -> dict[str, Any]:
-    """The rest of it, and how it is learned."""
+def _learning_facts(learning: LearningOptions, judges: "Judges", machine: MachineOptions) -> dict[str, Any]:
+    """Facts kept with tables about the learning: data, features, objective, seeds."""
     from ersde_lit.tuning import LEARNING, STOPPING
 
     return {

@@ -43,8 +43,8 @@ class TablesFile:
                 raise UserError(f"--out {path} is no file that `tune` wrote; choose another name")
             self.learning, self.scores = {**learning}, [*scores]
 
-    def settle(self, facts: dict[str, Any]) -> None:
-        """Says what tables are learned for; raises UserError where those of the file are for something else."""
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        """Sets what the tables are learned for; raises UserError where the file's own facts differ."""
         for name, value in facts.items():
             if self._known is not None and name not in NO_MATTER and self._known.get(name) != value:
                 here, there = _in_words(value), _in_words(self._known.get(name))

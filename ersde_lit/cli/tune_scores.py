@@ -36,7 +36,7 @@ REAL = 2000  # images whose pixels are compared with
 
 @dataclass(frozen=True)
 class Judges:
-    """What samples are judged by, all against the same real images.
+    """Metrics of samples in one or more features and in pixels, all against the same real images.
 
     Attributes:
         model: which samples.

@@ -117,6 +117,13 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"no split named {name!r}: choose from {', '.join(self._splits)}")
         return self._splits[name]
 
+    def held_out(self, count: int) -> Tensor:
+        """At most `count` images of "test", uint8 [n, C, H, W]: a fixed random choice, as these may lie by class."""
+        images = self.split("test").images
+        if count >= len(images):
+            return images
+        return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]]
+
     def dataset(self, name: str) -> Batches:
         """Serves batches of a split."""
         return Batches(self.split(name))

@@ -56,6 +56,8 @@ def shape_of(path: str | Path) -> tuple[int, int, int]:
         UserError: it is no image; names the file.
     """
     with decoder_errors(f"{path} cannot be used"), Image.open(Path(path).expanduser()) as image:
+        if image.format == "TIFF":
+            image.load()  # turns it; before, its size is that of the turned one, and its tag says to turn it
         height, width = upright(image).size[::-1]
         return (3 if image.mode in COLOUR else 1), height, width
 

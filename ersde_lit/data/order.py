@@ -26,7 +26,7 @@ class SeededOrder(DistributedSampler[int]):
         rank, ranks: which share of how many.
         seed: of the run.
         variants: how many there are of each image; index k + v len(dataset) is variant v of image k, drawn uniformly.
-        done: tells, when it starts to deal, how many images of this epoch this rank has had before (a resumed run).
+        done: number of images of this epoch that this rank has seen before (a resumed run), asked as iteration starts.
     """
 
     def __init__(

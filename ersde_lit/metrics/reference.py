@@ -183,7 +183,7 @@ def read_reference(
 
 
 def _open(path: Path, features: Features, exif: Exif) -> tuple[Reference | None, ImageFiles | None]:
-    """The statistics at `path`, and the images: of ADM's both are there."""
+    """The statistics at `path`, and the images; an ADM batch has both."""
     ending = path.suffix.lower()
     names = array_names(path) if ending == ".npz" else OURS if ending == ".pkl" else ["arr_0"]
     if not {"mu", "sigma", "arr_0"} & {*names}:

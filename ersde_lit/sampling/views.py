@@ -1,4 +1,4 @@
-"""Preview of a run, and what pictures of it may replace."""
+"""Preview of a sampling run, and the check of its pictures' paths."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +117,12 @@ class Cells:
             )
         return kept if set(metrics) <= kept["scores"].keys() else None
 
-    def find_real(self, images: int, metrics: Sequence[str]) -> Record | None:
-        """Record of so many held-out images; None if not measured."""
+    def find_real(self, images: int, description: Mapping[str, str], metrics: Sequence[str]) -> Record | None:
+        """Record of so many held-out images, of this description; None if not measured."""
         kept = self._kept((REAL, None, None))
-        same = kept is not None and kept["images"] == images and set(metrics) <= kept["scores"].keys()
-        return kept if same else None
+        if kept is None or kept["images"] != images or not set(metrics) <= kept["scores"].keys():
+            return None
+        return kept if kept["description"] in (None, description) else None  # None: of an earlier version
 
     def of_sets(self, seeds: Collection[str]) -> list[Record]:
         """Records of these sets of seeds, of any sampler, and records without seeds."""
@@ -134,7 +135,12 @@ class Cells:
         """Stores a record; it is merged with an earlier one of the same images, in its place."""
         records = {_key(kept): kept for kept in self.read()}
         before = records.get(_key(record))
-        if before is not None and before["images"] == record["images"]:  # `find` has seen that they are the same
+        same = before is not None and before["images"] == record["images"]  # as `find` has seen, but of real ones
+        if (
+            before is not None
+            and same
+            and (record["sampler"] != REAL or before["description"] == record["description"])
+        ):
             record = {**record, **{name: {**before[name], **record[name]} for name in ("scores", "protocol")}}
         text = "".join(f"{json.dumps(one)}\n" for one in {**records, _key(record): record}.values())
         with disk_errors(self.out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import warnings
@@ -52,6 +53,12 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif =
     return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
 
 
+def measure_held_out(data: ImageDataModule, count: int, scores: Scores, ranks: Fabric) -> Measured:
+    """Scores of at most `count` held-out images ("test"): those of a perfect model."""
+    held_out = data.held_out(count)
+    return measure(scores, lambda rank, of: held_out.split(BATCH)[rank::of], ranks)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Sweep over cells that are not measured yet. Its methods are called by all ranks.
@@ -97,13 +104,14 @@ class Sweep:
 
     def real(self, data: ImageDataModule, count: int) -> None:
         """Measures at most `count` held-out images ("test"): the score of a perfect model."""
-        held_out = data.split("test").images[:count]
-        if Ranks.of(self.ranks).gather(self.store.find_real(len(held_out), self.scores.metrics))[0] is not None:
+        images = data.held_out(count)
+        its = {"held_out": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
+        if Ranks.of(self.ranks).gather(self.store.find_real(len(images), its, self.scores.metrics))[0] is not None:
             return
-        measured = measure(self.scores, lambda rank, of: held_out.split(BATCH)[rank::of], self.ranks)
+        measured = measure_held_out(data, count, self.scores, self.ranks)
         with Ranks.of(self.ranks).fail_together():
             if self._first:
-                self._keep(record(REAL, measured, self.protocol))
+                self._keep(record(REAL, measured, self.protocol, description=its))
 
     def _failure(self, work: Work, job: Job) -> str:
         """Samples the images of a cell; returns, on all ranks, which sample is not finite, or an empty string."""

@@ -23,6 +23,7 @@ from ersde_lit.training.spec import describe, differences, in_words, with_defaul
 from ersde_lit.training.weights import fitted
 
 SPEC_KEY, IMAGES_KEY = "ersde_lit", "images_seen"
+POWER_EMA_KEY = "power_ema"  # what `posthoc` made its averaged weights of
 VALIDATION_LEVELS = 16  # noise levels of the validation loss: the quantiles (k + 1/2) / 16 of the training density
 
 

@@ -17,7 +17,7 @@ from ersde_lit.networks import Network
 from ersde_lit.sampling.restoration import RESTORER, restore
 from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
 from ersde_lit.solvers.tableau import SAME_LEVEL
-from ersde_lit.training.averaged import AveragedModule
+from ersde_lit.training.averaged import POWER_EMA_KEY, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.ema import EMA
 from ersde_lit.training.optimizer import AdamWConfig
@@ -100,6 +100,9 @@ class DiffusionModule(AveragedModule):
         self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet
         self.tables: SavedTables | None = None
+        self.power_ema: tuple[float, int] | None = (
+            None  # sigma_rel, images: what `posthoc` made the averaged weights of
+        )
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
@@ -126,7 +129,7 @@ class DiffusionModule(AveragedModule):
         return self.denoiser.restores
 
     def on_train_start(self) -> None:
-        self.tables = None
+        self.tables = self.power_ema = None
         data = Classes.of_data(getattr(self.trainer, "datamodule", None), self.num_classes)
         self._set_classes(data.after(self._classes, self.num_classes))  # a checkpoint has been read by now
 
@@ -169,6 +172,8 @@ class DiffusionModule(AveragedModule):
         super().on_load_checkpoint(checkpoint)
         self._set_classes(Classes.read(checkpoint.get(CLASSES_KEY), self.num_classes))
         self.tables = SavedTables.of_plain(checkpoint[TABLES_KEY]) if TABLES_KEY in checkpoint else None
+        average = checkpoint.get(POWER_EMA_KEY)
+        self.power_ema = None if average is None else (float(average["sigma_rel"]), int(average["images"]))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Generates an image for each image of the predict set, of its class, with its index as seed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ersde_lit.errors import UserError
-from ersde_lit.training.averaged import SPEC_KEY
+from ersde_lit.training.averaged import POWER_EMA_KEY, SPEC_KEY
 from ersde_lit.training.checkpoint import read
 from ersde_lit.training.noisy_classifier import KIND
 from ersde_lit.training.power_ema import Profile, combine, gamma_of
@@ -16,7 +16,6 @@ from ersde_lit.training.snapshots import STATE_KEY, read_snapshot, snapshot_path
 
 Averages = Mapping[float, Mapping[str, Tensor]]  # by length, then by parameter
 
-POWER_EMA_KEY = "power_ema"
 WORST = 1e-2  # expected relative error beyond which an average is refused
 
 

@@ -84,7 +84,7 @@ class LearnedTable(nn.Module):
         return len(self.gain)
 
     def coefficients(self) -> Tableau:
-        """The table of the moment, with gradients; on the CPU, calls always given, b of either sign."""
+        """The table at the current parameters, with gradients; on the CPU, calls always given, b of either sign."""
         log_start, log_ratios, noise, told, state, past, gain = (
             p.cpu() for p in (self.log_start, self.log_ratios, self.noise, self.told, self.state, self.past, self.gain)
         )
@@ -107,7 +107,7 @@ class LearnedTable(nn.Module):
         return Tableau(torch.cat([lams, zero]), r + state, c + corrections, b, calls=self._calls(lams * told.exp()))
 
     def tableau(self) -> Tableau:
-        """The table of the moment, for `sample`: checked, without gradients; calls None where they are the levels."""
+        """The table at the current parameters, checked, without gradients; calls None where they are the levels."""
         with torch.no_grad():
             table = self.coefficients()
         check_lams(table.lams)

@@ -22,9 +22,9 @@ STOPPING = range(2**47, MAX_SEED + 1)
 
 
 class Objective(Protocol):
-    """How far samples are from what they should be: [] from samples [B, ...], their noise and labels; less is better.
+    """Loss of a batch of samples: [] from samples [B, ...], their noise and labels.
 
-    Its mean over batches must be what is to be small, so that ranks and blocks may be averaged.
+    Its expectation over batches is what is minimised, so values of ranks and blocks are averaged.
     """
 
     def __call__(self, x: Tensor, noise: Noise, labels: Tensor | None) -> Tensor: ...

@@ -70,10 +70,10 @@ def test_logs_what_generating_and_measuring_by_hand_gives(tmp_path, remembers):
     assert set(values) == {"val/loss"} | {f"{kind}/{cell}" for kind in ("fid", "nearest") for cell in ("real", *cells)}
 
     data = Digits()
-    features, train, held_out = classifier(data), data.split("train").images, data.split("val").images
+    features, train, held_out = classifier(data), data.split("train").images, data.held_out(count)
     scores = Scores(features, reference_of(data, features))
     made = generate(remembers.ema_denoiser, heun, range(first, first + count), 5)
-    for name, images in {"heun/nfe5": torch.cat([quantise(b.images) for b in made]), "real": held_out[:count]}.items():
+    for name, images in {"heun/nfe5": torch.cat([quantise(b.images) for b in made]), "real": held_out}.items():
         scores.reset()
         scores.update(images)
         assert values[f"fid/{name}"] == pytest.approx(scores.compute()["fid"], rel=1e-5)
@@ -341,6 +341,16 @@ def test_refuses_an_empty_grid(name):
         make(**{name: []})
 
 
+def test_other_data_are_measured_anew(tmp_path, remembers):
+    few, trainer = Digits(val_size=40), trainer_with(tmp_path, make())
+    trainer.validate(remembers, datamodule=Digits(), verbose=False)
+    trainer.validate(remembers, datamodule=few, verbose=False)
+    alone = trainer_with(tmp_path, make())
+    alone.validate(remembers, datamodule=Digits(val_size=40), verbose=False)
+    assert trainer.callback_metrics["fid/real"] == alone.callback_metrics["fid/real"]
+    assert trainer.callback_metrics["nearest/real"] == alone.callback_metrics["nearest/real"]
+
+
 def test_needs_real_images(tmp_path, remembers):
     class Other(LightningDataModule):
         def val_dataloader(self):
@@ -370,7 +380,7 @@ def test_features_metrics_and_reference_are_those_of_scores(tmp_path, remembers)
         scores.update(quantise(block.images))
     expected = {f"{name}/er_sde/nfe3": value for name, value in scores.compute().items()}
     scores.reset()
-    scores.update(data.split("test").images[:60])
+    scores.update(data.held_out(60))
     expected |= {f"{name}/real": value for name, value in scores.compute().items()}
     assert {key: values[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     assert set(values) == {*expected, "nearest/real", "nearest/er_sde/nfe3", "val/loss"}

@@ -113,7 +113,7 @@ class TestNumbers:
                 assert record["scores"] == pytest.approx(scored(sampler, numbers, nfe, metrics=metrics), rel=1e-9)
                 assert record["images"] == 40
         real = Scores(Means(), reference_of(Digits(), Means()), metrics)
-        real.update(Digits().split("test").images[:40])
+        real.update(Digits().held_out(40))
         assert kept["real, held out", None, None]["scores"] == pytest.approx(real.compute(), rel=1e-9)
 
     def test_raw_weights_are_never_seen(self, inside) -> None:
@@ -238,6 +238,15 @@ class TestNumbers:
             assert kept["protocol"]["precision"] == kept["description"]["options"]["precision"] == precision
             assert "TF32" in kept["protocol"]["arithmetic"]
             assert f"sampled in {precision}" in Path(f"in_{precision}/results.md").read_text()
+
+    def test_held_out_images_of_other_data_are_measured_anew(self, inside) -> None:
+        kept = []
+        for val_size, out in ((100, "shared"), (60, "shared"), (60, "alone")):
+            data = [f"--data=ersde_lit.data.Digits:val_size={val_size}", f"--reference={reference()}", MEANS]
+            how = ["--nfe=1", "--seeds=0-19", f"--out={out}"]
+            assert main(["evaluate", f"--ckpt_path={LAST}", *data, *how]) == 0
+            kept.append(records(out)["real, held out", None, None]["scores"])
+        assert kept[0] != kept[1] == kept[2]
 
     def test_a_reference_file_gives_the_numbers_of_its_images(self, inside) -> None:
         flags = ("--nfe=3", "--seeds=0-19")

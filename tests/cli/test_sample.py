@@ -187,6 +187,16 @@ class TestChoices:
             assert sample("--seeds=0-1", "--nfe=4", "--order=2", "--noise_scale=er_sde_2", "--out=named.npz") == 0
             assert np.abs(images(out) - images("named.npz")).max() <= 1
 
+    def test_an_option_of_zero_is_given(self, inside) -> None:
+        how = ("--seeds=0-3", "--nfe=4")
+        given = {"a": ("--solver=ddpm", "--eta=0"), "b": ("--solver=ddpm:eta=0",), "c": ("--solver=ddim",)}
+        for name, options in (given | {"d": ("--solver=ddpm",)}).items():
+            assert sample(*how, *options, f"--out={name}.npz") == 0
+        apart, inline, ddim, ddpm = (images(f"{name}.npz") for name in "abcd")
+        assert np.array_equal(apart, inline)
+        assert np.abs(apart.astype(int) - ddim).max() <= 1
+        assert not np.array_equal(apart, ddpm)
+
     def test_numbers_in_yaml_are_seeds_labels_and_scales(self, inside) -> None:
         Path("numbers.yaml").write_text("seeds: 5\nlabels: 3\neps_scale: 1.01\nnfe: 2\n")
         assert sample("--config=numbers.yaml", "--out=by_numbers.npz") == 0
@@ -217,6 +227,12 @@ class TestGuidance:
                 weight.add_(0.1 * torch.randn_like(weight))
         torch.save({"state_dict": classifier.state_dict(), SPEC_KEY: {KIND: classifier.spec}}, "classifier.ckpt")
         return "guided.ckpt"
+
+    def test_a_guide_must_know_images_without_labels_where_these_are_made(self, guided, capsys) -> None:
+        how = ["--labels=none", "--guide_scale=2", "--nfe=2", "--seeds=0"]
+        assert sample(*how, "--guide=guide.ckpt", "--out=bad.npz", ckpt_path=guided) == 2
+        assert "--guide guide.ckpt was trained with labels only" in capsys.readouterr().err
+        assert sample(*how, f"--guide={guided}", "--out=good.npz", ckpt_path=guided) == 0
 
     def made(self, name: str, *options: str) -> np.ndarray:
         assert sample("--seeds=0-5", "--nfe=4", f"--out={name}", "--overwrite", *options, ckpt_path="guided.ckpt") == 0

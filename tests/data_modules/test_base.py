@@ -115,6 +115,15 @@ def test_reference_images_are_the_training_images_as_bytes_in_order():
     assert torch.equal(labels, data.split("val").labels)
 
 
+def test_held_out_images_are_a_fixed_choice_from_all():
+    whole = Tiny().split("test").images
+    few = Tiny().held_out(3)
+    assert torch.equal(Tiny().held_out(5), whole)
+    assert torch.equal(few, Tiny().held_out(3))
+    assert not torch.equal(few, whole[:3])
+    assert len({*few[:, 0, 0, 1].tolist()} & {20, 21, 22, 23, 24}) == 3
+
+
 def test_loads_once():
     data = Tiny(batch_size=4)
     data.setup("fit")

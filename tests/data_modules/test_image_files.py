@@ -7,7 +7,7 @@ import torch
 from image_sets import encoded, pixels, png, write_folder
 from PIL import Image
 
-from ersde_lit.data.image_files import check_pairs, image_names, read_image, shape_of, write_image
+from ersde_lit.data.image_files import check_pairs, image_names, read_image, read_pixels, shape_of, write_image
 from ersde_lit.sampling.images import quantise
 
 
@@ -83,6 +83,13 @@ def test_files_of_16_bits_are_turned_upright_too(tmp_path, channels: int, colour
         (tmp_path / f"{name}.png").write_bytes(deep(channels, colour, orientation=orientation))
     (plain, _), (upright, _) = (read_image(tmp_path / name) for name in ("a.png", "b.png"))
     assert torch.equal(upright, plain.rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("ending", ["tiff", "png", "jpg", "webp"])
+def test_the_shape_of_a_turned_image_is_that_of_its_pixels(tmp_path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.new("RGB", (6, 4)).save(path, exif=turned(6))
+    assert shape_of(path) == tuple(read_pixels(path).shape) == (3, 6, 4)
 
 
 @pytest.mark.parametrize(("channels", "colour"), [(1, 0), (3, 2)])

@@ -71,8 +71,8 @@ class GuidanceOptions:
         """Values of the given options except files, by option."""
         return {name: value for name, value in vars(self).items() if value is not None and name not in FILES}
 
-    def wrap(self, denoiser: "nn.Module", trust: bool = False) -> "nn.Module":
-        """Adds the guidance to a denoiser; `trust` as for `training.load`."""
+    def wrap(self, denoiser: "nn.Module", trust: bool = False, unlabelled: bool = False) -> "nn.Module":
+        """Adds the guidance to a denoiser; `trust` as for `training.load`, `unlabelled` where images have no labels."""
         from ersde_lit.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, EpsilonScaling
 
         if self.cfg_scale is not None:
@@ -80,8 +80,10 @@ class GuidanceOptions:
         if self.guide is not None and self.guide_scale is not None:
             from ersde_lit.training import load
 
-            guide = load(self.guide, trust).ema_denoiser
-            denoiser = Autoguidance(denoiser, guide, self.guide_scale, self.interval)
+            guide = load(self.guide, trust)
+            if unlabelled and guide.num_classes and not guide.label_dropout:
+                raise UserError(f"--guide {self.guide} was trained with labels only, without label_dropout")
+            denoiser = Autoguidance(denoiser, guide.ema_denoiser, self.guide_scale, self.interval)
         if self.classifier is not None and self.classifier_scale is not None:
             from ersde_lit.training.noisy_classifier import load_classifier
 

@@ -65,9 +65,12 @@ class GuidedModel:
         if labels == "none" and guidance.cfg_scale is not None:
             raise UserError("--cfg_scale guides images to labels, and --labels none gives them none: leave one out")
         model = load_model(ckpt_path, labels, trust, unconditional=guidance.cfg_scale is not None)
-        half_life, images = model.ema.half_life, model.images_seen
-        weights = f"averaged weights (EMA, half-life {half_life:,.0f} images) after {images:,} images"
-        denoiser = guidance.wrap(model.ema_denoiser, trust)
+        how, images = f"EMA, half-life {model.ema.half_life:,.0f} images", model.images_seen
+        if model.power_ema is not None:
+            sigma_rel, images = model.power_ema
+            how = f"power-function average, sigma_rel {sigma_rel:.4g}"
+        weights = f"averaged weights ({how}) after {images:,} images"
+        denoiser = guidance.wrap(model.ema_denoiser, trust, unlabelled=labels == "none")
         paths = {"ckpt_path": ckpt_path, **guidance.checkpoints}
         if decoder is not None:
             paths["decoder"] = decoder

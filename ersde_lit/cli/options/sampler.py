@@ -99,7 +99,7 @@ class SamplerOptions:
         for key in own:
             if key not in its_options:
                 raise UserError(f"--{option} {text}: no option {key!r}, only {', '.join(its_options)}{hint(key)}")
-            if getattr(self, key) not in (None, False):
+            if key in self._given((key,)):
                 raise UserError(f"--{option} {text}: {key} is given twice")
         typed = options_of(f"{option} {text}", SamplerOptions, {option: name, **own}) if own else None
         for key in own:
@@ -159,7 +159,7 @@ class SamplerOptions:
         return tables.sampler, {"nfe": nfe, "solver": name}
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
+        return {n: value for n in names if (value := getattr(self, n)) is not None and value is not False}
 
 
 def is_table(solver: str | None) -> bool:

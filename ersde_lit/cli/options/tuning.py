@@ -67,7 +67,7 @@ class LearningOptions:
         steps: of learning for each NFE (of gradient_free: runs of the sampler).
         minutes: of learning for each NFE at most, not of gradient_free; all steps if not given.
         batch_size: images a step, on each device.
-        stopping: images that decide which table is kept; never worse than default on them.
+        stopping: validation images; the table that is best on them is kept, default's own included.
         images: fresh ones that the reported distances are measured on.
         also: features to report in besides those learned in and pixels, as in efficientnet.
     """
