@@ -28,7 +28,7 @@ from ersde_lit.sweeps.sheet import Sheet
 from ersde_lit.tuning import EnergyDistance
 
 LEARNED = "learned"
-RIVALS = ("default", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm")
+RIVALS = ("default", "noisy", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm")
 MEASURES = {"fid": "Frechet distance", "kid": "kernel distance"}
 PIXELS = "pixels"
 REAL = 2000  # images whose pixels are compared with

@@ -17,7 +17,7 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.names import STAGES, Stage
 from ersde_lit.ranks import Ranks, quiet
-from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default, grids
+from ersde_lit.solvers import ERSDE, DPMSolverPP, Tableau, TableSampler, default, grids, noisy
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.learned import Freedom, LearnedTable
 from ersde_lit.tuning.plan import fine_calls, plan_levels
@@ -62,6 +62,7 @@ def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: 
     samplers = {"default": default(nfe)} if given is None else {"given": given}
     if given is None:
         samplers |= {
+            "noisy": noisy(nfe),
             "ode, rho 7": TableSampler(SMOOTH, add_mean=True),
             "ode, rho 10 from 50": TableSampler(SMOOTH, partial(grids.edm, lam_max=50.0, rho=10.0), add_mean=True),
             "dpm++2m": TableSampler(DPMSolverPP()),

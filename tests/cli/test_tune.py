@@ -84,7 +84,7 @@ def test_from_a_checkpoint_to_images(capsys) -> None:
     assert learning["steps"] == 6
     scores = {(one["sampler"], one["measure"]): one["value"] for one in facts["scores"]}
     assert {name for name, _ in scores} == {
-        "default", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm", "learned"
+        "default", "noisy", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm", "learned"
     }  # fmt: skip
     assert {measure for _, measure in scores} == {"Frechet distance", "kernel distance", "energy distance"}
     assert all(one["images"] == 16 for one in facts["scores"])

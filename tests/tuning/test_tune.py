@@ -279,6 +279,7 @@ def test_levels_told_of_a_discrete_denoiser_have_no_gradient_to_wait_for() -> No
 
 def test_levels_are_planned_only_where_there_is_a_finer_run() -> None:
     problem = clusters()
+    assert {"default", "noisy"} < {*starts(problem, 3)}
     assert any("planned" in name for name in starts(problem, 3))
     assert not any("planned" in name for name in starts(problem, 64))
 
