@@ -103,7 +103,7 @@ def analyze(options: AnalysisOptions, arguments: str = "") -> "Analysis":
     for name, error in _measure(options, denoiser, solvers, lams, seeds).items():
         _add(analysis, name, _phi(solvers[name]), one_step_rms=error.one_step, rms=error.accumulated)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
-    made = f"{MADE_BY} {arguments}`; {versions}."
+    made = f"{f'{MADE_BY} {arguments}'.rstrip()}`; {versions}."
     resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
     analysis.notes += [*_notes(options, problem), *resolved, made]
     draw = None

@@ -167,7 +167,8 @@ def evaluate_images(
     protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
     records = [record(path, measure_images(path, scores, ranks, reference.exif), protocol) for path in images]
     if data is not None:
-        records.append(record(REAL, measure_held_out(data, max(map(len, sets)), scores, ranks), protocol))
+        held_out = data.held_out(max(map(len, sets)))
+        records.append(record(REAL, measure_held_out(held_out, scores, ranks), protocol))
     if ranks.global_rank:
         return None
     report = ImagesReport(records, protocol)

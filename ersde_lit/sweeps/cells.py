@@ -135,12 +135,8 @@ class Cells:
         """Stores a record; it is merged with an earlier one of the same images, in its place."""
         records = {_key(kept): kept for kept in self.read()}
         before = records.get(_key(record))
-        same = before is not None and before["images"] == record["images"]  # as `find` has seen, but of real ones
-        if (
-            before is not None
-            and same
-            and (record["sampler"] != REAL or before["description"] == record["description"])
-        ):
+        of_images = ("images", "description") if record["sampler"] == REAL else ("images",)  # `find` compares the rest
+        if before is not None and all(before[name] == record[name] for name in of_images):
             record = {**record, **{name: {**before[name], **record[name]} for name in ("scores", "protocol")}}
         text = "".join(f"{json.dumps(one)}\n" for one in {**records, _key(record): record}.values())
         with disk_errors(self.out):

@@ -53,10 +53,9 @@ def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif =
     return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
 
 
-def measure_held_out(data: ImageDataModule, count: int, scores: Scores, ranks: Fabric) -> Measured:
-    """Scores of at most `count` held-out images ("test"): those of a perfect model."""
-    held_out = data.held_out(count)
-    return measure(scores, lambda rank, of: held_out.split(BATCH)[rank::of], ranks)
+def measure_held_out(images: Tensor, scores: Scores, ranks: Fabric) -> Measured:
+    """Scores of held-out images, uint8 [n, C, H, W]: those of a perfect model."""
+    return measure(scores, lambda rank, of: images.split(BATCH)[rank::of], ranks)
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Sweep:
         its = {"held_out": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
         if Ranks.of(self.ranks).gather(self.store.find_real(len(images), its, self.scores.metrics))[0] is not None:
             return
-        measured = measure_held_out(data, count, self.scores, self.ranks)
+        measured = measure_held_out(images, self.scores, self.ranks)
         with Ranks.of(self.ranks).fail_together():
             if self._first:
                 self._keep(record(REAL, measured, self.protocol, description=its))

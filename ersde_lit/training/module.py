@@ -100,9 +100,7 @@ class DiffusionModule(AveragedModule):
         self.label_dropout, self.augment = label_dropout, augment
         self._classes: Classes | None = None  # nothing was trained yet
         self.tables: SavedTables | None = None
-        self.power_ema: tuple[float, int] | None = (
-            None  # sigma_rel, images: what `posthoc` made the averaged weights of
-        )
+        self.power_ema: tuple[float, int] | None = None  # sigma_rel and images of weights that `posthoc` averaged
         _ = self.spec  # raises now, not at the first checkpoint, where something cannot be kept in one
 
     @property
