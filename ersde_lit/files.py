@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -79,6 +80,12 @@ def locked(path: str | Path, busy: str) -> Iterator[None]:
         lock.release()
 
 
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def disk_errors(out: str | Path, option: str | None = "out", advice: str = "") -> Iterator[None]:
     """Turns a full disk and the like (OSError) into a UserError that names the option, or the file alone if None."""
@@ -112,6 +119,11 @@ def check_new(out: str | Path, option: str = "out") -> None:
     check_out(out, option)
     if Path(out).exists():
         raise UserError(f"--{option} {out} exists; choose another name")
+
+
+def given(**paths: str | None) -> dict[str, str]:
+    """The paths that are not None, by option."""
+    return {option: path for option, path in paths.items() if path is not None}
 
 
 def check_present(inputs: Mapping[str, str]) -> None:

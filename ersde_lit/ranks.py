@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
@@ -19,28 +20,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 CHATTY = ("fabric.utilities.distributed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
+CPU = torch.device("cpu")
 PATIENCE = timedelta(days=30)  # with a rank at work; one that died is noticed at once
-
-
-def fabric(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
-    """Launches a Fabric with a process for each of `devices` devices a node, for work without tensor collectives.
-
-    Raises:
-        ValueError: there is no such accelerator, or fewer devices.
-    """
-    ranks = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)  # gloo, whatever the device
-    try:
-        with quiet():
-            fabric = Fabric(
-                accelerator=accelerator,
-                devices=devices,
-                num_nodes=num_nodes,
-                strategy=ranks if devices * num_nodes > 1 else "auto",
-            )
-            fabric.launch()
-            return fabric
-    except (MisconfigurationException, RuntimeError) as error:
-        raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from None
 
 
 @atexit.register
@@ -71,15 +52,36 @@ class Ranks:
     Attributes:
         rank, count: number of this process, and of processes.
         group: gloo process group, which waits for a slow rank; None: the default one.
+        device: of this process.
+        local_rank: number of this process on its node.
     """
 
     rank: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = None
+    device: torch.device = CPU
+    local_rank: int = 0
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "Ranks":
-        return cls(fabric.global_rank, fabric.world_size)
+    def start(cls, accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> "Ranks":
+        """Starts a process for each of `devices` devices a node, for work without tensor collectives.
+
+        Raises:
+            ValueError: there is no such accelerator, or fewer devices.
+        """
+        several = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)  # gloo, whatever the device
+        try:
+            with quiet():
+                fabric = Fabric(
+                    accelerator=accelerator,
+                    devices=devices,
+                    num_nodes=num_nodes,
+                    strategy=several if devices * num_nodes > 1 else "auto",
+                )
+                fabric.launch()
+        except (MisconfigurationException, RuntimeError) as error:
+            raise UserError(f"--accelerator {accelerator} --devices {devices}: {error}") from None
+        return cls(fabric.global_rank, fabric.world_size, None, fabric.device, fabric.local_rank)
 
     @classmethod
     def here(cls) -> "Ranks":
@@ -91,9 +93,13 @@ class Ranks:
     def beside(cls, trainer: "Trainer") -> "Ranks":
         """Ranks of a trainer, in a group of their own whose timeout lets one rank work alone for long."""
         if trainer.world_size == 1:
-            return cls()
+            return cls(device=trainer.strategy.root_device)
         group: Any = dist.new_group(timeout=PATIENCE, backend="gloo")
-        return cls(trainer.global_rank, trainer.world_size, group)
+        return cls(trainer.global_rank, trainer.world_size, group, trainer.strategy.root_device)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all ranks.

@@ -25,7 +25,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
 sys.meta_path.insert(0, Absent())
 
 import ersde_lit.callbacks, ersde_lit.cli, ersde_lit.data, ersde_lit.evaluation, ersde_lit.metrics, ersde_lit.training
-import ersde_lit.cli.analyze, ersde_lit.cli.evaluate, ersde_lit.cli.files, ersde_lit.cli.fit, ersde_lit.cli.sample
+import ersde_lit.cli.analyze, ersde_lit.cli.evaluate, ersde_lit.cli.fit, ersde_lit.cli.sample, ersde_lit.cli.weights
 import ersde_lit.cli.tune
 import ersde_lit.interop.k_diffusion, ersde_lit.interop.weights.sources, ersde_lit.sampling.run, ersde_lit.sweeps.sweep
 from ersde_lit.cli import main

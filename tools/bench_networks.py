@@ -28,6 +28,7 @@ from jsonargparse import auto_cli
 from ersde_lit.cli.evaluate import WhatOptions, evaluate
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
@@ -85,6 +86,7 @@ def main(only: list[str] | None = None, steps: int = 120, minutes: float = 10.0)
 def learn(name: str, network: Network, steps: int, minutes: float) -> None:
     tune(
         TuneOptions(str(network.checkpoint), str(RESULTS / f"{name}.tables"), network.learned),
+        ModelOptions(),
         LearningOptions(steps=steps, minutes=minutes, also="efficientnet"),
         ReferenceOptions(network.data, features="classifier"),
         GuidanceOptions(),
@@ -97,6 +99,7 @@ def measure(name: str, network: Network) -> None:
     on_rho_12 = {sampler + RHO_12: {**options, "rho": 12.0} for sampler, options in RIVALS.items()}
     evaluate(
         WhatOptions(str(network.checkpoint), out=str(folder(name))),
+        ModelOptions(),
         [f"0-{network.images - 1}"],
         SweepOptions(NFES, samplers=learned | OURS | RIVALS | on_rho_12),
         ReferenceOptions(network.data, features="classifier"),

@@ -21,6 +21,7 @@ from jsonargparse import auto_cli
 from ersde_lit.cli.evaluate import WhatOptions, evaluate
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.sampling.generate import generate
@@ -80,6 +81,7 @@ def main(
     out.parent.mkdir(exist_ok=True)
     report = evaluate(
         WhatOptions(str(ckpt_path), out=str(out)),
+        ModelOptions(),
         [f"{k * samples}-{(k + 1) * samples - 1}" for k in range(sets)],
         SweepOptions(nfes, samplers={name: SAMPLERS[name] for name in samplers}),
         ReferenceOptions(f"ersde_lit.data.FashionMNIST:root={root}", features="classifier"),

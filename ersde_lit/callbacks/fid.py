@@ -125,19 +125,21 @@ class FIDCallback(ValidationCallback):
     def _measure_real(self, trainer: Trainer, pl_module: LightningModule) -> RealImages:
         if self.features == "classifier":
             pl_module.print("FID: preparing classifier features (trained once for a data set, then cached)")
-        device, ranks = trainer.strategy.root_device, self._ranks
+        ranks = self._ranks
         with ranks.fail_together():
             data = self._data(trainer)
         features, reference = features_and_reference(
-            self.features, data, self.weights, self.reference, self.metrics, device, ranks
+            self.features, data, self.weights, self.reference, self.metrics, ranks
         )
         real = RealImages(features, reference, {})
         with ranks.fail_together():
-            scores = real.scores(self.metrics, ranks).to(device)
+            scores = real.scores(self.metrics, ranks).to(ranks.device)
         told = ""
         if data is not None:
             held_out = data.held_out(self.num_samples)
-            blocks = ((held_out[i : i + self.batch_size].to(device), near) for i, near in self._blocks(len(held_out)))
+            blocks = (
+                (held_out[i : i + self.batch_size].to(ranks.device), near) for i, near in self._blocks(len(held_out))
+            )
             train_images = data.split("train").images if self.nearest_images else None
             values, _ = measure(blocks, scores, train_images, ranks)
             by_key = {f"{name}/real": value for name, value in values.items()}

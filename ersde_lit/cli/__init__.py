@@ -19,14 +19,14 @@ COMMANDS = {
     "restore": ("restore", "degraded images restored: restore --ckpt_path X --images FOLDER --nfe 5 --out restored"),
     "evaluate": ("evaluate", "FID of samplers: evaluate --ckpt_path X --solvers default,heun --data D --out results"),
     "tune": ("tune", "the best sampler for a network, learned: tune --ckpt_path X --nfe 5,6 --data D --out X.tables"),
-    "reference": ("files", "statistics of real images for FID: reference FOLDER --out stats.npz"),
+    "reference": ("reference", "statistics of real images for FID: reference FOLDER --out stats.npz"),
     "analyze": ("analyze", "errors of solvers step by step: analyze --solvers er_sde,dpm++2m --nfe 10 --out FOLDER"),
-    "ema": ("files", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
+    "ema": ("weights", "averaged weights of any length: ema runs/NAME --sigma_rel 0.12 --out model.ckpt"),
     "import": (
-        "files",
+        "weights",
         "weights of EDM, EDM2, guided-diffusion, diffusers to a checkpoint: import edm.pkl --out model.ckpt",
     ),
-    "export": ("files", "a checkpoint to safetensors: export model.ckpt --out model.safetensors"),
+    "export": ("weights", "a checkpoint to safetensors: export model.ckpt --out model.safetensors"),
 }
 HELP = "\n".join(
     [

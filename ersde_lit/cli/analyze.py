@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions, is_table
 from ersde_lit.cli.parser import Parser, options_of, read_inline, split
 from ersde_lit.errors import UserError, needs_extra
@@ -41,12 +42,9 @@ class AnalysisOptions:
         sigma_max: of the grid: the noise level it starts at.
         ckpt_path: checkpoint that `fit` wrote, to measure errors on its averaged weights; a mixture if not given.
         seeds: which images to measure on, as in 0-63.
-        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         substeps: of the reference, on each step.
         batch_size: images at a time.
         accelerator: auto, cpu, gpu or cuda.
-        trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
     out: str
@@ -59,22 +57,19 @@ class AnalysisOptions:
     sigma_max: PositiveFloat | None = None
     ckpt_path: str | None = None
     seeds: str | int = "0-63"
-    labels: str | int | None = None
     substeps: PositiveInt = 16
     batch_size: PositiveInt = 64
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
-    trust: bool = False
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(command, "Coefficients and errors of solvers, step by step.")
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_options(AnalysisOptions)
-    _, (options,) = parser.read(arguments, AnalysisOptions)
-    analyze(options, shlex.join(arguments))
+    what = "Coefficients and errors of solvers, step by step."
+    parser = Parser(command, what, AnalysisOptions, ModelOptions, skip=["decoder"])
+    _, (options, model) = parser.read(arguments)
+    analyze(options, model, shlex.join(arguments))
 
 
-def analyze(options: AnalysisOptions, arguments: str = "") -> "Analysis":
+def analyze(options: AnalysisOptions, model: ModelOptions, arguments: str = "") -> "Analysis":
     """Analyses solvers and writes the results; `arguments`, of the command, are kept with the numbers."""
     if options.nfe < 2:
         raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
@@ -82,7 +77,7 @@ def analyze(options: AnalysisOptions, arguments: str = "") -> "Analysis":
         raise UserError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
     if options.ckpt_path is not None:
         check_present({"ckpt_path": options.ckpt_path})
-    if options.labels is not None and options.ckpt_path is None:
+    if model.labels is not None and options.ckpt_path is None:
         raise UserError("--labels are for a checkpoint: give its --ckpt_path")
     if options.nfe * options.substeps > MAX_STEPS:
         most = MAX_STEPS // options.nfe
@@ -94,18 +89,18 @@ def analyze(options: AnalysisOptions, arguments: str = "") -> "Analysis":
     from ersde_lit.analysis.report import MADE_BY, Analysis, Output
 
     output = Output(options.out)
-    denoiser, problem, carried = _denoiser(options, seeds)
+    denoiser, problem, carried = _denoiser(options, model, seeds)
     solvers, lams = choose_solvers(options, denoiser, carried)
     grid = next((f"{name}'s own" for name in solvers if is_table(name)), options.grid or "edm")
     title = f"Step by step: {grid} grid, λ {lams[0]:.4g} to {lams[lams > 0][-1]:.4g}, NFE {options.nfe}"
     analysis = Analysis(lams, title, problem)
     _exactly(analysis, solvers, split(options.noise_scales))
-    for name, error in _measure(options, denoiser, solvers, lams, seeds).items():
+    for name, error in _measure(options, model, denoiser, solvers, lams, seeds).items():
         _add(analysis, name, _phi(solvers[name]), one_step_rms=error.one_step, rms=error.accumulated)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
     made = f"{f'{MADE_BY} {arguments}'.rstrip()}`; {versions}."
     resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
-    analysis.notes += [*_notes(options, problem), *resolved, made]
+    analysis.notes += [*_notes(options, model, problem), *resolved, made]
     draw = None
     try:
         with needs_extra("plot", "the plot"):
@@ -171,20 +166,21 @@ def choose_solvers(
     return {name: sampler.solver for name, sampler in found.items()}, lams
 
 
-def _denoiser(options: AnalysisOptions, seeds: Sequence[int]) -> tuple[Any, str, "SavedTables | None"]:
+def _denoiser(
+    options: AnalysisOptions, model: ModelOptions, seeds: Sequence[int]
+) -> tuple[Any, str, "SavedTables | None"]:
     """Makes the denoiser on which path errors are measured, on its device, names it, and returns its own tables."""
     if options.ckpt_path is None:
         from ersde_lit.analysis.paths import spread_mixture
 
         return spread_mixture(), "mixture", None
-    from ersde_lit.cli.options.model import load_model
-    from ersde_lit.ranks import fabric
+    from ersde_lit.ranks import Ranks
     from ersde_lit.sampling.labels import labels_of
 
-    model = load_model(options.ckpt_path, options.labels, options.trust)
-    denoiser: Any = model.ema_denoiser
-    labels_of(denoiser, options.labels, seeds[:1])
-    return denoiser.to(fabric(options.accelerator).device), "checkpoint", model.tables
+    module = model.load(options.ckpt_path)
+    denoiser: Any = module.ema_denoiser
+    labels_of(denoiser, model.labels, seeds[:1])
+    return denoiser.to(Ranks.start(options.accelerator).device), "checkpoint", module.tables
 
 
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
@@ -223,8 +219,13 @@ def _phi(solver: "Solver") -> str | None:
 
 
 def _measure(
-    options: AnalysisOptions, denoiser: Any, solvers: "dict[str, Solver]", lams: "Tensor", seeds: Sequence[int]
-) -> "dict[str, PathErrors]":
+    options: AnalysisOptions,
+    model: ModelOptions,
+    denoiser: Any,
+    solvers: "dict[str, Solver]",
+    lams: "Tensor",
+    seeds: Sequence[int],
+) -> "dict[str, PathErrors]":  # fmt: skip
     from rich.progress import Progress
 
     from ersde_lit.analysis.paths import calls_of, mixture_starts, network_starts, path_errors
@@ -234,7 +235,7 @@ def _measure(
     if options.ckpt_path is None:
         starts = mixture_starts(denoiser, lams, seeds, options.batch_size)
     else:
-        labels = labels_of(denoiser, options.labels, seeds)
+        labels = labels_of(denoiser, model.labels, seeds)
         starts = network_starts(denoiser, lams, seeds, labels, options.batch_size)
     batches = -(-len(seeds) // options.batch_size)
     calls = batches * calls_of(solvers, lams, options.substeps, getattr(denoiser, "levels", None))
@@ -245,8 +246,8 @@ def _measure(
         return path_errors(denoiser, solvers, lams, starts, options.substeps, advance)
 
 
-def _notes(options: AnalysisOptions, problem: str) -> list[str]:
-    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {options.labels or 'random'}"
+def _notes(options: AnalysisOptions, model: ModelOptions, problem: str) -> list[str]:
+    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {model.labels or 'random'}"
     if problem == "mixture":
         where = f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}"
     return [

@@ -6,14 +6,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ersde_lit.cli.guided_model import GuidedModel
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
-from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions, seed_sets
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError, needs_extra
-from ersde_lit.files import check_present, disk_errors, write_text
+from ersde_lit.files import check_present, disk_errors, given, write_text
 from ersde_lit.names import CARRIED
 
 if TYPE_CHECKING:
@@ -26,54 +27,44 @@ class WhatOptions:
 
     Args:
         ckpt_path: checkpoint that `fit` wrote; its averaged weights are sampled.
-        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         out: folder of the results, results.html first; the same command goes on there after an interruption.
         keep_images: keep each cell's images in it.
         best: show the best of the sets of seeds, as EDM does of three, rather than mean and standard deviation.
-        decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
-        trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
     ckpt_path: str | None = None
-    labels: str | int | None = None
     out: str | None = None
     keep_images: bool = False
     best: bool = False
-    decoder: str | None = None
-    trust: bool = False
 
 
-GROUPS: Any = (WhatOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
+GROUPS: Any = (WhatOptions, ModelOptions, SweepOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
 SEEDS = ["0-49999"]  # if not given
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(command, "FID and other metrics of a checkpoint's samples, or of images.")
-    parser.add_argument("--config", action="config", help="YAML file of options")
+    parser = Parser(command, "FID and other metrics of a checkpoint's samples, or of images.", *GROUPS)
     parser.add_argument("--images", nargs="+", type=str, help="folders, zips or npz files of anybody's, instead")
     parser.add_argument(
         "--seeds", nargs="+", type=str, default=SEEDS,
         help="which images; several sets, as in 0-49999 50000-99999 100000-149999, give mean and spread",
     )  # fmt: skip
-    for group in GROUPS:
-        parser.add_options(group)
-    options, (what, sweep, reference, guidance, machine) = parser.read(arguments, *GROUPS)
+    options, (what, model, sweep, reference, guidance, machine) = parser.read(arguments)
     if options["images"]:
         # A filter by labels or seeds that does nothing would give numbers of other images than meant.
-        given = [
-            f.name for group in (what, sweep, guidance) for f in fields(group) if getattr(group, f.name) != f.default
-        ]
-        given += ["seeds"] * (options["seeds"] != SEEDS)
-        if sampling := [name for name in given if name not in ("out", "trust")]:
+        of_sampling = (what, model, sweep, guidance)
+        said = [f.name for group in of_sampling for f in fields(group) if getattr(group, f.name) != f.default]
+        said += ["seeds"] * (options["seeds"] != SEEDS)
+        if sampling := [name for name in said if name not in ("out", "trust")]:
             raise UserError(f"--images are measured as they are: leave them or --{sampling[0]} out")
         evaluate_images(options["images"], what.out, reference, machine)
     else:
-        evaluate(what, options["seeds"], sweep, reference, guidance, machine)
+        evaluate(what, model, options["seeds"], sweep, reference, guidance, machine)
 
 
 def evaluate(
     what: WhatOptions,
+    options: ModelOptions,
     seeds: Sequence[str],
     sweep: SweepOptions,
     reference: ReferenceOptions,
@@ -88,11 +79,9 @@ def evaluate(
     if what.ckpt_path is None or what.out is None:
         raise UserError("give --ckpt_path and --out, or --images")
     sets = seed_sets(seeds)
-    decoder = {} if what.decoder is None else {"decoder": what.decoder}
-    check_present({"ckpt_path": what.ckpt_path, **decoder, **reference.files, **guidance.checkpoints})
+    check_present(given(ckpt_path=what.ckpt_path, decoder=options.decoder, **reference.files, **guidance.checkpoints))
 
     from ersde_lit.metrics.protocol import QUANTISATION, Protocol, statistics_in_brief
-    from ersde_lit.ranks import Ranks
     from ersde_lit.sampling import decoder as of_decoder
     from ersde_lit.sweeps.cells import MADE_HERE, Cell, Cells
     from ersde_lit.sweeps.report import Report
@@ -100,7 +89,7 @@ def evaluate(
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
     store = Cells(what.out)
-    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
+    model = GuidedModel.open(what.ckpt_path, options, guidance, machine)
     cells, notes = [], dict[str, None]()
     for its_seeds in sets:
         for choice in sweep.choices(model.denoiser, model.carried):
@@ -111,8 +100,8 @@ def evaluate(
             job = model.job(choice.sampler, choice.nfe, its_seeds)
             cells.append(Cell(choice.label, job, its_seeds, meta, choice.asked))
     data, features = reference.open_data(model.image_shape), reference.open_features()
-    ranks = model.start()
-    first = ranks.global_rank == 0
+    ranks = machine.start(model.denoiser)
+    first = ranks.is_first
     for note in notes if first else ():
         print(note)
     scores = reference.scores(data, features, ranks)
@@ -125,7 +114,7 @@ def evaluate(
         precision=machine.precision,
     )
     with ExitStack() as stack:
-        with Ranks.of(ranks).fail_together():
+        with ranks.fail_together():
             if first:
                 stack.enter_context(store.taken())
                 store.check(protocol)
@@ -152,7 +141,6 @@ def evaluate_images(
     """Measures images on disk; returns the report, None on all ranks but the first."""
     from ersde_lit.metrics import image_files
     from ersde_lit.metrics.protocol import Protocol, statistics_in_brief
-    from ersde_lit.ranks import fabric
     from ersde_lit.sweeps.cells import REAL, Cells, record
     from ersde_lit.sweeps.report import ImagesReport
     from ersde_lit.sweeps.sweep import measure_held_out, measure_images
@@ -162,14 +150,14 @@ def evaluate_images(
     check_present(reference.files)
     sets = [image_files(path, exif=reference.exif) for path in images]
     data, features = reference.open_data(), reference.open_features()
-    ranks = fabric(machine.accelerator, machine.devices, machine.num_nodes)
+    ranks = machine.start()
     scores = reference.scores(data, features, ranks)
     protocol = Protocol(scores.protocol, statistics_in_brief(scores.reference.statistics))
     records = [record(path, measure_images(path, scores, ranks, reference.exif), protocol) for path in images]
     if data is not None:
         held_out = data.held_out(max(map(len, sets)))
         records.append(record(REAL, measure_held_out(held_out, scores, ranks), protocol))
-    if ranks.global_rank:
+    if not ranks.is_first:
         return None
     report = ImagesReport(records, protocol)
     _publish(None if out is None else Path(out), report, str(protocol))

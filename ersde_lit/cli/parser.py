@@ -30,13 +30,24 @@ def one_line(message: str) -> str:
 
 
 class Parser(ArgumentParser):
-    """Parser of a command that reports errors in one line."""
+    """Parser of a command that reports errors in one line.
 
-    def __init__(self, command: str, description: str) -> None:
+    Args:
+        groups: dataclasses of options, which a YAML file (--config) may give too. An option of two groups is described
+            by the first.
+        skip: options of the groups that the command does not have.
+    """
+
+    def __init__(self, command: str, description: str, *groups: Any, skip: Sequence[str] = ()) -> None:
         name = f"python -m ersde_lit {command}"
         super().__init__(prog=name, usage=f"{name} [options]", description=description)
-        self.command = command
+        self.command, self.dataclasses = command, groups
         self.arguments: Sequence[str] = ()  # that are read
+        if groups:
+            self.add_argument("--config", action="config", help="YAML file of options")
+        for group in groups:
+            self.add_options(group, skip)
+            skip = [*skip, *(field.name for field in fields(group))]
 
     def parse_args(self, args: Any = None, *others: Any, **how: Any) -> Any:
         self.arguments = args
@@ -75,11 +86,11 @@ class Parser(ArgumentParser):
         for flag in flags:
             group.add_argument(f"--{flag}", action="store_true", help=texts[flag])
 
-    def read(self, arguments: Sequence[str], *groups: Any) -> tuple[dict[str, Any], list[Any]]:
-        """Parses all options by name, and makes each group, a dataclass, from its fields."""
+    def read(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
+        """Parses all options by name, and makes each group from its fields."""
         options = self.parse_args([*arguments]).as_dict()
-        of = {group: {f.name: options[f.name] for f in fields(group) if f.name in options} for group in groups}
-        return options, [group(**values) for group, values in of.items()]
+        named = [(of, [field.name for field in fields(of) if field.name in options]) for of in self.dataclasses]
+        return options, [of(**{name: options[name] for name in names}) for of, names in named]
 
 
 def split(text: str | int | list[Any]) -> list[str]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.guided_model import describe, digests_of
 from ersde_lit.cli.options.machine import MachineOptions
-from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.sampler import OF_GRID, OF_SOLVER, SamplerOptions, as_options, is_table
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_apart, check_out, check_present
+from ersde_lit.files import check_apart, check_out, check_present, given
 from ersde_lit.names import SAMPLERS, SOLVERS
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class RestoreOptions:
         tile: side of the tiles that larger images are restored in; the size that the network was made for if not given.
         overlap: of neighbouring tiles, in pixels, at least; a quarter of a tile if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.
-        trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
     ckpt_path: str
@@ -56,7 +55,6 @@ class RestoreOptions:
     tile: PositiveInt | None = None
     overlap: NonNegativeInt | None = None
     overwrite: bool = False
-    trust: bool = False
 
     def __post_init__(self) -> None:
         solver = self.sampling.solver
@@ -80,16 +78,14 @@ class RestoreOptions:
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(command, "Degraded images, restored by a checkpoint that was trained on their degradation.")
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    parser.add_options(RestoreOptions)
-    parser.add_options(MachineOptions)
+    what = "Degraded images, restored by a checkpoint that was trained on their degradation."
+    parser = Parser(command, what, RestoreOptions, ModelOptions, MachineOptions, skip=["labels", "decoder"])
     parser.set_defaults(batch_size=TILES_AT_A_TIME)
-    _, (what, machine) = parser.read(arguments, RestoreOptions, MachineOptions)
-    restore(what, machine)
+    _, groups = parser.read(arguments)
+    restore(*groups)
 
 
-def restore(what: RestoreOptions, machine: MachineOptions) -> None:
+def restore(what: RestoreOptions, model: ModelOptions, machine: MachineOptions) -> None:
     """Restores images and writes them to `out`."""
     paths = _folders(what)
 
@@ -106,7 +102,7 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
     names = check_pairs(*paths.values()) if what.clean else image_names(paths["images"])
     for name in names if what.clean else ():
         read_pixels(paths["clean"] / name)  # raises now where it is damaged
-    module = load(what.ckpt_path, what.trust)
+    module = load(what.ckpt_path, model.trust)
     denoiser = module.ema_denoiser
     sampler, named = what.sampler(denoiser)
     table = restoration_table(denoiser, sampler, what.nfe)
@@ -116,23 +112,24 @@ def restore(what: RestoreOptions, machine: MachineOptions) -> None:
     if most > 1 and bool(table.b.any()):
         raise UserError("a sampler with noise restores whole images only: take a larger --tile, or one without noise")
     block = max(1, machine.batch_size // most)  # of images, all in memory
-    inputs = {"ckpt_path": what.ckpt_path}
-    model = GuidedModel(denoiser, "averaged", "none", GuidanceOptions(), machine, inputs, denoiser.network)
-    numbers, size = range(len(names)), f"{tiles.height}x{tiles.width}"
-    meta = model.describe(numbers, sampler, named, tile=size, overlap=tiles.overlap, seed=what.seed)
-    meta["checkpoints"]["images"], meta["paths"]["images"] = degraded.digest, what.images
+    numbers, files = range(len(names)), {"ckpt_path": what.ckpt_path}
+    others: dict[str, Any] = {"labels": "none"} if denoiser.num_classes else {}
+    others |= {"tile": f"{tiles.height}x{tiles.width}", "overlap": tiles.overlap, "seed": what.seed}
+    digests = digests_of(files) | {"images": degraded.digest}
+    files["images"] = what.images
+    meta = describe(numbers, sampler, named, others | machine.named(), files, digests)
     work = Work(what.out, RestoredFolder(of=degraded), numbers, block, meta, what.overwrite, machine.batch_size)
     if work.finished():
         work.clean()
         print(f"{what.out} is finished: nothing to do")
     else:
-        ranks = model.start()
-        if ranks.global_rank == 0:
+        ranks = machine.start(denoiser)
+        if ranks.is_first:
             for note in Folder(paths["images"]).notes:
                 print(f"note: {note}")
-        job = Restoration(denoiser, sampler, what.nfe, degraded, tiles, what.seed, **model.precision)
+        job = Restoration(denoiser, sampler, what.nfe, degraded, tiles, what.seed, **machine.arithmetic)
         report = complete(work, job, ranks)
-        if ranks.global_rank:
+        if not ranks.is_first:
             return
         print(f"{len(names):,} images in {what.out}, NFE {what.nfe}: {report}")
     if what.clean:
@@ -144,10 +141,10 @@ def _folders(what: RestoreOptions) -> dict[str, Path]:
     check_out(what.out)
     if Path(what.out).suffix:
         raise UserError(f"--out {what.out}: restored images are a folder, whose name has no ending")
-    given = {"images": what.images} | ({} if what.clean is None else {"clean": what.clean})
-    check_present({"ckpt_path": what.ckpt_path, **given})
+    images = given(images=what.images, clean=what.clean)
+    check_present({"ckpt_path": what.ckpt_path, **images})
     check_apart({"out": what.out}, {"ckpt_path": what.ckpt_path})
-    out, folders = Path(what.out).resolve(), {name: Path(path).expanduser() for name, path in given.items()}
+    out, folders = Path(what.out).resolve(), {name: Path(path).expanduser() for name, path in images.items()}
     for name, folder in folders.items():
         if out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out):
             raise UserError(f"--out {what.out} and --{name} {folder} lie in one another: choose another name")

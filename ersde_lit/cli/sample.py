@@ -7,13 +7,14 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
+from ersde_lit.cli.guided_model import GuidedModel
 from ersde_lit.cli.options.guidance import FILES, GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
-from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.sampler import OF_GRID, REPLACES, SamplerOptions, is_table
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
-from ersde_lit.files import check_apart, check_out, check_present
+from ersde_lit.files import check_apart, check_out, check_present, given
 from ersde_lit.names import CARRIED, TABLES
 from ersde_lit.sampling.description import Meta
 from ersde_lit.sampling.formats import format_of, read_meta
@@ -31,28 +32,21 @@ class ImageOptions:
         ckpt_path: checkpoint that `fit` wrote; it alone says network, weights, preconditioning and image size.
         seeds: which images, as in 0-499 or 3,7,10-12; image k depends on seed k alone.
         out: a folder for PNGs, or a file: .npz (arr_0, arr_1), .zip (as EDM's data sets), .png (a grid).
-        labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
         subdirs: a thousand PNGs to a folder.
         columns: of a .png; near to a square if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.
         preview: a .png that shows the images as they come.
         trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
-        decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
-        trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
     ckpt_path: str
     seeds: str | int
     out: str
-    labels: str | int | None = None
     subdirs: bool = False
     columns: PositiveInt | None = None
     overwrite: bool = False
     preview: str | None = None
     trajectory: str | None = None
-    decoder: str | None = None
-    trust: bool = False
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -62,10 +56,10 @@ class ImageOptions:
     @property
     def views(self) -> dict[str, str]:
         """Paths of the preview and the trajectory, by option."""
-        return {name: path for name in ("preview", "trajectory") if (path := getattr(self, name)) is not None}
+        return given(preview=self.preview, trajectory=self.trajectory)
 
 
-GROUPS: Any = (ImageOptions, SamplerOptions, GuidanceOptions, MachineOptions)
+GROUPS: Any = (ImageOptions, ModelOptions, SamplerOptions, GuidanceOptions, MachineOptions)
 # What --like takes over of samples, and of the files they were made with.
 AGAIN = {field.name for group in (SamplerOptions, GuidanceOptions) for field in fields(group)} - {*FILES}
 AGAIN |= {"labels", "batch_size", "precision", "compile"}
@@ -74,36 +68,33 @@ FLAGS = [field.name for group in GROUPS for field in fields(group) if field.type
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(command, "Images from a checkpoint.")
-    parser.add_argument("--config", action="config", help="YAML file of options")
+    parser = Parser(command, "Images from a checkpoint.", *GROUPS)
     parser.add_argument(
         "--like", type=str | None, help="samples whose options to take, but for those given and what these replace"
     )
-    for group in GROUPS:
-        parser.add_options(group)
     needed = [f"--{field.name}=" for field in fields(ImageOptions) if field.default is MISSING]
-    given = parser.parse_args([*needed, *arguments], defaults=False).as_dict()
-    options, (image, sampling, guidance, machine) = parser.read([*_options_of(given), *arguments], *GROUPS)
-    sample(image, sampling, guidance, machine, options["like"])
+    said = parser.parse_args([*needed, *arguments], defaults=False).as_dict()
+    options, (image, model, sampling, guidance, machine) = parser.read([*_options_of(said), *arguments])
+    sample(image, model, sampling, guidance, machine, options["like"])
 
 
-def _options_of(given: Mapping[str, Any]) -> list[str]:
+def _options_of(said: Mapping[str, Any]) -> list[str]:
     """Reads the options of the samples named by `--like`, without those that given options replace, as arguments.
 
     The file is untrusted: only options that determine images are taken.
     """
-    if given.get("like") is None:
+    if said.get("like") is None:
         return []
-    meta = read_meta(given["like"])
+    meta = read_meta(said["like"])
     kept = {name: value for name, value in meta["paths"].items() if name in AGAIN_FILES}
     kept |= {name: value for name, value in meta["options"].items() if name in AGAIN}
     replaced = {
         name
         for option, names in REPLACES.items()
-        if option in given and given[option] != kept.get(option, False)
+        if option in said and said[option] != kept.get(option, False)
         for name in names
     }
-    if is_table(given.get("solver")):
+    if is_table(said.get("solver")):
         replaced |= {"grid", *OF_GRID}
     flags = [f"--{name}" for name in kept if name in FLAGS and name not in replaced and kept[name] is True]
     return flags + [f"--{name}={kept[name]}" for name in kept if name not in replaced and name not in FLAGS]
@@ -111,6 +102,7 @@ def _options_of(given: Mapping[str, Any]) -> list[str]:
 
 def sample(
     image: ImageOptions,
+    options: ModelOptions,
     sampling: SamplerOptions,
     guidance: GuidanceOptions,
     machine: MachineOptions,
@@ -120,19 +112,17 @@ def sample(
     seeds = parse_seeds(str(image.seeds))
     check_out(image.out)
     format = format_of(image.out, **image.layout)
-    inputs = {"ckpt_path": image.ckpt_path, **guidance.checkpoints}
-    inputs |= {"decoder": image.decoder} if image.decoder is not None else {}
-    inputs |= {"solver": str(sampling.solver)} if str(sampling.solver).endswith(TABLES) else {}
+    tables = sampling.solver if str(sampling.solver).endswith(TABLES) else None
+    inputs = given(ckpt_path=image.ckpt_path, **guidance.checkpoints, decoder=options.decoder, solver=tables)
     check_apart({"out": image.out, **image.views}, inputs)
     check_present(inputs)
 
-    from ersde_lit.ranks import Ranks
     from ersde_lit.sampling.run import complete, trajectory
     from ersde_lit.sampling.views import Preview, check_view
     from ersde_lit.sampling.work import Work
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    model = GuidedModel.open(image.ckpt_path, image.labels, guidance, machine, image.trust, image.decoder)
+    model = GuidedModel.open(image.ckpt_path, options, guidance, machine)
     sampler, named = sampling.sampler(model.denoiser, model.carried)
     job = model.job(sampler, named["nfe"], seeds)
     format.check(len(seeds), model.image_shape)
@@ -153,11 +143,11 @@ def sample(
         return
 
     warnings = model.warnings(sampler, "the table" if named["solver"] == CARRIED else named["solver"])
-    ranks = model.start()
-    first = ranks.global_rank == 0
+    ranks = machine.start(model.denoiser)
+    first = ranks.is_first
     for warning in warnings if first else ():
         print(warning)
-    with Ranks.of(ranks).fail_together():
+    with ranks.fail_together():
         if first and image.trajectory is not None:
             trajectory(job, seeds[:ON_SHEET], image.trajectory)
     if finished:

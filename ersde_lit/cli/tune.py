@@ -9,41 +9,39 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ersde_lit.cli.guided_model import GuidedModel
 from ersde_lit.cli.options.guidance import GuidanceOptions
 from ersde_lit.cli.options.machine import MachineOptions
-from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sweep import SweepOptions
 from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
 from ersde_lit.cli.parser import Parser, split
 from ersde_lit.errors import UserError, needs_extra
-from ersde_lit.files import check_apart, check_out, check_present, disk_errors, locked
+from ersde_lit.files import check_apart, check_out, check_present, disk_errors, given, locked
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
     from ersde_lit.cli.tune_file import TablesFile
     from ersde_lit.cli.tune_scores import Judges
+    from ersde_lit.ranks import Ranks
     from ersde_lit.tuning import Problem, Tuned
 
-LEFT_OUT = ("batch_size", "metrics")  # of the last groups; the batch size is that of the learning options
 BANK = 5000  # real images that samples are compared with while learning
 EVERY = 25  # steps from one judging on the stopping seeds to the next
-GROUPS: Any = (TuneOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
+GROUPS: Any = (TuneOptions, ModelOptions, LearningOptions, ReferenceOptions, GuidanceOptions, MachineOptions)
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    parser = Parser(command, "Learns a sampler for a checkpoint's network: the best table at each number of calls.")
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    for group in GROUPS:
-        parser.add_options(group, () if group is LearningOptions else LEFT_OUT)
+    what = "Learns a sampler for a checkpoint's network: the best table at each number of calls."
+    parser = Parser(command, what, *GROUPS, skip=["metrics"])
     parser.set_defaults(features="classifier")
-    _, (what, learning, reference, guidance, machine) = parser.read(arguments, *GROUPS)
-    tune(what, learning, reference, guidance, machine)
+    _, groups = parser.read(arguments)
+    tune(*groups)
 
 
 def tune(
     what: TuneOptions,
+    options: ModelOptions,
     learning: LearningOptions,
     reference: ReferenceOptions,
     guidance: GuidanceOptions,
@@ -53,11 +51,13 @@ def tune(
     nfes = SweepOptions(nfe=what.nfe).nfes
     if machine.precision == "fp16":
         raise UserError("--precision fp16: gradients are too small for it; choose bf16")
-    if what.labels not in (None, "random", "none"):
-        raise UserError(f"--labels {what.labels}: real images are of all classes; leave it out, or take none")
+    if options.labels not in (None, "random", "none"):
+        raise UserError(f"--labels {options.labels}: real images are of all classes; leave it out, or take none")
     if reference.features == "inception" and not learning.gradient_free:
         raise UserError("--features inception: Inception gives no gradients; learn in others, or add --gradient_free")
-    outputs, inputs = what.outputs, {**what.inputs, **reference.files, **guidance.checkpoints}
+    outputs = given(out=what.out, into=what.into)
+    inputs = given(ckpt_path=what.ckpt_path, like=what.like, decoder=options.decoder)
+    inputs |= reference.files | guidance.checkpoints
     for option, path in outputs.items():
         check_out(path, option)
     check_apart(outputs, inputs)
@@ -66,34 +66,33 @@ def tune(
     from ersde_lit.cli.quiet import quiet
     from ersde_lit.cli.tune_file import TablesFile
     from ersde_lit.cli.tune_scores import Judges, show
-    from ersde_lit.ranks import Ranks
     from ersde_lit.tf32 import tf32
     from ersde_lit.training import carry
 
     quiet()
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    model = GuidedModel.open(what.ckpt_path, what.labels, guidance, machine, what.trust, what.decoder)
+    model = GuidedModel.open(what.ckpt_path, options, guidance, machine)
     if not learning.gradient_free:
         _check_gradients(model)
     else:
         with needs_extra("tune", "--gradient_free"):
             import cmaes  # noqa: F401
     TablesFile(what.out).set_facts(_model_facts(model))
-    _check_into(what, model)
+    _check_into(what, options.trust, model)
     earlier = _earlier(what.like, model, nfes)
     data = reference.open_data(model.image_shape)
-    ranks = model.start()
-    first = ranks.global_rank == 0
+    ranks = machine.start(model.denoiser)
+    first = ranks.is_first
     if ranks.device.type == "mps":
         raise UserError("tables are learned in float64, which --accelerator mps has not: take cpu")
     judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
     problem = _problem(model, judges, learning, ranks)
     facts = _model_facts(model) | _learning_facts(learning, judges, machine)
     with ExitStack() as stack:
-        with Ranks.of(ranks).fail_together():
+        with ranks.fail_together():
             if first:
                 stack.enter_context(locked(f"{what.out}.lock", f"--out {what.out}: another `tune` is at it"))
-        with Ranks.of(ranks).fail_together():
+        with ranks.fail_together():
             file = TablesFile(what.out)
             file.set_facts(facts)
         stack.enter_context(tf32(machine.precision == "tf32"))
@@ -122,7 +121,7 @@ def tune(
 
 def _learn(
     nfe: int, problem: "Problem", learning: LearningOptions, machine: MachineOptions, file: "TablesFile",
-    earlier: Any, folder: Path, ranks: "Fabric",
+    earlier: Any, folder: Path, ranks: "Ranks",
 ) -> str:  # fmt: skip
     """Learns the table of `nfe` calls, writes it to the file, and says in a line what came out."""
     from ersde_lit.cli.tune_trainer import last, trainer
@@ -154,8 +153,8 @@ def _learn(
         "seconds": round(time.monotonic() - start, 1),
         "peak_memory": peak_memory(ranks.device),
     }
-    file.keep(nfe, tuned.tableau, {**found, **how, **spent}, write=ranks.global_rank == 0)
-    if ranks.global_rank == 0:
+    file.keep(nfe, tuned.tableau, {**found, **how, **spent}, write=ranks.is_first)
+    if ranks.is_first:
         checkpoint.unlink(missing_ok=True)
     of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
     if not better:
@@ -164,7 +163,7 @@ def _learn(
     return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g}{error} learned ({of})"
 
 
-def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Fabric") -> "Problem":
+def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Ranks") -> "Problem":
     import torch
 
     from ersde_lit.cli.tune_trainer import HalfPrecision
@@ -195,16 +194,16 @@ def _check_gradients(model: GuidedModel) -> None:
         raise UserError("--classifier: no gradients pass its guidance; add --gradient_free")
 
 
-def _check_into(what: TuneOptions, model: GuidedModel) -> None:
+def _check_into(what: TuneOptions, trust: bool, model: GuidedModel) -> None:
     """Raises UserError where `into` is something else than an earlier result for the same model."""
     from ersde_lit.training import load, weights_digest
 
     if what.into is None or not Path(what.into).exists():
         return
     try:
-        there = load(what.into, what.trust)
+        there = load(what.into, trust)
         same = weights_digest(there.ema_denoiser.network) == model.network_digest
-        same = same and there.spec == load(what.ckpt_path, what.trust).spec and there.tables is not None
+        same = same and there.spec == load(what.ckpt_path, trust).spec and there.tables is not None
     except UserError:
         same = False
     if not same:

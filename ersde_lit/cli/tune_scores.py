@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from ersde_lit.cli.options.model import GuidedModel
+from ersde_lit.cli.guided_model import GuidedModel
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sampler import SamplerOptions
 from ersde_lit.cli.tune_file import TablesFile
@@ -49,20 +48,20 @@ class Judges:
     scores: Sequence[Scores]
     pixels: Callable[..., Tensor] | None
     count: int
-    ranks: Fabric
+    ranks: Ranks
 
     @classmethod
     def of(
         cls, model: GuidedModel, data: ImageDataModule | None, reference: ReferenceOptions,
-        also: Sequence[str], count: int, ranks: Fabric,
+        also: Sequence[str], count: int, ranks: Ranks,
     ) -> Judges:  # fmt: skip
         """Prepares all of it; to be called by all ranks."""
-        all_ranks, found = Ranks.of(ranks), []
+        found = []
         for k, features in enumerate([reference.open_features(), *also]):
             weights = reference.weights if k == 0 else None
             choice: Any = features
             net, real = features_and_reference(
-                choice, data, weights, reference.reference, ["fid", "kid"], ranks.device, all_ranks, reference.exif
+                choice, data, weights, reference.reference, ["fid", "kid"], ranks, reference.exif
             )
             if real.features is None:
                 raise UserError(
@@ -112,13 +111,13 @@ class Judges:
         """Measure, features and value, None where a sample was not finite; each rank makes its share of the images."""
         ranks, seeds = self.ranks, range(self.count)
         job = self.model.job(sampler, nfe, seeds)
-        mine: Any = seeds[ranks.global_rank :: ranks.world_size]
+        mine: Any = seeds[ranks.rank :: ranks.count]
         try:
             made: Tensor | None = job.images(mine, self.model.machine.batch_size) if mine else None
             failed = False
         except FloatingPointError:
             made, failed = None, True
-        parts = Ranks.of(ranks).gather((made, failed))
+        parts = ranks.gather((made, failed))
         images = None if any(bad for _, bad in parts) else torch.cat([part for part, _ in parts if part is not None])
         found = []
         for scores in self.scores:

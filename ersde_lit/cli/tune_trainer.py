@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
@@ -17,6 +16,7 @@ from ersde_lit.cli.options.machine import MachineOptions
 from ersde_lit.denoisers.guidance import Wrapper
 from ersde_lit.files import disk_errors
 from ersde_lit.progress import console
+from ersde_lit.ranks import Ranks
 from ersde_lit.training.checkpoint import AtomicCheckpointIO
 
 
@@ -53,10 +53,10 @@ class HalfPrecision(Wrapper):
 
 
 def trainer(
-    steps: int, minutes: float | None, machine: MachineOptions, ranks: Fabric, checkpoint: Path, every: int
+    steps: int, minutes: float | None, machine: MachineOptions, ranks: Ranks, checkpoint: Path, every: int
 ) -> pl.Trainer:
     """A Trainer on the ranks that were started, with a bar on a terminal."""
-    shown = console.is_terminal and ranks.global_rank == 0
+    shown = console.is_terminal and ranks.is_first
     callbacks: list[Any] = [KeepLast(checkpoint, every), *([TrainingBar()] if shown else [])]
     if minutes is not None:
         callbacks.append(Timer(timedelta(minutes=minutes), verbose=False))
@@ -66,7 +66,7 @@ def trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=DDPStrategy(process_group_backend="gloo") if ranks.world_size > 1 else "auto",
+        strategy=DDPStrategy(process_group_backend="gloo") if ranks.count > 1 else "auto",
         callbacks=callbacks,
         plugins=[TuningCheckpointIO()],
         logger=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import torch
 
 from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.errors import UserError
+from ersde_lit.files import sha256
 
 IMAGES, LABELS, INFO = "images.npy", "labels.npy", "info.json"
 
@@ -109,11 +109,6 @@ def check_array(root: str | Path) -> ArrayInfo:
     if not info.sha256:
         raise UserError(f"{Path(root) / INFO} has no checksums: the conversion did not finish")
     return info
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ImageArray(ImageDataModule):

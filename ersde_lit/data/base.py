@@ -133,14 +133,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Of a training image, among which each epoch draws: see `SeededOrder`."""
         return 2 if self.horizontal_flip else 1
 
-    def labelled_images(self, split: str, chunk: int = 500) -> Iterator[Batch]:
-        """Yields (uint8 [n, C, H, W], int64 [n]) with n <= chunk, in order, never mirrored."""
-        images, labels = self.split(split)
-        yield from zip(images.split(chunk), labels.split(chunk), strict=True)
-
     def reference_images(self, chunk: int = 500) -> Iterator[Tensor]:
         """Yields uint8 [n, C, H, W]: the training images, in order, never mirrored: what FID compares with."""
-        return (images for images, _ in self.labelled_images("train", chunk))
+        yield from self.split("train").images.split(chunk)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         train = self.dataset("train")

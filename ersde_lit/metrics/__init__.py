@@ -21,7 +21,7 @@ from ersde_lit.metrics.dinov2 import DINOv2
 from ersde_lit.metrics.efficientnet import EfficientNet
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.frechet import FrechetDistance, Statistics, statistics
-from ersde_lit.metrics.image_files import ImageFiles, image_batches, image_files
+from ersde_lit.metrics.image_files import ImageFiles, image_files
 from ersde_lit.metrics.inception import Inception
 from ersde_lit.metrics.nearest import nearest_distances
 from ersde_lit.metrics.precision_recall import precision_recall
@@ -44,7 +44,6 @@ __all__ = [
     "Statistics",
     "classifier",
     "features_for",
-    "image_batches",
     "image_files",
     "nearest_distances",
     "precision_recall",

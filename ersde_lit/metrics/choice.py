@@ -70,16 +70,16 @@ def features_for(
 
 def features_and_reference(
     choice: Choice | Features, data: ImageDataModule | None, weights: str | None, reference_file: str | None,
-    metrics: Sequence[MetricName], device: torch.device, ranks: Ranks, exif: Exif = "apply",
+    metrics: Sequence[MetricName], ranks: Ranks, exif: Exif = "apply",
 ) -> tuple[Features, Reference]:  # fmt: skip
     """Prepares the features on the first rank and measures the reference on all; to be called by all ranks."""
     features = None
     with ranks.fail_together():
-        if ranks.rank == 0:
-            features = features_for(choice, data, weights, device=device).cpu()
+        if ranks.is_first:
+            features = features_for(choice, data, weights, device=ranks.device).cpu()
     features = ranks.of_first(features)  # the same to the last bit
     given: Any = {"keep_features": KEEP if OF_FEATURES & {*metrics} else 0, "ranks": ranks}
     if reference_file is not None:
-        return features, read_reference(reference_file, features, device, exif=exif, **given)
+        return features, read_reference(reference_file, features, ranks.device, exif=exif, **given)
     assert data is not None
-    return features, reference_of(data, features, device, **given)
+    return features, reference_of(data, features, ranks.device, **given)

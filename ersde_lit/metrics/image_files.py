@@ -82,11 +82,6 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: E
     raise UserError(f"{path} is none of the forms that are read: {FORMS}")
 
 
-def image_batches(path: str | Path, batch_size: int = 100) -> Iterator[Tensor]:
-    """`image_files(path).batches(batch_size)`."""
-    return image_files(path).batches(batch_size)
-
-
 class _Pictures(ImageFiles):
     """Image files in the order of their names, all of the size of the first."""
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from ersde_lit.denoisers import Denoiser
@@ -80,7 +79,7 @@ class Report(NamedTuple):
         return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB" + " a rank" * (self.ranks > 1)
 
 
-def complete(work: Work, job: Job | Restoration, fabric: Fabric, preview: Preview | None = None) -> Report:
+def complete(work: Work, job: Job | Restoration, ranks: Ranks, preview: Preview | None = None) -> Report:
     """Samples the missing blocks of a run and publishes it; to be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
@@ -90,30 +89,30 @@ def complete(work: Work, job: Job | Restoration, fabric: Fabric, preview: Previe
         ValueError: as `Work`; or not even one image fits into memory, or a rank has died. What is done is kept.
         FloatingPointError: a sample was not finite.
     """
-    first = fabric.global_rank == 0
+    first = ranks.is_first
     missing: list[int] = []
-    with Ranks.of(fabric).fail_together():
+    with ranks.fail_together():
         if first:
             missing = work.begin()
-    missing = Ranks.of(fabric).gather(missing)[0]
+    missing = ranks.gather(missing)[0]
     before, start = len(work.seeds), time.monotonic()
     if first and (before := work.images_done()):
         console.print(f"{before:,} of {len(work.seeds):,} images are there: going on")
     try:
-        with progress(work.images_done, len(work.seeds), shown=first), Ranks.of(fabric).fail_together():
-            mine = missing[fabric.global_rank :: fabric.world_size]
-            _sample(work, mine, job, fabric.local_rank, preview if first else None)
+        with progress(work.images_done, len(work.seeds), shown=first), ranks.fail_together():
+            mine = missing[ranks.rank :: ranks.count]
+            _sample(work, mine, job, ranks.local_rank, preview if first else None)
     except (ValueError, OSError, FloatingPointError):
         if first and not work.done():
             work.clean()  # there is nothing to go on with
         raise
-    memory = max(Ranks.of(fabric).gather(peak_memory(fabric.device)))
+    memory = max(ranks.gather(peak_memory(ranks.device)))
     seconds = time.monotonic() - start
     if first:
         labels = job.labels_of(work.seeds)
         halved = {"halved_to": work.chunk} if work.chunk < (work.at_a_time or work.batch_size) else {}
-        work.publish(None if labels is None else labels.tolist(), **halved, device=_name(fabric.device))
-    return Report(len(work.seeds) - before, seconds, memory, fabric.world_size)
+        work.publish(None if labels is None else labels.tolist(), **halved, device=_name(ranks.device))
+    return Report(len(work.seeds) - before, seconds, memory, ranks.count)
 
 
 def trajectory(job: Job, seeds: Sequence[int], path: str | Path) -> None:

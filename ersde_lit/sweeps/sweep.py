@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from ersde_lit.data import ImageDataModule
@@ -33,27 +32,27 @@ Batches = Callable[[int, int], Iterable[Tensor]]
 BATCH = 100  # images; what is dealt to the ranks
 
 
-def measure(scores: Scores, batches: Batches, ranks: Fabric) -> Measured:
+def measure(scores: Scores, batches: Batches, ranks: Ranks) -> Measured:
     """Scores over the images of all ranks; called by all. Raises UserError if they cannot be read or measured."""
     scores.to(ranks.device).reset()
-    with Ranks.of(ranks).fail_together():
-        for images in batches(ranks.global_rank, ranks.world_size):
+    with ranks.fail_together():
+        for images in batches(ranks.rank, ranks.count):
             scores.update(images)
-    with warnings.catch_warnings(), Ranks.of(ranks).fail_together():
+    with warnings.catch_warnings(), ranks.fail_together():
         warnings.simplefilter("ignore")  # the notes say the same
         values = scores.compute()
     return Measured(values, scores.num_images, scores.notes, scores.image_shape)
 
 
-def measure_images(path: str | Path, scores: Scores, ranks: Fabric, exif: Exif = "apply") -> Measured:
+def measure_images(path: str | Path, scores: Scores, ranks: Ranks, exif: Exif = "apply") -> Measured:
     """Scores of images on disk: a folder, zip or npz; `exif` as for `image_files`."""
-    with Ranks.of(ranks).fail_together():
+    with ranks.fail_together():
         images = image_files(path, exif=exif)
     measured = measure(scores, lambda rank, of: images.batches(BATCH, rank, of), ranks)
     return measured._replace(notes=(*measured.notes, *(f"{path}: {note}" for note in images.notes)))
 
 
-def measure_held_out(images: Tensor, scores: Scores, ranks: Fabric) -> Measured:
+def measure_held_out(images: Tensor, scores: Scores, ranks: Ranks) -> Measured:
     """Scores of held-out images, uint8 [n, C, H, W]: those of a perfect model."""
     return measure(scores, lambda rank, of: images.split(BATCH)[rank::of], ranks)
 
@@ -68,34 +67,34 @@ class Sweep:
     store: Cells
     scores: Scores
     protocol: Protocol
-    ranks: Fabric
+    ranks: Ranks
     keep_images: bool
 
     def cell(self, cell: Cell) -> None:
         """Samples what is missing of a cell, measures it from disk and stores it; NaN if a sample is not finite."""
         there, path, finished = False, Path(), False
-        with Ranks.of(self.ranks).fail_together():
-            if self._first and not (there := self.store.find(cell, self.scores.metrics) is not None):
+        with self.ranks.fail_together():
+            if self.ranks.is_first and not (there := self.store.find(cell, self.scores.metrics) is not None):
                 path, finished = self.store.place(cell)
-        there, path, finished = Ranks.of(self.ranks).gather((there, path, finished))[0]
+        there, path, finished = self.ranks.gather((there, path, finished))[0]
         if there:
             return
         of_cell: dict[str, Any] = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"]}
         if not finished:
             start, work = time.monotonic(), self.store.work(cell, path)
             if reason := self._failure(work, cell.job):
-                if self._first:
+                if self.ranks.is_first:
                     work.clean()
                     nothing = Measured(dict.fromkeys(self.scores.metrics, math.nan), 0, (f"{cell}: {reason}",))
                     self._keep(record(cell.sampler, nothing, self.protocol, description=cell.meta, **of_cell))
                 return
-            Ranks.of(self.ranks).gather(None)  # the first rank has put them in their place
+            self.ranks.gather(None)  # the first rank has put them in their place
             of_cell["seconds"] = round(time.monotonic() - start, 1)
         measured = measure_images(path, self.scores, self.ranks)
-        with Ranks.of(self.ranks).fail_together():
+        with self.ranks.fail_together():
             if (count := measured.images) != len(cell.seeds):
                 raise UserError(f"{path} holds {count} images, not the {len(cell.seeds)} of {cell}: remove it")
-            if self._first:
+            if self.ranks.is_first:
                 keep_picture(self.store.folder, cell, path)
                 self._keep(record(cell.sampler, measured, self.protocol, description=read_meta(path), **of_cell))
                 if not self.keep_images:
@@ -105,11 +104,11 @@ class Sweep:
         """Measures at most `count` held-out images ("test"): the score of a perfect model."""
         images = data.held_out(count)
         its = {"held_out": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
-        if Ranks.of(self.ranks).gather(self.store.find_real(len(images), its, self.scores.metrics))[0] is not None:
+        if self.ranks.gather(self.store.find_real(len(images), its, self.scores.metrics))[0] is not None:
             return
         measured = measure_held_out(images, self.scores, self.ranks)
-        with Ranks.of(self.ranks).fail_together():
-            if self._first:
+        with self.ranks.fail_together():
+            if self.ranks.is_first:
                 self._keep(record(REAL, measured, self.protocol, description=its))
 
     def _failure(self, work: Work, job: Job) -> str:
@@ -122,10 +121,6 @@ class Sweep:
                 raise
             return str(cause)
         return ""
-
-    @property
-    def _first(self) -> bool:
-        return self.ranks.global_rank == 0
 
     def _keep(self, new: Record) -> None:
         """Stores a record, and prints its metrics in one line."""

@@ -34,12 +34,12 @@ class GuardedModule(pl.LightningModule):
 
     def loss_is_sound(self) -> bool:
         """Whether the loss of the last step was finite, and not absurd, on all ranks; to be called by all of them."""
-        return not self._any_rank(self._unsound_steps)
+        return not any_rank(self.trainer, self._unsound_steps)
 
     def watch_step(self, loss: Tensor) -> None:
         """Records a step's loss; raises FloatingPointError when those of the last `PATIENCE` steps were not sound."""
         self._unsound_steps = (self._unsound_steps + 1) * ~(loss < ABSURD)
-        if self.global_step % PATIENCE == 0 and self._any_rank(self._unsound_steps >= PATIENCE):
+        if self.global_step % PATIENCE == 0 and any_rank(self.trainer, self._unsound_steps >= PATIENCE):
             what = f"above {ABSURD:g} or not been finite for {PATIENCE} steps"
             self._end(f"the loss has been {what}, up to step {self.global_step}")
 
@@ -85,12 +85,9 @@ class GuardedModule(pl.LightningModule):
         self._end_if({"loss": bool(self._unsound_steps > leaves_out)})
 
     def _end_if(self, spoilt: Mapping[str, bool]) -> None:
-        if found := [what for what, is_spoilt in spoilt.items() if self._any_rank(is_spoilt)]:
+        if found := [what for what, is_spoilt in spoilt.items() if any_rank(self.trainer, is_spoilt)]:
             why = f"not finite, or above {ABSURD:g}: {', '.join(found)}"
             self._end(f"the training has diverged by step {self.global_step}, and is not saved there ({why})")
-
-    def _any_rank(self, decision: bool | Tensor) -> bool:
-        return bool(self.trainer.strategy.reduce_boolean_decision(bool(decision), all=False))
 
     def _end(self, why: str) -> NoReturn:
         if self.trainer.local_rank:  # one process a node says so, as in RollingCheckpoint
@@ -130,3 +127,8 @@ def _newest_checkpoint(trainer: pl.Trainer) -> Any:
     folders = [Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     written = [path for folder in folders for path in folder.glob("*.ckpt")]
     return max(written, key=lambda path: path.stat().st_mtime, default=trainer.ckpt_path)
+
+
+def any_rank(trainer: pl.Trainer, decision: bool | Tensor) -> bool:
+    """Whether the decision is true on any rank; to be called by all of them."""
+    return bool(trainer.strategy.reduce_boolean_decision(bool(decision), all=False))

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ersde_lit.errors import UserError
-from ersde_lit.training.guard import GuardedModule
+from ersde_lit.training.guard import GuardedModule, any_rank
 
 STEP_KEY, BEFORE_KEY = "step_of_epoch", "before_validation"
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -101,9 +101,9 @@ class RollingCheckpoint(Checkpoint):
 
     def _between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if a checkpoint is due on any rank; ends the run if any rank has received a signal."""
-        if not _any_rank(trainer, self._due(trainer)):
+        if not any_rank(trainer, self._due(trainer)):
             return
-        received = next((number for number in SIGNALS if _any_rank(trainer, self._signal == number)), None)
+        received = next((number for number in SIGNALS if any_rank(trainer, self._signal == number)), None)
         if received is None and not cast(GuardedModule, pl_module).loss_is_sound():
             return  # the next steps tell whether the training diverges
         self._save(trainer)
@@ -157,10 +157,6 @@ class RollingCheckpoint(Checkpoint):
         position = checkpoint["epoch"], checkpoint[STEP_KEY], checkpoint["global_step"]
         batches_a_step = trainer.accumulate_grad_batches
         checkpoint["loops"]["fit_loop"] |= counters(*position, batches_a_step, checkpoint.get(BEFORE_KEY, False))
-
-
-def _any_rank(trainer: Trainer, decision: bool) -> bool:
-    return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 def counters(epoch: int, step: int, steps: int, batches_a_step: int, before_validation: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 
 from ersde_lit.data import ImageDataModule
 from ersde_lit.networks import UNet
-from ersde_lit.ranks import fabric
+from ersde_lit.ranks import Ranks
 from ersde_lit.training.module import DiffusionModule
 
 SIDES = 8, 16, 32, 64, 128, 256
@@ -62,7 +62,7 @@ def measure_speed(module: DiffusionModule, batch_size: int, seconds: float = 2.0
     Raises:
         OutOfMemoryError: the device is too small for such a step.
     """
-    device = fabric().device
+    device = Ranks.start().device
     module = module.to(device).train()
     optimizer = module.recipe.optimizer(module.denoiser.parameters())
     x0 = torch.rand(batch_size, *module.image_shape, device=device) * 2 - 1

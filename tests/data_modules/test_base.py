@@ -110,9 +110,6 @@ def test_reference_images_are_the_training_images_as_bytes_in_order():
     assert [len(c) for c in chunks] == [7, 7, 6]
     assert torch.equal(torch.cat(chunks), data.split("train").images)
     assert chunks[0].dtype == torch.uint8
-    images, labels = (torch.cat(parts) for parts in zip(*data.labelled_images("val", chunk=2), strict=True))
-    assert torch.equal(images, data.split("val").images)
-    assert torch.equal(labels, data.split("val").labels)
 
 
 def test_held_out_images_are_a_fixed_choice_from_all():

@@ -10,14 +10,14 @@ from PIL import Image
 
 from ersde_lit.data.convert import convert, draw_held_out
 from ersde_lit.data.opening import open_source
-from ersde_lit.metrics import image_batches, image_files
+from ersde_lit.metrics import image_files
 
 IMAGES = pixels(7)
 NHWC = IMAGES.transpose(0, 2, 3, 1)
 
 
 def together(path, batch_size=3):
-    return torch.cat([*image_batches(path, batch_size)]).numpy()
+    return torch.cat([*image_files(path).batches(batch_size)]).numpy()
 
 
 def nested(images):
@@ -106,7 +106,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, form):
             (np.savez if form == "npz" else np.savez_compressed)(path, arr_0=images.transpose(0, 2, 3, 1))
         del images
         tracemalloc.start()
-        assert sum(len(batch) for batch in image_batches(path, 50)) == count
+        assert sum(len(batch) for batch in image_files(path).batches(50)) == count
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

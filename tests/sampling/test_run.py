@@ -5,13 +5,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
 from PIL import Image
 from tiny import network
 
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.progress import progress
-from ersde_lit.ranks import CHATTY, Ranks, fabric
+from ersde_lit.ranks import CHATTY, Ranks
 from ersde_lit.sampling import run
 from ersde_lit.sampling.formats import format_of, read_meta
 from ersde_lit.sampling.generate import generate
@@ -58,7 +57,7 @@ def images_of(path) -> np.ndarray:
 
 
 def test_images_are_those_of_generate(tmp_path, denoiser) -> None:
-    report = complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(3), 3), Fabric())
+    report = complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(3), 3), Ranks())
     expected = torch.cat([quantise(b.images) for b in generate(denoiser, default(3), SEEDS, 3, batch_size=4)])
     assert np.array_equal(images_of(tmp_path / "a.npz"), expected.movedim(1, -1).numpy())
     assert (report.images, report.memory > 1e6) == (10, True)
@@ -76,19 +75,19 @@ def test_images_are_those_of_generate(tmp_path, denoiser) -> None:
 )
 def test_a_block_too_large_is_halved_once_and_for_all(tmp_path, denoiser, capsys, error, text) -> None:
     denoiser.error, denoiser.text, denoiser.fits = error, text, 1
-    complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Fabric())
+    complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Ranks())
     assert denoiser.sizes == [4, 2, *[1] * 10]
     assert capsys.readouterr().err.count("out of memory with") == 2
     assert read_meta(tmp_path / "a.npz")["halved_to"] == 1
     denoiser.fits = 100
-    complete(work_of(tmp_path / "b.npz"), Job(denoiser, default(1), 1), Fabric())
+    complete(work_of(tmp_path / "b.npz"), Job(denoiser, default(1), 1), Ranks())
     assert np.abs(images_of(tmp_path / "a.npz") - images_of(tmp_path / "b.npz")).max() <= 1
 
 
 def test_what_was_halved_stays_so_when_resumed(tmp_path, denoiser) -> None:
     denoiser.fits = 2
     whole, broken = (Work(tmp_path / name, format_of(name), SEEDS, 4, META) for name in ("a.npz", "b.npz"))
-    complete(whole, Job(denoiser, default(2), 2), Fabric())
+    complete(whole, Job(denoiser, default(2), 2), Ranks())
     save = broken.save
 
     def die_at_1(number, images):
@@ -98,10 +97,10 @@ def test_what_was_halved_stays_so_when_resumed(tmp_path, denoiser) -> None:
 
     broken.save = die_at_1
     with pytest.raises(KeyboardInterrupt):
-        complete(broken, Job(denoiser, default(2), 2), Fabric())
+        complete(broken, Job(denoiser, default(2), 2), Ranks())
     broken.lock.release()
     denoiser.sizes.clear()
-    complete(work_of(tmp_path / "b.npz"), Job(denoiser, default(2), 2), Fabric())
+    complete(work_of(tmp_path / "b.npz"), Job(denoiser, default(2), 2), Ranks())
     assert denoiser.sizes == [2] * 6  # of two blocks, in halves of two calls each; the last block has but two
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
@@ -109,13 +108,13 @@ def test_what_was_halved_stays_so_when_resumed(tmp_path, denoiser) -> None:
 def test_not_even_one_fits(tmp_path, denoiser) -> None:
     denoiser.fits = 0
     with pytest.raises(ValueError, match="out of memory with one image at a time"):
-        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Fabric())
+        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Ranks())
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(tmp_path, denoiser) -> None:
     denoiser.fits, denoiser.error, denoiser.text = 0, RuntimeError, "a bug"
     with pytest.raises(RuntimeError, match="a bug"):
-        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Fabric())
+        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(1), 1), Ranks())
 
 
 def test_autocast_reaches_the_network_and_not_the_state(tmp_path, denoiser) -> None:
@@ -143,7 +142,7 @@ def test_an_orphan_stops_before_it_writes(tmp_path, denoiser, monkeypatch) -> No
 class TestViews:
     def test_the_preview_ends_with_the_images(self, tmp_path, denoiser) -> None:
         path = tmp_path / "preview.png"
-        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(3), 3), Fabric(), Preview(path, images=4))
+        complete(work_of(tmp_path / "a.npz"), Job(denoiser, default(3), 3), Ranks(), Preview(path, images=4))
         picture = np.asarray(Image.open(path)).astype(int)
         assert picture.shape == (34, 68)  # the last block: 2 images, enlarged to 32
         assert np.abs(picture[1:33:8, 1:33:8] - images_of(tmp_path / "a.npz")[8, ..., 0]).max() == 0
@@ -199,40 +198,34 @@ class TestViews:
 
 class TestRanks:
     def test_alone_nothing_is_gathered(self) -> None:
-        assert Ranks.of(Fabric()).gather("value") == ["value"]
-        with pytest.raises(ValueError, match="as it was"), Ranks.of(Fabric()).fail_together():
+        assert Ranks().gather("value") == ["value"]
+        with pytest.raises(ValueError, match="as it was"), Ranks().fail_together():
             raise ValueError("as it was")
 
     @pytest.mark.parametrize(("rank", "ends"), [(0, ValueError), (1, SystemExit)])
     def test_the_first_rank_speaks_for_all(self, rank, ends, monkeypatch) -> None:
-        class Two:
-            global_rank, world_size = rank, 2
-
         def all_gather(values, value):
             values[:] = [None, ValueError("disk full on rank 1")]
 
         monkeypatch.setattr("torch.distributed.all_gather_object", all_gather)
-        with pytest.raises(ends), Ranks.of(Two()).fail_together():
+        with pytest.raises(ends), Ranks(rank, 2).fail_together():
             pass
 
     @pytest.mark.parametrize(("rank", "ends"), [(0, ValueError), (1, SystemExit)])
     def test_a_rank_that_died_is_one_line(self, rank, ends, monkeypatch) -> None:
-        class Two:
-            global_rank, world_size = rank, 2
-
         def broken(values, value):
             raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
 
         monkeypatch.setattr("torch.distributed.all_gather_object", broken)
         with pytest.raises(ends) as ended:
-            Ranks.of(Two()).gather(None)
+            Ranks(rank, 2).gather(None)
         assert rank or "run the same command again" in str(ended.value)
 
     def test_an_accelerator_that_is_absent_is_one_line(self) -> None:
         if torch.cuda.is_available():
             pytest.skip("there is one")
         with pytest.raises(ValueError, match=r"^--accelerator cuda --devices 1: ") as error:
-            fabric("cuda")
+            Ranks.start("cuda")
         assert "\n" not in str(error.value)
 
 
@@ -240,7 +233,7 @@ def test_others_may_speak_again_once_ranks_have_begun() -> None:
     """`fit` in the same process says how a step is shared through one of these loggers."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in CHATTY]
     before = [logger.level for logger in loggers]
-    fabric("cpu")
+    Ranks.start("cpu")
     assert [logger.level for logger in loggers] == before
 
 

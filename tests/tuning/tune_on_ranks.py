@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ersde_lit.ranks import fabric
+from ersde_lit.ranks import Ranks
 from ersde_lit.solvers import default
 from ersde_lit.solvers.oracles import Mixture
 from ersde_lit.tuning import STOPPING, EnergyDistance, LearnedTable, Problem, TableTuner, tune
@@ -30,7 +30,7 @@ def search() -> dict[str, Any]:
     for how in ("alone", "shared"):
         calls = list[int]()
         if how == "shared":
-            fabric("cpu", 2)
+            Ranks.start("cpu", 2)
         tuned = tune(problem(calls), 3, stages=["drift", "noise"], gradients=False, steps=20, validation=1000)
         found[how] = [tuned.after.tolist(), tuned.tableau.lams.tolist(), tuned.tableau.c.tolist()]
         found["calls"][how] = len(calls)

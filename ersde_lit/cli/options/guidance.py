@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ersde_lit.errors import UserError
+from ersde_lit.files import given
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,7 @@ class GuidanceOptions:
     @property
     def checkpoints(self) -> dict[str, str]:
         """Paths of the given checkpoints, by option."""
-        return {name: getattr(self, name) for name in FILES if getattr(self, name) is not None}
+        return given(guide=self.guide, classifier=self.classifier)
 
     def named(self) -> dict[str, Any]:
         """Values of the given options except files, by option."""

@@ -8,12 +8,12 @@ import yaml
 
 from ersde_lit.cli.parser import make, split
 from ersde_lit.errors import UserError
+from ersde_lit.files import given
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
     from ersde_lit.data import ImageDataModule
     from ersde_lit.metrics import Features, Scores
+    from ersde_lit.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class ReferenceOptions:
     @property
     def files(self) -> dict[str, str]:
         """Paths of the given files, by option."""
-        given = {"reference": self.reference, "weights": self.weights}
-        return {option: path for option, path in given.items() if path is not None}
+        return given(reference=self.reference, weights=self.weights)
 
     def open_data(self, image_shape: tuple[int, int, int] | None = None) -> "ImageDataModule | None":
         """Makes the DataModule; None without --data. UserError where its images are not of the shape given."""
@@ -60,10 +59,10 @@ class ReferenceOptions:
 
         if self.data is None:
             return None
-        given = self.data
-        if isinstance(given, str) and given.endswith((".yaml", ".yml")):
-            given = _in_yaml(given)
-        data: ImageDataModule = make("data", ImageDataModule, given)[0]
+        choice = self.data
+        if isinstance(choice, str) and choice.endswith((".yaml", ".yml")):
+            choice = _in_yaml(choice)
+        data: ImageDataModule = make("data", ImageDataModule, choice)[0]
         if image_shape is not None and tuple(data.image_shape) != image_shape:
             raise UserError(f"the data's images are {tuple(data.image_shape)}, the model's {image_shape}")
         return data
@@ -79,17 +78,13 @@ class ReferenceOptions:
             return str(self.features)
         return make("features", Features, self.features)[0]
 
-    def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Fabric") -> "Scores":
+    def scores(self, data: "ImageDataModule | None", features: Any, ranks: "Ranks") -> "Scores":
         """Prepares metrics against the reference; to be called by all ranks."""
         from ersde_lit.metrics import Scores
         from ersde_lit.metrics.choice import features_and_reference
-        from ersde_lit.ranks import Ranks
 
-        all_ranks = Ranks.of(ranks)
-        net, real = features_and_reference(
-            features, data, self.weights, self.reference, self.names, ranks.device, all_ranks, self.exif
-        )
-        with all_ranks.fail_together():
+        net, real = features_and_reference(features, data, self.weights, self.reference, self.names, ranks, self.exif)
+        with ranks.fail_together():
             scores = Scores(net, real, self.names)
         return scores
 

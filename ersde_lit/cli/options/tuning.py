@@ -21,9 +21,6 @@ class TuneOptions:
         nfe: network calls an image, as in 4,5,6,8: a table for each.
         into: write a copy of the checkpoint that carries the tables, NAME.ckpt, and samples with them by default.
         like: file of earlier tables, of this network or another, from which to start where they are better.
-        labels: random, or none; of some classes alone no table can be learned, as real images are of all.
-        decoder: folder of a diffusers AutoencoderKL, for a model of latents; with gradient_free.
-        trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
     ckpt_path: str
@@ -31,28 +28,12 @@ class TuneOptions:
     nfe: str | int | list[int] = "4,5,6,8"
     into: str | None = None
     like: str | None = None
-    labels: str | int | None = None
-    decoder: str | None = None
-    trust: bool = False
 
     def __post_init__(self) -> None:
         if not self.out.endswith(TABLES):
             raise UserError(f"--out {self.out}: the file is a {TABLES}, name it so")
         if self.into is not None and Path(self.into).suffix != ".ckpt":
             raise UserError(f"--into {self.into}: the file is a .ckpt, name it so")
-
-    @property
-    def outputs(self) -> dict[str, str]:
-        """Paths of the given files to write, by option."""
-        return self._given("out", "into")
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Paths of the given files to read, by option."""
-        return self._given("ckpt_path", "like", "decoder")
-
-    def _given(self, *names: str) -> dict[str, str]:
-        return {name: path for name in names if (path := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)

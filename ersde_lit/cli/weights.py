@@ -1,15 +1,13 @@
-"""Commands `ema`, `export`, `import` and `reference`: each a function, whose signature is its parser."""
+"""Commands `ema`, `export` and `import`: each a function, whose signature is its parser."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ersde_lit.cli.data import INFO
-from ersde_lit.cli.options.model import of_other_network
-from ersde_lit.cli.options.reference import ReferenceOptions
+from ersde_lit.cli.guided_model import of_other_network
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, check_present, disk_errors, write_text
@@ -17,12 +15,7 @@ from ersde_lit.interop.weights.guided_flags import GuidedFlags
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    function: Any = {
-        "ema": average,
-        "export": export_weights,
-        "import": import_weights,
-        "reference": reference,
-    }[command]
+    function: Any = {"ema": average, "export": export_weights, "import": import_weights}[command]
     parser = Parser(command, str(function.__doc__).partition("\n")[0])
     parser.add_options(function)
     function(**parser.parse_args([*arguments]).as_dict())
@@ -129,61 +122,6 @@ def import_weights(source: str, *, out: str, config_out: str | None = None, **fl
         with disk_errors(config_out, "config_out"):
             write_text(config_out, fit_config(model))
         print(f"{'configuration':<17}{config_out}: fit --config {config_out} --ckpt_path {out} --data ...")
-
-
-def reference(
-    source: str | None = None,
-    *,
-    out: str,
-    data: dict[str, Any] | str | None = None,
-    features: dict[str, Any] | str = "inception",
-    weights: str | None = None,
-    keep_features: NonNegativeInt = 0,
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
-    exif: Literal["apply", "ignore"] = "apply",
-) -> None:
-    """Mean and covariance of real images' features, as EDM's `mu` and `sigma`, for FID.
-
-    Args:
-        source: images, unless they are those of `data`: a folder or zip of them, an npz with arr_0, or a folder that
-            the command `data` made (its training images).
-        out: the .npz to write.
-        data: a DataModule, as in ersde_lit.data.FashionMNIST:root=data, or a YAML file with `data` in it.
-        features: inception; dinov2; efficientnet; classifier, trained on the labels of --data or of the folder that
-            `data` made; or a class.
-        weights: the file of the features' weights; if not given, Inception's are downloaded, EfficientNet's installed.
-        keep_features: of so many images features are stored too, for KID, precision and recall.
-        accelerator: auto, cpu, gpu, cuda or mps.
-        exif: of image files: apply turns them as their EXIF orientation says; ignore does not, as torchvision.
-    """
-    if source is None and data is None:
-        raise UserError("there are no images: name them, or give --data")
-    if source is not None and data is not None and features != "classifier":
-        raise UserError(f"{source} and --data {data} are two sets of images: give one")
-    if Path(out).suffix != ".npz":
-        raise UserError(f"--out {out}: the file is an .npz, name it so")
-    check_new(out)
-    if data is None and features == "classifier" and (Path(source or "").expanduser() / INFO).is_file():
-        data = {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": source}}
-    options = ReferenceOptions(data, source, features, weights)
-
-    from ersde_lit.metrics import features_for, image_files, reference_of, too_few, write_reference
-    from ersde_lit.progress import progress
-    from ersde_lit.ranks import fabric
-
-    module = options.open_data()
-    images: Any = module if source is None else image_files(source, exif=exif)
-    ranks = fabric(accelerator)
-    choice: Any = options.open_features()
-    net, done = features_for(choice, module, weights, device=ranks.device), [0]
-    count = len(images.split("train").images if source is None else images)
-    with progress(lambda: sum(done), count):
-        found = reference_of(images, net, ranks.device, keep_features=keep_features, advance=done.append)
-    with disk_errors(out):
-        write_reference(found, out)
-    print(f"{out}: mean and covariance of {found.description}, {net.description}")
-    for note in filter(None, (too_few(found.num_images or 0, net.num_features), found.copies_in_words)):
-        print(f"warning: {note}")
 
 
 def _check_source(path: str) -> None:
