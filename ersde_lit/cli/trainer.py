@@ -21,9 +21,9 @@ from ersde_lit.callbacks.validation import ValidationCallback
 from ersde_lit.cli import CTRL_C
 from ersde_lit.cli.data_sizes import is_class, sizes_of_data
 from ersde_lit.cli.fit_parser import Parser, add_run_options, arranged
+from ersde_lit.cli.messages import filter_messages
 from ersde_lit.cli.parser import merged_options, split, with_arguments
 from ersde_lit.cli.prediction_writer import PredictionWriter
-from ersde_lit.cli.quiet import quiet
 from ersde_lit.cli.run_folder import KeepConfiguration, RunFolder
 from ersde_lit.cli.typos import misspelt
 from ersde_lit.data import ImageDataModule
@@ -38,7 +38,7 @@ TERMINATED = 143  # exit code of a process that SIGTERM ended
 
 def run_lightning(command: str, arguments: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> None:
     """Runs a command of LightningCLI; `files` is the content of the configuration files by path."""
-    quiet()
+    filter_messages()
     given = with_arguments(reduce(merged_options, files.values(), {}), arguments)
     of_class = is_class(given.get("model"))  # as a NoisyClassifier is, by class_path and init_args
     with ExitStack() as held:

@@ -63,13 +63,13 @@ def tune(
     check_apart(outputs, inputs)
     check_present(inputs)
 
-    from ersde_lit.cli.quiet import quiet
+    from ersde_lit.cli.messages import filter_messages
     from ersde_lit.cli.tune_file import TablesFile
     from ersde_lit.cli.tune_scores import Judges, show
     from ersde_lit.tf32 import tf32
     from ersde_lit.training import carry
 
-    quiet()
+    filter_messages()
     # Whatever can be wrong is found before other ranks are started and anything is written.
     model = GuidedModel.open(what.ckpt_path, options, guidance, machine)
     if not learning.gradient_free:

@@ -18,7 +18,7 @@ CLASSES = 1000
 LARGEST = 4096 * MIB  # of a file's images in memory; those of 64x64 take 1.6 GB
 
 
-class Batches(Source):
+class ImageNetBatches(Source):
     """`train_data_batch_1.npz` and so on: data uint8 [n, 3 S S], plane by plane, and labels 1 .. 1000.
 
     Labels become 0 .. 999. One file's images are in memory at a time.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ersde_lit.data.decode import Exif
 from ersde_lit.data.files import open_files
-from ersde_lit.data.imagenet_batches import Batches
+from ersde_lit.data.imagenet_batches import ImageNetBatches
 from ersde_lit.data.npz import array_names
 from ersde_lit.data.npz_images import IMAGES, NpzImages
 from ersde_lit.data.pictures import Pictures
@@ -55,7 +55,7 @@ def open_source(
     if npz := _npz_files(path):
         if channels != 3:
             raise UserError(f"{npz[0]} holds RGB images: leave channels at 3")
-        return Batches(npz, size, unlabelled)
+        return ImageNetBatches(npz, size, unlabelled)
     if (files := open_files(path)) is None:
         raise UserError(f"{path} is none of the forms that are read: {FORMS}")
     return Pictures(files, size, channels, resize, unlabelled, exif)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.weights_file import mismatch, read_weights
+from ersde_lit.metrics.weights_file import mismatch, read_state
 
 FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
@@ -42,7 +42,7 @@ class DINOv2(Features):
         path = Path(torch.hub.get_dir(), "checkpoints", FILE) if weights is None else Path(weights).expanduser()
         if weights is None and not path.is_file():
             raise UserError(f"DINOv2's weights are not at {path}: download {URL}, and give the file (--weights)")
-        state, self.sha = read_weights(path)
+        state, self.sha = read_state(path)
         token = state.get("cls_token", torch.zeros(1, 1, 1024))  # of another file, for the message below
         depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
         self.num_features = token.shape[-1] if token.ndim else 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.weights_file import mismatch, read_weights
+from ersde_lit.metrics.weights_file import mismatch, read_state
 
 FILE = "models/efficientnet-lite0-57934424.pth"  # in the package
 SHA256 = "57934424"  # its beginning
@@ -46,7 +46,7 @@ class EfficientNet(Features):
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
         path = Path(weights).expanduser() if weights is not None else packaged_weights()
-        state, sha = read_weights(path)
+        state, sha = read_state(path)
         self.published = sha.startswith(SHA256)
         with torch.device("meta"):  # nothing is drawn
             self.net = Lite0()

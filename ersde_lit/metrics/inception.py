@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.metrics.cache import cache_folder
 from ersde_lit.metrics.features import Features
-from ersde_lit.metrics.weights_file import mismatch, read_weights
+from ersde_lit.metrics.weights_file import mismatch, read_state
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -41,7 +41,7 @@ class Inception(Features):
     def __init__(self, weights: str | Path | None = None, cache: str | Path | None = None) -> None:
         super().__init__()
         path = Path(weights).expanduser() if weights is not None else find_weights(cache)
-        state, sha = read_weights(path)
+        state, sha = read_state(path)
         self.published = sha.startswith(SHA256)
         self.net = _network(state, path)
 

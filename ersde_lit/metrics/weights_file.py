@@ -14,7 +14,7 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     """State dict in this file, and the file's SHA-256.
 
     Raises:

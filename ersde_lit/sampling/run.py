@@ -66,7 +66,7 @@ class Job:
             return torch.cat([self.to_bytes(block.images).cpu() for block in blocks])
 
 
-class Report(NamedTuple):
+class Cost(NamedTuple):
     """Counts and costs of a run."""
 
     images: int  # sampled now, by all ranks
@@ -79,7 +79,7 @@ class Report(NamedTuple):
         return f"{speed}; peak memory {self.memory / 2**30:.2g} GiB" + " a rank" * (self.ranks > 1)
 
 
-def complete(work: Work, job: Job | Restoration, ranks: Ranks, preview: Preview | None = None) -> Report:
+def complete(work: Work, job: Job | Restoration, ranks: Ranks, preview: Preview | None = None) -> Cost:
     """Samples the missing blocks of a run and publishes it; to be called by all ranks.
 
     Blocks are dealt in turn; shares may be uneven, and a rank whose disk fails leaves the others at work. A block for
@@ -112,7 +112,7 @@ def complete(work: Work, job: Job | Restoration, ranks: Ranks, preview: Preview 
         labels = job.labels_of(work.seeds)
         halved = {"halved_to": work.chunk} if work.chunk < (work.at_a_time or work.batch_size) else {}
         work.publish(None if labels is None else labels.tolist(), **halved, device=_name(ranks.device))
-    return Report(len(work.seeds) - before, seconds, memory, ranks.count)
+    return Cost(len(work.seeds) - before, seconds, memory, ranks.count)
 
 
 def trajectory(job: Job, seeds: Sequence[int], path: str | Path) -> None:

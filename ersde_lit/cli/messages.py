@@ -19,7 +19,7 @@ LINES = (
 )  # fmt: skip
 
 
-def quiet() -> None:
+def filter_messages() -> None:
     """Leaves out Lightning's advertisements, absent devices and expected warnings."""
     for harmless in WARNINGS:
         warnings.filterwarnings("ignore", f".*{harmless}")
