@@ -47,13 +47,12 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process, with collectives of Python objects; all ranks must call each method.
+    """Rank of this process, with collectives of Python objects, which all ranks must call.
 
     Attributes:
         rank, count: number of this process, and of processes.
         group: gloo process group, which waits for a slow rank; None: the default one.
-        device: of this process.
-        local_rank: number of this process on its node.
+        device, local_rank: of this process, and its number on its node, as `start` and `beside` know them.
     """
 
     rank: int = 0
@@ -95,7 +94,7 @@ class Ranks:
         if trainer.world_size == 1:
             return cls(device=trainer.strategy.root_device)
         group: Any = dist.new_group(timeout=PATIENCE, backend="gloo")
-        return cls(trainer.global_rank, trainer.world_size, group, trainer.strategy.root_device)
+        return cls(trainer.global_rank, trainer.world_size, group, trainer.strategy.root_device, trainer.local_rank)
 
     @property
     def is_first(self) -> bool:

@@ -10,8 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, disk_errors, write_text
-
-INFO = "info.json"  # of a folder that `data` made
+from ersde_lit.names import INFO
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -14,11 +14,12 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array
+from ersde_lit.data.array import IMAGES, LABELS, ArrayInfo, read_array
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors, locked, replacing, sha256, write_text
+from ersde_lit.names import INFO
 
 LOCK = ".lock"
 BLOCK = 256  # images read and written at a time

@@ -15,8 +15,9 @@ class ModelOptions:
 
     Args:
         labels: random (a function of the seed, if nothing is said), all (in turn), none, or classes by number or name,
-            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name.
+            as in 3 or 0,1,5-7 or cat,dog; a number counts before a name. Tables are learned for random or none.
         decoder: folder of a diffusers AutoencoderKL, for a model of latents (EDM2's: stabilityai/sd-vae-ft-mse).
+            Tables are learned with gradient_free then.
         trust: import network classes from outside ersde_lit that the checkpoint names.
     """
 
