@@ -1,4 +1,4 @@
-"""Names of solvers, grids, stages and files, and limits of the noise, for a command line that imports no torch."""
+"""Names of solvers, grids and stages, and limits of the noise, also for a command line that imports no torch."""
 
 from typing import Literal, get_args
 
@@ -14,7 +14,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 CARRIED = "carried"  # the tables that a checkpoint carries
 TABLES = ".tables"  # the ending of files of tables
-INFO = "info.json"  # of a folder that `data` made
 
 MAX_SEED = 2**48 - 1
 MAX_STEPS = 2**15 - 1  # network calls of a run

@@ -19,7 +19,7 @@ from restorations import RESULTS, Table, methods, ode, scores
 from torch import Tensor
 
 from ersde_lit.data import Emoji
-from ersde_lit.data.image_files import image_names, read_image, write_image
+from ersde_lit.data.image_files import encode_png, image_names, read_image
 from ersde_lit.sampling.grid import image_grid, save_png
 from ersde_lit.sampling.images import quantise
 from ersde_lit.training import load
@@ -51,7 +51,7 @@ def make(root: str = "data", out: Path = Path("data/shadows")) -> None:
             for part, image in (("clean", clean), ("degraded", shadowed(clean, seed))):
                 path = out / split / part / f"{k:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(image, path, 8)
+                path.write_bytes(encode_png(image, 8))
 
 
 def read(folder: Path, names: list[str]) -> Tensor:

@@ -74,8 +74,7 @@ class ValidationCallback(Callback, ABC):
         if trainer.state.fn != TrainerFn.FITTING:
             return True
         self._validations += 1
-        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        return last or (self._validations - 1) % self.every_n_validations == 0
+        return _is_last(trainer) or (self._validations - 1) % self.every_n_validations == 0
 
     def _check_counts(self, given: Mapping[str, Any], **least: int) -> None:
         for name, bound in least.items():
@@ -85,6 +84,18 @@ class ValidationCallback(Callback, ABC):
     def _firsts(self, count: int) -> range:
         """The first image of each of this rank's blocks of `count` images."""
         return range(self._ranks.rank * self.batch_size, count, self._ranks.count * self.batch_size)
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether no validation follows this one in the training."""
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return trainer.global_step == trainer.max_steps
+    epochs = trainer.max_epochs - trainer.current_epoch - 1
+    batches, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
+    left = batches - trainer.fit_loop.epoch_loop.batch_idx - 1
+    if every is None:
+        left, every = left + epochs * batches, epochs + 1
+    return trainer.global_step == trainer.max_steps or (epochs < every and left < (trainer.val_check_batch or 0))
 
 
 def precision_of(trainer: Trainer) -> str:

@@ -10,7 +10,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, disk_errors, write_text
-from ersde_lit.names import INFO
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -64,10 +63,10 @@ def convert_data(
             Path(config_out).parent.mkdir(parents=True, exist_ok=True)
         check_new(config_out, "config_out")
     if out is None:
-        if not (Path(source).expanduser() / INFO).is_file():
-            raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
-        from ersde_lit.data.array import check_array
+        from ersde_lit.data.array import check_array, is_converted
 
+        if not is_converted(Path(source).expanduser()):
+            raise UserError(f"--out is missing ({source} has not been converted, so there is nothing to check)")
         info = check_array(source)
         print(f"{source} is complete: {info.images} images {info.image_shape}, {info.num_classes} classes")
     else:

@@ -57,7 +57,7 @@ class GuidedModel:
         if model.power_ema is not None:
             sigma_rel, images = model.power_ema
             how = f"power-function average, sigma_rel {sigma_rel:.4g}"
-        weights = f"averaged weights ({how}) after {images:,} images"
+        weights = f"averaged weights ({how}) after {images:,} images" if images else "averaged weights, as imported"
         denoiser = guidance.wrap(model.ema_denoiser, options.trust, unlabelled=labels == "none")
         paths = given(ckpt_path=ckpt_path, **guidance.checkpoints, decoder=options.decoder)
         network, decoder = model.ema_denoiser.network, _decoder(denoiser, options.decoder)

@@ -10,7 +10,6 @@ from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.parser import Parser
 from ersde_lit.errors import UserError
 from ersde_lit.files import check_new, disk_errors
-from ersde_lit.names import INFO
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -51,14 +50,15 @@ def measure_reference(
     if Path(out).suffix != ".npz":
         raise UserError(f"--out {out}: the file is an .npz, name it so")
     check_new(out)
-    if data is None and features == "classifier" and (Path(source or "").expanduser() / INFO).is_file():
-        data = {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": source}}
-    options = ReferenceOptions(data, source, features, weights)
 
+    from ersde_lit.data.array import is_converted
     from ersde_lit.metrics import features_for, image_files, reference_of, too_few, write_reference
     from ersde_lit.progress import progress
     from ersde_lit.ranks import Ranks
 
+    if source is not None and data is None and features == "classifier" and is_converted(Path(source).expanduser()):
+        data = {"class_path": "ersde_lit.data.ImageArray", "init_args": {"root": source}}
+    options = ReferenceOptions(data, source, features, weights)
     module = options.open_data()
     images: Any = module if source is None else image_files(source, exif=exif)
     device = Ranks.start(accelerator).device

@@ -90,7 +90,7 @@ def restore(what: RestoreOptions, model: ModelOptions, machine: MachineOptions) 
     paths = _folders(what)
 
     from ersde_lit.data.files import Folder
-    from ersde_lit.data.image_files import check_pairs, image_names, read_pixels
+    from ersde_lit.data.image_files import image_names, pair_shapes, read_pixels
     from ersde_lit.sampling.restoration import restoration_table
     from ersde_lit.sampling.restored import Degraded, Restoration, RestoredFolder
     from ersde_lit.sampling.run import complete
@@ -99,7 +99,7 @@ def restore(what: RestoreOptions, model: ModelOptions, machine: MachineOptions) 
     from ersde_lit.training import load
 
     # Whatever can be wrong is found before other ranks are started and anything is written.
-    names = check_pairs(*paths.values()) if what.clean else image_names(paths["images"])
+    names = [*pair_shapes(*paths.values())] if what.clean else image_names(paths["images"])
     for name in names if what.clean else ():
         read_pixels(paths["clean"] / name)  # raises now where it is damaged
     module = load(what.ckpt_path, model.trust)

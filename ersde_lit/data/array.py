@@ -14,9 +14,8 @@ import torch
 from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.errors import UserError
 from ersde_lit.files import sha256
-from ersde_lit.names import INFO
 
-IMAGES, LABELS = "images.npy", "labels.npy"
+IMAGES, LABELS, INFO = "images.npy", "labels.npy", "info.json"
 
 
 @dataclass(frozen=True)

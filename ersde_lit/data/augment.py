@@ -8,6 +8,7 @@ Karras et al. 2020, arXiv:2006.06676).
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,21 +45,14 @@ class Augment:
         probability: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2 at 64x64 as published; 0 leaves images as they are.
     """
 
+    num_draws: ClassVar[int] = 13  # uniform numbers an image
+    num_conditions: ClassVar[int] = 9  # what a network is told of an image: its augment_dim
+
     probability: float = 0.12
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise UserError(f"Augment: probability must be in [0, 1], got {self.probability}")
-
-    @property
-    def num_draws(self) -> int:
-        """Uniform numbers an image."""
-        return 13
-
-    @property
-    def num_conditions(self) -> int:
-        """What a network is told of an image: its `augment_dim`."""
-        return 9
 
     def __call__(self, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Changed images and their conditions [B, 9]; nothing in it waits for the device.

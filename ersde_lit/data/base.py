@@ -133,9 +133,12 @@ class ImageDataModule(LightningDataModule, ABC):
         """Of a training image, among which each epoch draws: see `SeededOrder`."""
         return 2 if self.horizontal_flip else 1
 
-    def reference_images(self, chunk: int = 500) -> Iterator[Tensor]:
-        """Yields uint8 [n, C, H, W]: the training images, in order, never mirrored: what FID compares with."""
-        yield from self.split("train").images.split(chunk)
+    def batches(self, batch_size: int = 500, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+        """Yields uint8 [n, C, H, W], the training images in order, never mirrored: every `ranks`-th batch from `rank`.
+
+        These are what FID compares with.
+        """
+        yield from self.split("train").images.split(batch_size)[rank::ranks]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         train = self.dataset("train")

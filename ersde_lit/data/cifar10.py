@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.datasets import CIFAR10 as Published
+from torchvision.datasets.utils import download_and_extract_archive
 
 from ersde_lit.data.base import Split
 from ersde_lit.data.published import PublishedImages, fetching
@@ -27,9 +29,6 @@ class CIFAR10(PublishedImages):
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def prepare_data(self) -> None:
-        from torchvision.datasets import CIFAR10 as Published
-        from torchvision.datasets.utils import download_and_extract_archive
-
         root, files = Path(self.root).expanduser(), [*Published.train_list, *Published.test_list]
         folder = root / Published.base_folder
         present = [(name, md5) for name, md5 in files if (folder / name).is_file()]
@@ -43,8 +42,6 @@ class CIFAR10(PublishedImages):
             download_and_extract_archive(Published.url, root, filename=Published.filename, md5=md5)
 
     def load_published(self) -> tuple[Split, Split]:
-        from torchvision.datasets import CIFAR10 as Published
-
         folder = Path(self.root).expanduser() / Published.base_folder
         splits = []
         for files in (Published.train_list, Published.test_list):

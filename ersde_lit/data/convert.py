@@ -13,13 +13,13 @@ from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
+from rich.filesize import decimal
 
-from ersde_lit.data.array import IMAGES, LABELS, ArrayInfo, read_array
+from ersde_lit.data.array import IMAGES, INFO, LABELS, ArrayInfo, read_array
 from ersde_lit.data.classes import about_empty
 from ersde_lit.data.source import Source
 from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors, locked, replacing, sha256, write_text
-from ersde_lit.names import INFO
 
 LOCK = ".lock"
 BLOCK = 256  # images read and written at a time
@@ -134,7 +134,7 @@ def _begin(work: Path, plan: ArrayInfo, tell: Callable[[str], None]) -> None:
     if not (work / INFO).exists():
         needed, free = plan.images * plan.image_bytes, shutil.disk_usage(work).free
         if needed > free:
-            raise UserError(f"{work} will take {in_bytes(needed)}, and {in_bytes(free)} are free")
+            raise UserError(f"{work} will take {decimal(needed)}, and {decimal(free)} are free")
     else:
         begun = ArrayInfo.read(work)
         if replace(begun, sha256={}) == plan:
@@ -145,15 +145,6 @@ def _begin(work: Path, plan: ArrayInfo, tell: Callable[[str], None]) -> None:
         with (work / IMAGES).open("wb") as file:
             os.fsync(file.fileno())  # empty before the new plan is there
     write_text(work / INFO, plan.to_json())
-
-
-def in_bytes(count: float) -> str:
-    """A size in words: 312 bytes, 1.5 kB, 15.7 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.{0 if unit == 'bytes' else 1}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _refuse_existing(out: Path) -> None:

@@ -7,6 +7,8 @@ import shutil
 import zlib
 from pathlib import Path
 
+from torchvision.datasets import FashionMNIST as Published
+
 from ersde_lit.data.base import Split
 from ersde_lit.data.published import PublishedImages, fetching
 from ersde_lit.errors import UserError
@@ -40,8 +42,6 @@ class FashionMNIST(PublishedImages):
     def prepare_data(self) -> None:
         if all((self.raw / name).is_file() for name in FILES):
             return
-        from torchvision.datasets import FashionMNIST as Published
-
         archives = {self.raw / name: md5 for name, md5 in Published.resources}
         remedy = f"go online, or install Debian's dataset-fashion-mnist, or put the unpacked {', '.join(FILES)} there"
         with fetching("Fashion-MNIST", self.raw, archives, remedy):
@@ -52,8 +52,6 @@ class FashionMNIST(PublishedImages):
                 Published(self.raw.parents[1], download=True)
 
     def load_published(self) -> tuple[Split, Split]:
-        from torchvision.datasets import FashionMNIST as Published
-
         splits = []
         for part, count in COUNTS.items():
             try:

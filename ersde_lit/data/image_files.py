@@ -15,7 +15,6 @@ from torch import Tensor
 from ersde_lit.data.decode import COLOUR, decode, decoder_errors, upright
 from ersde_lit.data.files import Folder
 from ersde_lit.errors import UserError
-from ersde_lit.files import replacing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NAMED = 3  # of the files without a partner
@@ -62,14 +61,7 @@ def shape_of(path: str | Path) -> tuple[int, int, int]:
         return (3 if image.mode in COLOUR else 1), height, width
 
 
-def write_image(image: Tensor, path: str | Path, bits: int) -> None:
-    """Writes a PNG, as a whole or not at all; arguments and errors are those of `png`."""
-    data = png(image, bits)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def png(image: Tensor, bits: int) -> bytes:
+def encode_png(image: Tensor, bits: int) -> bytes:
     """A PNG of 8 or 16 bits a channel; of what `read_image` read, the same pixels.
 
     Args:
@@ -103,11 +95,6 @@ def image_names(folder: str | Path) -> list[str]:
     if not path.is_dir():
         raise UserError(f"there is no folder {folder}")
     return Folder(path).images
-
-
-def check_pairs(degraded: str | Path, clean: str | Path) -> list[str]:
-    """Names of the images of two folders, sorted; raises as `pair_shapes`."""
-    return [*pair_shapes(degraded, clean)]
 
 
 def pair_shapes(degraded: str | Path, clean: str | Path) -> dict[str, tuple[int, int, int]]:

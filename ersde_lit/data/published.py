@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torchvision.datasets.utils import check_integrity
 
 from ersde_lit.data.base import ImageDataModule, Split
 from ersde_lit.errors import UserError
@@ -64,15 +64,10 @@ class PublishedImages(ImageDataModule):
 @contextmanager
 def fetching(name: str, folder: Path, archives: Mapping[Path, str], remedy: str) -> Iterator[None]:
     """Turns a failed download or unpacking into a UserError with the remedy; names a damaged archive, by its md5."""
-    damaged = [path for path, md5 in archives.items() if path.is_file() and _md5(path) != md5]
+    damaged = [path for path, md5 in archives.items() if path.is_file() and not check_integrity(path, md5)]
     try:
         yield
     except (OSError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())
         here = f"; the {damaged[0]} that was there is damaged or cut short: its md5 is wrong" if damaged else ""
         raise UserError(f"{name} is not in {folder} and could not be put there ({reason}){here}: {remedy}") from error
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -16,7 +16,8 @@ images = pipe(4, [torch.Generator().manual_seed(seed) for seed in range(4)], num
 ```
 
 `ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on
-(`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's.
+(`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's (not
+Cosmos', which hand `step` an x0 of their own).
 
 All three run learned samplers with the option ``tables="NAME.tables"``, at the tables' own levels; their saved
 configuration holds the content. Such a run begins with ``scheduler.init_noise_sigma`` times noise, so pipelines that do

@@ -65,9 +65,7 @@ class DINOv2(Features):
         return f"uint8, bicubic to {SIZE}x{SIZE} (antialiased), ImageNet's mean and deviation"
 
     def forward(self, images: Tensor) -> Tensor:
-        channels = images.shape[1]
-        if channels not in (1, 3):
-            raise UserError(f"DINOv2 reads images of 1 or 3 channels, not {channels}")
+        self.check_channels(images)
         x = F.interpolate(images.float(), (SIZE, SIZE), mode="bicubic", antialias=True) / 255
         mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         return self.net((x - mean) / std)

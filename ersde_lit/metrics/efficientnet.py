@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError, needs_extra
+from ersde_lit.errors import needs_extra
 from ersde_lit.metrics.features import Features
 from ersde_lit.metrics.weights_file import mismatch, read_state
 
@@ -67,9 +67,7 @@ class EfficientNet(Features):
         return f"uint8, bilinear to {SIZE}x{SIZE} (antialiased where larger), (x - 127) / 128"
 
     def forward(self, images: Tensor) -> Tensor:
-        channels = images.shape[1]
-        if channels not in (1, 3):
-            raise UserError(f"EfficientNet reads images of 1 or 3 channels, not {channels}")
+        self.check_channels(images)
         resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=max(images.shape[2:]) > SIZE)
         return self.net(((resized - 127) / 128).expand(-1, 3, -1, -1))
 

@@ -44,8 +44,10 @@ class Features(nn.Module):
         shapes = [(name, tuple(value.shape)) for name, value in state.items()]
         return digest(repr((kind, self.preprocessing, self.num_features, shapes)), state.values())
 
-    def forward(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+    def check_channels(self, images: Tensor) -> None:
+        """Raises UserError unless these are grey or RGB images [n, C, H, W]."""
+        if images.shape[1] not in (1, 3):
+            raise UserError(f"{type(self).__name__} reads images of 1 or 3 channels, not {images.shape[1]}")
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features [n, num_features], and [n, classes] whose softmax is the class probabilities, or None."""

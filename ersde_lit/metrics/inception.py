@@ -58,9 +58,7 @@ class Inception(Features):
         return self.features_and_logits(images)[0]
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        channels = images.shape[1]
-        if channels not in (1, 3):
-            raise UserError(f"Inception reads images of 1 or 3 channels, not {channels}")
+        self.check_channels(images)
         features, logits = self.net(images.expand(-1, 3, -1, -1))
         return features, logits
 

@@ -6,7 +6,6 @@ import mmap
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -108,25 +107,19 @@ def reference_of(
     with ranks.fail_together():
         if ranks.rank == 0:
             text = repr((VERSION, features.fingerprint, keep_features, tuple(source.image_shape)))
-            path = cache_folder(cache) / f"reference-{digest_of(source, text, _batches(source, features))}.npz"
+            path = cache_folder(cache) / f"reference-{digest_of(source, text, source.batches(features.batch_size))}.npz"
             with suppress(ValueError):  # absent or damaged
                 found = _read(path)
     if (found := ranks.of_first(found)) is not None:
         return replace(found, description=f"{found.num_images:,} {name}", fingerprint=features.fingerprint)
-    reference = _measure(_batches(source, features, ranks), features, device, keep_features, name, advance, ranks)
+    batches = source.batches(features.batch_size, ranks.rank, ranks.count)
+    reference = _measure(batches, features, device, keep_features, name, advance, ranks)
     reference = replace(reference, image_shape=source.image_shape)
     with suppress(OSError):
         if ranks.rank == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_reference(reference, path)
     return reference
-
-
-def _batches(source: ImageDataModule | ImageFiles, features: Features, ranks: Ranks = ALONE) -> Iterable[Tensor]:
-    """This rank's share of the images."""
-    if isinstance(source, ImageDataModule):
-        return islice(source.reference_images(features.batch_size), ranks.rank, None, ranks.count)
-    return source.batches(features.batch_size, ranks.rank, ranks.count)
 
 
 def _measure(

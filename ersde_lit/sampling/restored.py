@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ersde_lit.data.image_files import png, read_image, read_pixels
+from ersde_lit.data.image_files import encode_png, read_image, read_pixels
 from ersde_lit.denoisers import Denoiser
 from ersde_lit.errors import UserError
 from ersde_lit.sampling.formats import About, Encoded, Folder
@@ -81,7 +81,7 @@ class RestoredFolder(Folder):
     def encode(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> Encoded:
         """Encodes images, float32 [H, W, C] in [-1, 1] each, of these numbers."""
         tensors = (torch.from_numpy(rearrange(image, "h w c -> c h w")) for image in images)
-        return {self.name(k): png(image, self.of.bits[k]) for k, image in zip(seeds, tensors, strict=True)}
+        return {self.name(k): encode_png(image, self.of.bits[k]) for k, image in zip(seeds, tensors, strict=True)}
 
     def files(self, blocks: Iterable[Encoded], of: About) -> Iterable[tuple[str, bytes]]:
         return (file for file in super().files(blocks, of) if file[0] != "dataset.json")

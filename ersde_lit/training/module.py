@@ -10,12 +10,12 @@ from torch import Tensor
 from ersde_lit.data import Augment
 from ersde_lit.data.base import Batch
 from ersde_lit.denoisers import Denoiser, Latents, NoiseDensity, NoiseLaw, Process
-from ersde_lit.denoisers.labels import labels_for
 from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS, PreconditioningName, PredictionName
 from ersde_lit.errors import UserError
 from ersde_lit.networks import Network
+from ersde_lit.sampling.generate import generate
 from ersde_lit.sampling.restoration import RESTORER, restore
-from ersde_lit.solvers import Sampler, SavedTables, SeededNoise, Solver, registry
+from ersde_lit.solvers import Sampler, SavedTables, Solver, registry
 from ersde_lit.solvers.tableau import SAME_LEVEL
 from ersde_lit.training.averaged import POWER_EMA_KEY, AveragedModule
 from ersde_lit.training.classes import CLASSES_KEY, Classes
@@ -165,6 +165,8 @@ class DiffusionModule(AveragedModule):
             checkpoint[CLASSES_KEY] = self._classes.plain()
         if self.tables is not None:
             checkpoint[TABLES_KEY] = self.tables.plain()
+        if self.power_ema is not None:
+            checkpoint[POWER_EMA_KEY] = dict(zip(("sigma_rel", "images"), self.power_ema, strict=True))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -178,7 +180,6 @@ class DiffusionModule(AveragedModule):
         x0, labels = batch[:2]
         return self.sample(self._indices(len(x0), batch_idx), self._conditional(labels))
 
-    @torch.no_grad()
     def sample(
         self,
         seeds: Sequence[int],
@@ -200,12 +201,11 @@ class DiffusionModule(AveragedModule):
             ValueError: labels that do not fit seeds or network, no such solver, or a model that restores images.
         """
         self.check_samples()
-        noise = SeededNoise(seeds, self.image_shape, device=self.device)
-        chosen = labels_for(seeds, labels, self.num_classes, self.ema_denoiser.trained_classes)
-        labels = None if chosen is None else chosen.to(self.device)
         if solver is None and self.tables is not None and nfe in self.tables.tables:
             solver = self.tables
-        return registry.as_sampler(solver)(self.ema_denoiser, noise, nfe, labels=labels)
+        sampler = registry.as_sampler(solver)
+        (block,) = generate(self.ema_denoiser, sampler, seeds, nfe, labels, batch_size=len(seeds))
+        return block.images
 
     @torch.no_grad()
     def restore(

@@ -92,10 +92,6 @@ class PowerEMA(Callback):
             if trainer.is_global_zero:
                 write_snapshot(snapshot_path(trainer.default_root_dir, self.images), self.averages, self.dtype)
 
-    @property
-    def state_key(self) -> str:
-        return STATE_KEY
-
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images, "averages": self.averages, "snapshots": self.snapshots}
 

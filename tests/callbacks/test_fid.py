@@ -146,6 +146,22 @@ def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path,
     assert [(step + 1) // 2 for step in steps] == [1, 4, 6]
 
 
+@pytest.mark.parametrize(
+    ("given", "evaluated"),
+    [
+        ({"max_epochs": 1, "val_check_interval": 2}, [2, 8, 10]),
+        ({"max_epochs": 2, "val_check_interval": 4}, [4, 18]),  # the last one of four, 2 steps before the end
+        ({"max_epochs": 7, "check_val_every_n_epoch": 2}, [20, 60]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 7}, [7, 14]),
+    ],
+)
+def test_the_last_validation_is_the_one_that_none_follows(tmp_path, remembers, given, evaluated):
+    """Of several validations an epoch, too."""
+    trainer = trainer_with(tmp_path, make(every_n_validations=3), limit_train_batches=10, **given)
+    trainer.fit(remembers, datamodule=Digits())
+    assert sorted(int(p.stem[-7:]) + 1 for p in (tmp_path / "samples").iterdir()) == evaluated
+
+
 def test_validation_outside_of_training_draws_nothing(tmp_path, remembers):
     validated(tmp_path, remembers)
     assert not (tmp_path / "samples").exists()

@@ -64,8 +64,11 @@ def test_the_checkpoint_is_sampled_from_and_evaluated_like_any_other(inside, cap
         assert not np.array_equal(last["arr_0"], long["arr_0"])
     assert main(["validate", *fit("--config=power_ema.yaml", "--ckpt_path=long.ckpt")[1:]]) == 0
     assert Path(LAST).read_bytes() == before
+    assert main(["export", "long.ckpt", "--out=long.safetensors"]) == 0
+    assert main(["import", "long.safetensors", "--out=again.ckpt"]) == 0
     how = ["--nfe=1", "--seeds=0-19", "--data=ersde_lit.data.Digits", "--features=classifier", "--solvers=ddim"]
-    for path, said in ((LAST, "EMA, half-life"), ("long.ckpt", "power-function average, sigma_rel 0.12) after 3,072 ")):
+    power = "power-function average, sigma_rel 0.12) after 3,072 "
+    for path, said in ((LAST, "EMA, half-life"), ("long.ckpt", power), ("again.ckpt", power)):
         assert main(["evaluate", f"--ckpt_path={path}", f"--out=of_{Path(path).stem}", *how]) == 0
         assert said in Path(f"of_{Path(path).stem}/results.md").read_text()
 

@@ -7,6 +7,10 @@ from edm_files import ADM, dumps, network, snapshot
 from safetensors import safe_open
 
 from ersde_lit.cli import main
+from ersde_lit.cli.guided_model import GuidedModel
+from ersde_lit.cli.options.guidance import GuidanceOptions
+from ersde_lit.cli.options.machine import MachineOptions
+from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.networks import DhariwalUNet
 from ersde_lit.training import load
 
@@ -40,6 +44,8 @@ def test_images_come_of_it_and_it_is_published_and_read_again(inside, capsys) ->
     assert main(["import", "digits.pkl", "--out=net.ckpt"]) == 0
     assert main(["export", "net.ckpt", "--out=net.safetensors"]) == 0
     assert "net.safetensors: averaged weights of net.ckpt" in capsys.readouterr().out
+    opened = GuidedModel.open("net.ckpt", ModelOptions(), GuidanceOptions(), MachineOptions())
+    assert opened.weights == "averaged weights, as imported"  # by whatever average their authors took
     assert main(["import", "net.safetensors", "--out=again.ckpt"]) == 0
     for name in ("net", "again"):
         assert main(["sample", f"--ckpt_path={name}.ckpt", "--seeds=0-2", "--nfe=3", f"--out={name}.npz"]) == 0

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from ersde_lit.cli import main
 from ersde_lit.cli.options.sampler import OF_GRID, as_options
 from ersde_lit.cli.restore import RestoreOptions
-from ersde_lit.data.image_files import read_image, read_pixels, write_image
+from ersde_lit.data.image_files import encode_png, read_image, read_pixels
 from ersde_lit.denoisers import EDA, FieldNoise, NoiseLaw, PairNoise
 from ersde_lit.sampling import restored
 from ersde_lit.sampling.formats import read_meta
@@ -44,7 +44,7 @@ def checkpoint(path: str, channels: int = 1, law: NoiseLaw | None = None, nan: b
 def write(folder: str, name: str, image: torch.Tensor, bits: int = 8) -> None:
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(image, path, bits)
+    path.write_bytes(encode_png(image, bits))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def files(folder: str) -> dict[str, bytes]:
 
 
 def assert_pixels(path: str, expected: torch.Tensor, bits: int) -> None:
-    write_image(expected, "expected.png", bits)
+    Path("expected.png").write_bytes(encode_png(expected, bits))
     pixels, whole = read_pixels(path), read_pixels("expected.png")
     assert pixels.dtype == whole.dtype
     assert torch.equal(pixels, whole), path
@@ -92,9 +92,9 @@ def test_files_are_what_the_model_restores_of_each_image(capsys) -> None:
         assert_pixels(f"one/{name}", model.restore(images[name][None])[0], bits)
     assert_pixels("one/small.png", model.restore(images["small.png"][None])[0], 8)
     first, last = model.restore(images["sub/large.png"][None, :, :16, :16]), images["sub/large.png"][None, :, 24:, 8:]
-    write_image(read_image("one/sub/large.png")[0][:, :12, :8], "corner.png", 8)
+    Path("corner.png").write_bytes(encode_png(read_image("one/sub/large.png")[0][:, :12, :8], 8))
     assert_pixels("corner.png", first[0, :, :12, :8], 8)
-    write_image(read_image("one/sub/large.png")[0][:, 28:, 16:], "corner.png", 8)
+    Path("corner.png").write_bytes(encode_png(read_image("one/sub/large.png")[0][:, 28:, 16:], 8))
     assert_pixels("corner.png", model.restore(last)[0, :, 4:, 8:], 8)
 
 

@@ -48,7 +48,6 @@ REFUSED = [  # the command, and a word of the line that it prints
     (["reference", "x"], "out"),
     (["reference", "--out=x.npz"], "no images"),
     (["reference", "x", "--out=y"], ".npz"),
-    (["reference", ".", "--features=classifier", "--out=x.npz"], "give --data"),
     (["analyze", "--out=x", "--nfe=1"], "nfe"),
     (["analyze", "--out=x", "--grid=edn"], "edm"),
     (["analyze", "--out=absent/x"], "no folder"),

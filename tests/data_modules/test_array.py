@@ -49,7 +49,7 @@ def test_batches_are_the_images(array):
     assert sorted(labels.tolist()) == sorted(LABELS[k] for k in range(10) if k not in (0, 5))
     expected = sorted(pixels(10)[[1, 2, 3, 4, 6, 7, 8, 9]].reshape(8, -1).tolist())
     assert sorted(((images + 1) * 127.5).round().int().flatten(1).tolist()) == expected
-    assert np.array_equal(torch.cat([*data.reference_images(3)]), data.split("train").images)
+    assert np.array_equal(torch.cat([*data.batches(3)]), data.split("train").images)
 
 
 def test_another_folder_is_held_out_and_all_of_the_first_is_trained_on(array, tmp_path):

@@ -71,7 +71,7 @@ def test_flips_mirror_about_half_of_the_training_images_and_no_other():
     assert torch.equal(left, ~right)
     assert 150 < right.sum() < 250
     assert not any((x[..., -1] == 1).any() for x, _ in data.val_dataloader())
-    assert all((images[..., 0] == 255).all() for images in data.reference_images())
+    assert all((images[..., 0] == 255).all() for images in data.batches())
 
 
 @pytest.mark.parametrize(("devices", "batches", "images"), [(1, 1, 8), (2, 1, 4), (1, 4, 2), (2, 2, 2)])
@@ -106,7 +106,7 @@ AT_THE_START = SimpleNamespace(
 
 def test_reference_images_are_the_training_images_as_bytes_in_order():
     data = Tiny()
-    chunks = list(data.reference_images(chunk=7))
+    chunks = list(data.batches(batch_size=7))
     assert [len(c) for c in chunks] == [7, 7, 6]
     assert torch.equal(torch.cat(chunks), data.split("train").images)
     assert chunks[0].dtype == torch.uint8
@@ -125,7 +125,7 @@ def test_loads_once():
     data = Tiny(batch_size=4)
     data.setup("fit")
     data.setup("validate")
-    list(data.reference_images())
+    list(data.batches())
     assert data.loads == 1
 
 

@@ -346,10 +346,3 @@ def test_what_another_process_writes_is_not_begun_anew(tmp_path, small_blocks):
     with lock, pytest.raises(ValueError, match=busy):
         convert(source, tmp_path / "out", np.array([0, 5]), command="data set")
     assert stored(tmp_path / "out.partial") == before
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1900, "1.9 kB"), (15.7e9, "15.7 GB"), (2e13, "20.0 TB")]
-)
-def test_sizes_in_sensible_units(count, text):
-    assert conversion.in_bytes(count) == text

@@ -11,7 +11,7 @@ from tiny import trainer
 from ersde_lit.cli import main
 from ersde_lit.data import ImagePairs
 from ersde_lit.data.convert import convert
-from ersde_lit.data.image_files import write_image
+from ersde_lit.data.image_files import encode_png
 from ersde_lit.data.opening import open_source
 from ersde_lit.denoisers import EDA, PairNoise
 from ersde_lit.networks import UNet
@@ -135,7 +135,7 @@ def test_validation_takes_the_middle_as_it_is(of_sizes) -> None:
         assert not mirrored
     torch.testing.assert_close(degraded - clean, torch.full_like(clean, DIFFERENCE / 127.5))
     assert np.array_equal(data.split("val").images, levels(clean))
-    assert np.array_equal(torch.cat([*data.reference_images(5)]), data.split("train").images)
+    assert np.array_equal(torch.cat([*data.batches(5)]), data.split("train").images)
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_and_ranks_share_it(of_sizes, monkeypatch) -> None:
@@ -168,7 +168,7 @@ def test_deep_images_keep_their_bits(tmp_path) -> None:
     for name, image in (("clean", value), ("degraded", -value)):
         (tmp_path / name).mkdir()
         for key in NAMES[:2]:
-            write_image(image, tmp_path / name / key, 16)
+            (tmp_path / name / key).write_bytes(encode_png(image, 16))
     data = ImagePairs(str(tmp_path / "degraded"), str(tmp_path / "clean"))
     (clean, _, degraded), = data.val_dataloader()  # fmt: skip
     torch.testing.assert_close(clean[0], value, atol=1 / 65535, rtol=0)

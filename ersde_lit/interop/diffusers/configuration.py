@@ -57,7 +57,7 @@ def converted(scheduler: type, config: Mapping[str, Any], **changes: Any) -> dic
     Raises:
         UserError: a class or an option whose noising process is another, or unknown.
     """
-    ours = _defaults(scheduler)
+    ours = defaults(scheduler)
     name = _class_of(config)
     if name is not None and name not in _FAMILIES and name not in [base.__name__ for base in scheduler.__mro__]:
         raise UserError(
@@ -105,7 +105,7 @@ def _check_family(scheduler: type, name: str | None, config: dict[str, Any]) -> 
 
 
 def _check_options(scheduler: type, name: str | None, config: dict[str, Any]) -> None:
-    known = _defaults(scheduler).keys() | _OTHERS
+    known = defaults(scheduler).keys() | _OTHERS
     if config.get("use_flow_sigmas") and _family_of(scheduler) == "ERSDEFlowMatchScheduler":
         known |= _WITHOUT_USE_IN_FLOW
     for option, value in config.items():
@@ -117,7 +117,7 @@ def _check_options(scheduler: type, name: str | None, config: dict[str, Any]) ->
             )
 
 
-def _defaults(scheduler: Any) -> dict[str, Any]:
+def defaults(scheduler: Any) -> dict[str, Any]:
     """The options of a scheduler's constructor, each with its default (`inspect.Parameter.empty` if it has none)."""
     parameters = inspect.signature(scheduler.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
@@ -129,7 +129,7 @@ def _their_defaults() -> dict[str, dict[str, Any]]:
     import diffusers
 
     names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
-    return {name: _defaults(getattr(diffusers, name)) for name in names}
+    return {name: defaults(getattr(diffusers, name)) for name in names}
 
 
 def check_option(config: Any, option: str, *values: str) -> None:

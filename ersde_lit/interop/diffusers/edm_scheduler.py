@@ -82,7 +82,6 @@ class ERSDEEDMScheduler(TableScheduler):
             levels = check_lams(as_levels(sigmas))
         told = levels[:-1] if table is None else table.told
         self._set_levels(levels, levels, PRECONDITIONINGS["edm"].c_noise(told, told).float(), device, table)
-        self.num_inference_steps = len(self.timesteps)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """``x / sqrt(sigma^2 + sigma_data^2)``."""

@@ -112,7 +112,6 @@ class ERSDEFlowMatchScheduler(TableScheduler):
             raise UserError(f"set_timesteps takes num_inference_steps, sigmas, timesteps of one length, not {found}")
         if (table := self._table(lengths.pop())) is not None:
             self._set_lams(table.lams, device, len(self) * self.process.t_of_lam(table.told), table)
-            self.num_inference_steps = table.nfe
             return
         c = self.config
         if c.use_dynamic_shifting and mu is None:
@@ -129,7 +128,6 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         if self._spacing:
             t = SPACINGS[self._spacing](len(t), lam_min=float(t[-1]), lam_max=float(t[0]), zero=True)[:-1]
         self._set(t, device, told)
-        self.num_inference_steps = len(self.timesteps)
 
     def _set(self, t: Tensor, device: str | torch.device | None = None, told: Tensor | None = None) -> None:
         """Sets times t (N,), descending, above the final 0; told (N,): timesteps other than num_train_timesteps t."""

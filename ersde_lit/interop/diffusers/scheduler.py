@@ -132,7 +132,6 @@ class ERSDEScheduler(TableScheduler):
         check_one_given(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if (table := self._table(num_inference_steps, timesteps=timesteps, sigmas=sigmas)) is not None:
             self._set_lams(table.lams, device, table)
-            self.num_inference_steps = table.nfe
             return
         if sigmas is not None:
             levels = as_levels(sigmas)
@@ -147,7 +146,6 @@ class ERSDEScheduler(TableScheduler):
             )
             levels = self._ended(self._trained[told])
         self._set(levels, device)
-        self.num_inference_steps = len(self.timesteps)
 
     def _set(self, levels: Tensor, device: str | torch.device | None = None) -> None:
         self._set_lams(flow_lams(levels) if self.config.use_flow_sigmas else levels, device)

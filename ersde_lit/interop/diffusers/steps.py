@@ -120,6 +120,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._alphas = self.process.alpha_of_lam(torch.cat([self._told, lams[-1:]])).tolist()
         self.sigmas = sigmas.float()
         self.timesteps = distinct(timesteps).to(device)
+        self.num_inference_steps = len(self.timesteps)
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._steps: Steps | None = None

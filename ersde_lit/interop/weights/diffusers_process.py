@@ -3,14 +3,13 @@
 Options of sampling are ignored, as our samplers replace the scheduler.
 """
 
-import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
 
 from ersde_lit.denoisers import VE, VP, Cosine, ScaledLinear
-from ersde_lit.errors import UserError
-from ersde_lit.interop.diffusers.configuration import SERVED
+from ersde_lit.errors import UserError, needs_extra
+from ersde_lit.interop.diffusers.configuration import SERVED, defaults
 
 _OF_OTHER_STEPS = {"CogVideoXDDIM", "CogVideoXDPM", "LCM", "RePaint", "TCD"}  # and of no pipeline that can be imported
 _VP = [f"{name}Scheduler" for name in SERVED["ERSDEScheduler"] if name not in _OF_OTHER_STEPS] + ["ERSDEScheduler"]
@@ -96,14 +95,11 @@ def _ve(name: str, options: dict[str, Any], given: Mapping[str, Any]) -> _Found:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    try:
+    with needs_extra("diffusers", f"the model, which is kept with diffusers' {name},"):
         import diffusers
-    except ImportError:
-        raise UserError(f"the model is kept with diffusers' {name}: pip install diffusers") from None
     from ersde_lit.interop.diffusers.scheduler import ERSDEScheduler
 
     scheduler = ERSDEScheduler if name == "ERSDEScheduler" else getattr(diffusers, name, None)
     if scheduler is None:
         raise UserError(f"diffusers has no {name}: it is too old, or too new, for this model")
-    parameters = inspect.signature(scheduler.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults(scheduler)

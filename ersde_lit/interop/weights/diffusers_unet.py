@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.networks import Network
 
 
@@ -22,10 +22,8 @@ class DiffusersUNet(Network):
 
     def __init__(self, config: dict[str, Any], steps: int = 1000) -> None:
         super().__init__()
-        try:
+        with needs_extra("diffusers", "this network, a UNet2DModel,"):
             from diffusers import UNet2DModel
-        except ImportError:
-            raise UserError("this network is diffusers' UNet2DModel: pip install diffusers") from None
         unknown = config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys()
         if unknown:
             raise UserError(f"UNet2DModel does not know {min(unknown)[:40]!r}: is diffusers too old for this network?")

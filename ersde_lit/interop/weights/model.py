@@ -15,7 +15,7 @@ from ersde_lit.interop.weights.published import published
 from ersde_lit.networks import Network
 from ersde_lit.solvers import SavedTables
 from ersde_lit.training import AtomicCheckpointIO, DiffusionModule, NoisyClassifier
-from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.averaged import IMAGES_KEY, POWER_EMA_KEY, SPEC_KEY
 from ersde_lit.training.classes import CLASSES_KEY, Classes
 from ersde_lit.training.module import TABLES_KEY
 from ersde_lit.training.noisy_classifier import KIND
@@ -47,6 +47,7 @@ class ImportedModel:
         notes: further lines for the report.
         classes: trained classes and their names, as a checkpoint keeps them; None if unknown.
         tables: learned tables to sample with, as plain data; None: none.
+        power_ema: sigma_rel and images of a power-function average; None: the weights are another one, or unknown.
     """
 
     origin: str
@@ -58,6 +59,7 @@ class ImportedModel:
     notes: list[str] = field(default_factory=list)
     classes: dict[str, Any] | None = None
     tables: dict[str, Any] | None = None
+    power_ema: dict[str, Any] | None = None
 
     def module(self) -> DiffusionModule:
         """The model on the meta device; UserError if weights and description do not match or weights are not finite."""
@@ -82,11 +84,11 @@ class ImportedModel:
             for part, weights in copies.items()
             for name, tensor in weights.items()
         }
-        if set(state) != set(module.state_dict()):
-            raise UserError("its weights are not those of the model that it describes")
         classes = {CLASSES_KEY: Classes.read(self.classes, module.num_classes).plain()} if self.classes else {}
         tables = {TABLES_KEY: SavedTables.of_plain(self.tables).plain()} if self.tables else {}
-        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **classes, **tables, **_START}
+        average = {POWER_EMA_KEY: self.power_ema} if self.power_ema else {}
+        kept = classes | tables | average
+        return {"state_dict": state, SPEC_KEY: module.spec, IMAGES_KEY: self.images_seen, **kept, **_START}
 
     def report(self, module: DiffusionModule) -> str:
         """Report of what was found, in lines of a word and its value."""

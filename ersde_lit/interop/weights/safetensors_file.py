@@ -19,7 +19,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
 from ersde_lit.interop.weights.model import UNCERTAINTY, ImportedClassifier, ImportedModel
 from ersde_lit.solvers import SavedTables
-from ersde_lit.training.averaged import IMAGES_KEY, SPEC_KEY
+from ersde_lit.training.averaged import IMAGES_KEY, POWER_EMA_KEY, SPEC_KEY
 from ersde_lit.training.checkpoint import carrying, read
 from ersde_lit.training.classes import CLASSES_KEY
 from ersde_lit.training.module import TABLES_KEY
@@ -63,7 +63,7 @@ def write_safetensors(content: Mapping[str, Any], out: str | Path, name: str, av
     if averaged_only or all(_equal(t, tensors.get(n.replace("raw.", "averaged.", 1))) for n, t in raw.items()):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in raw}
     about = {SPEC_KEY: content[SPEC_KEY], IMAGES_KEY: content.get(IMAGES_KEY, 0)}
-    about |= {key: content[key] for key in (CLASSES_KEY, TABLES_KEY) if key in content}
+    about |= {key: content[key] for key in (CLASSES_KEY, TABLES_KEY, POWER_EMA_KEY) if key in content}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(out) as temporary:
         temporary.touch()
@@ -87,8 +87,12 @@ def read_safetensors(path: str | Path) -> ImportedModel | ImportedClassifier:
         spec, images = about[SPEC_KEY], about[IMAGES_KEY]
         model = _model(spec, int(images), tensors)
         kept = {"classes": about.get(CLASSES_KEY), "tables": about.get(TABLES_KEY)}
+        if (average := about.get(POWER_EMA_KEY)) is not None:
+            kept["power_ema"] = {"sigma_rel": float(average["sigma_rel"]), "images": int(average["images"])}
         return replace(model, **kept) if isinstance(model, ImportedModel) else model
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except UserError:
+        raise
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} has a description that cannot be read: {str(error)[:120]}") from None
 
 

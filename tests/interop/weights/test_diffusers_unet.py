@@ -240,7 +240,7 @@ def test_missing_files(tmp_path: Path) -> None:
 
 def test_without_diffusers_it_is_said_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match="pip install diffusers"):
+    with pytest.raises(ValueError, match=r'pip install "ersde-lit\[diffusers\]"'):
         DiffusersUNet(TINY)
 
 
