@@ -10,8 +10,8 @@ Every sampler on EDM's grid of rho 7 and of rho 12, default and noisy on their o
 - the Fashion-MNIST network of tools/results, which is weak.
 
 Frechet distance in classifier features, in which the tables were learned; and what `tune` reports on fresh seeds in
-pixels and in EfficientNet's features, in which nothing was learned. Writes tools/results/networks.md and the tables
-themselves, tools/results/NAME.tables. Working folders are in runs.
+pixels, in which they were learned too, and in EfficientNet's features, in which nothing was learned. Writes
+tools/results/networks.md and the tables themselves, tools/results/NAME.tables. Working folders are in runs.
 """
 
 import csv
@@ -142,7 +142,7 @@ def page(names: list[str]) -> str:
             *heading(NFES),
         ]
         lines += [as_row(s, [best_grid(values[name], s, n) for n in NFES]) for s in (*OURS, *RIVALS, LEARNED)]
-        lines += not_learned_in(name)
+        lines += by_tune(name)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch", "torchmetrics"))
     return "\n".join(
         [
@@ -153,8 +153,8 @@ def page(names: list[str]) -> str:
     )
 
 
-def not_learned_in(name: str) -> list[str]:
-    """The scores in a file of tables, but for those in the features that it was learned in; and what learning took."""
+def by_tune(name: str) -> list[str]:
+    """The scores in a file of tables, but for the page's own features; and what learning took."""
     facts = json.loads((RESULTS / f"{name}.tables").read_text())["facts"]
     nfes = NETWORKS[name].learned
     lines = []
@@ -167,7 +167,8 @@ def not_learned_in(name: str) -> list[str]:
             for score in facts["scores"]
             if (score["measure"], score["features"]) == (measure, features)
         }
-        lines += [f"\n{measure[0].upper()}{measure[1:]}, {features}, not learned in.\n", *heading(nfes)]
+        learned = "learned in too" if features in facts["objective"] else "not learned in"
+        lines += [f"\n{measure[0].upper()}{measure[1:]}, {features}, {learned}.\n", *heading(nfes)]
         lines += [as_row(s, [of[s, n] for n in nfes], ".4g") for s in dict.fromkeys(sampler for sampler, _ in of)]
     seconds = ", ".join(f"{facts['learning'][str(n)]['seconds']:.0f}" for n in nfes)
     return [*lines, f"\nSeconds of learning at each NFE, beside other work: {seconds}."]

@@ -21,6 +21,8 @@ from ersde_lit.errors import UserError, needs_extra
 from ersde_lit.files import check_apart, check_out, check_present, disk_errors, given, locked
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ersde_lit.cli.tune_file import TablesFile
     from ersde_lit.cli.tune_scores import Judges
     from ersde_lit.ranks import Ranks
@@ -87,7 +89,7 @@ def tune(
         raise UserError("tables are learned in float64, which --accelerator mps has not: take cpu")
     judges = Judges.of(model, data, reference, split(learning.also or []), learning.images, ranks)
     problem = _problem(model, judges, learning, ranks)
-    facts = _model_facts(model) | _learning_facts(learning, judges, machine)
+    facts = _model_facts(model) | _learning_facts(model, judges, learning)
     with ExitStack() as stack:
         with ranks.fail_together():
             if first:
@@ -168,7 +170,7 @@ def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ra
 
     from ersde_lit.cli.tune_trainer import HalfPrecision
     from ersde_lit.sampling.labels import labels_of
-    from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem
+    from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem, SumOfDistances
 
     features, bank = judges.learned_in
     extract: Any = ImageFeatures(features)
@@ -179,12 +181,19 @@ def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ra
         if not extract(probe).requires_grad:
             raise UserError("--features give no gradients: learn in others, or add --gradient_free")
     distance = {"kernel": KernelDistance, "energy": EnergyDistance}[learning.objective]
-    objective = distance(extract, bank[:BANK].to(ranks.device)).to(ranks.device)
+    objective: Any = distance(extract, bank[:BANK].to(ranks.device))
+    if (real := _pixels(model, judges, learning)) is not None:
+        objective = SumOfDistances(objective, EnergyDistance(ImageFeatures(torch.nn.Flatten()), real))
     denoiser = model.denoiser.requires_grad_(False)
     if model.machine.precision == "bf16":
         denoiser = HalfPrecision(denoiser, torch.bfloat16)
     labels: Any = partial(labels_of, model.denoiser, model.labels) if model.denoiser.num_classes else None
-    return Problem(denoiser, model.denoiser.image_shape, objective, labels, ranks.device)
+    return Problem(denoiser, model.denoiser.image_shape, objective.to(ranks.device), labels, ranks.device)
+
+
+def _pixels(model: GuidedModel, judges: "Judges", learning: LearningOptions) -> "Tensor | None":
+    """Real images' pixels, where the objective is in these too."""
+    return judges.real if learning.objective == "energy" and model.decoder is None else None
 
 
 def _check_gradients(model: GuidedModel) -> None:
@@ -234,15 +243,17 @@ def _model_facts(model: GuidedModel) -> dict[str, Any]:
     }
 
 
-def _learning_facts(learning: LearningOptions, judges: "Judges", machine: MachineOptions) -> dict[str, Any]:
+def _learning_facts(model: GuidedModel, judges: "Judges", learning: LearningOptions) -> dict[str, Any]:
     """Facts kept with tables about the learning: data, features, objective, seeds."""
     from ersde_lit.tuning import LEARNING, STOPPING
 
+    pixels = "" if _pixels(model, judges, learning) is None else " and pixels"
+    gradients = ", without gradients" if learning.gradient_free else ""
     return {
         **judges.described,
-        "objective": f"{learning.objective} distance" + " without gradients" * learning.gradient_free,
+        "objective": f"{learning.objective} distance in features{pixels}{gradients}",
         "stages": learning.chosen,
-        "precision": machine.precision,
+        "precision": model.machine.precision,
         "seeds": {
             "learning": f"from {LEARNING[0]}", "stopping": f"from {STOPPING[0]}", "reporting": "from 0",
         },

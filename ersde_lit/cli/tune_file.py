@@ -10,6 +10,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.files import disk_errors
 from ersde_lit.solvers import SavedTables, Tableau, read_tables, write_tables
 
+PIXELS = "pixels"
 NO_MATTER = ("versions", "seeds")  # that may differ from one table to the next
 
 
@@ -57,6 +58,10 @@ class TablesFile:
     @property
     def saved(self) -> SavedTables:
         return SavedTables(self.tables, {**self.facts, "learning": self.learning, "scores": self.scores})
+
+    def learned_in(self, features: str) -> bool:
+        """Whether these features, or pixels, are part of the objective."""
+        return features == self.facts["features"] or (features == PIXELS and PIXELS in self.facts["objective"])
 
     def keep(self, nfe: int, tableau: Tableau, how: dict[str, Any], write: bool = True) -> None:
         """Adds a table."""

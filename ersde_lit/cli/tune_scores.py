@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ersde_lit.cli.guided_model import GuidedModel
 from ersde_lit.cli.options.reference import ReferenceOptions
 from ersde_lit.cli.options.sampler import SamplerOptions
-from ersde_lit.cli.tune_file import TablesFile
+from ersde_lit.cli.tune_file import PIXELS, TablesFile
 from ersde_lit.data import ImageDataModule
 from ersde_lit.errors import UserError
 from ersde_lit.metrics import Features, Scores
@@ -29,7 +29,6 @@ from ersde_lit.tuning import EnergyDistance
 LEARNED = "learned"
 RIVALS = ("default", "noisy", "dpm++2m", "unipc2", "sde_dpm++2m", "deis", "ipndm")
 MEASURES = {"fid": "Frechet distance", "kid": "kernel distance"}
-PIXELS = "pixels"
 REAL = 2000  # images whose pixels are compared with
 
 
@@ -40,13 +39,13 @@ class Judges:
     Attributes:
         model: which samples.
         scores: of the features that are learned in, then of others.
-        pixels: energy distance of float images [B, D] to real ones; None where these are not at hand.
+        real: pixels of real images, 0 to 255, [REAL, D]; None where these are not at hand.
         count: images a sampler, of the seeds from 0 on.
     """
 
     model: GuidedModel
     scores: Sequence[Scores]
-    pixels: Callable[..., Tensor] | None
+    real: Tensor | None
     count: int
     ranks: Ranks
 
@@ -92,7 +91,7 @@ class Judges:
     @property
     def names(self) -> set[str]:
         """Descriptions of all features, and of pixels."""
-        return {scores.features.description for scores in self.scores} | ({PIXELS} if self.pixels else set())
+        return {scores.features.description for scores in self.scores} | (set() if self.real is None else {PIXELS})
 
     def of_nfe(self, nfe: int, tables: SavedTables) -> list[dict[str, Any]]:
         """Scores of all samplers at this NFE, on all ranks."""
@@ -122,8 +121,9 @@ class Judges:
         found = []
         for scores in self.scores:
             found += [(MEASURES[name], scores.features.description, value) for name, value in _scores(scores, images)]
-        if self.pixels is not None:
-            value = None if images is None else float(self.pixels(_flat(images), None, None))
+        if self.real is not None:
+            distance = EnergyDistance(torch.Tensor.float, self.real)
+            value = None if images is None else float(distance(images.flatten(1), None, None))
             found.append(("energy distance", PIXELS, value))
         return found
 
@@ -144,7 +144,7 @@ def show(file: TablesFile, nfes: Sequence[int], images: int) -> None:
             cells = [(value.get((name, nfe), math.nan), nfe) for nfe in nfes]
             rows.append([name, *(f"**{v:.4g}**" if v == best[nfe] else f"{v:.4g}" for v, nfe in cells)])
         of = f"{measure[0].upper()}{measure[1:]} of {images:,} samples to {file.facts['data']}"
-        heading = f"{of}, {features}" + (" (learned in these)" if features == file.facts["features"] else "")
+        heading = f"{of}, {features}" + (" (learned in these)" if file.learned_in(features) else "")
         console.print(Sheet(heading, ["sampler", *(f"NFE {nfe}" for nfe in nfes)], rows).table())
 
 
@@ -158,11 +158,7 @@ def _scores(scores: Scores, images: Tensor | None) -> list[tuple[str, float | No
         return [(name, value if math.isfinite(value) else None) for name, value in scores.compute().items()]
 
 
-def _pixels(data: ImageDataModule) -> EnergyDistance:
+def _pixels(data: ImageDataModule) -> Tensor:
     real = data.split("train").images
     chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:REAL]
-    return EnergyDistance(torch.Tensor.float, _flat(real[chosen]))
-
-
-def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1).float() / 127.5 - 1
+    return real[chosen].flatten(1).float()

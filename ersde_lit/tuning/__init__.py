@@ -29,7 +29,14 @@ from ersde_lit.names import STAGES, Stage
 from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.exact import exact_gaussian
 from ersde_lit.tuning.learned import FREEDOMS, Freedom, LearnedTable
-from ersde_lit.tuning.objectives import EnergyDistance, ImageFeatures, KernelDistance, SetDistance, Teacher
+from ersde_lit.tuning.objectives import (
+    EnergyDistance,
+    ImageFeatures,
+    KernelDistance,
+    SetDistance,
+    SumOfDistances,
+    Teacher,
+)
 from ersde_lit.tuning.plan import plan_levels
 from ersde_lit.tuning.problem import LEARNING, STOPPING, Objective, Problem
 from ersde_lit.tuning.rows import full_history
@@ -50,6 +57,7 @@ __all__ = [
     "Problem",
     "SetDistance",
     "Stage",
+    "SumOfDistances",
     "TableTuner",
     "Teacher",
     "Tuned",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
-from ersde_lit.metrics import Features, Inception
+from ersde_lit.metrics import Inception
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import Sampler
 from ersde_lit.solvers.loop import Denoise
@@ -23,16 +23,16 @@ Extract = Callable[[Tensor], Tensor]
 
 
 class ImageFeatures(nn.Module):
-    """The metrics' features as a function of float images in [-1, 1], with gradients.
+    """Features of uint8 images, such as the metrics', as a function of float images in [-1, 1], with gradients.
 
-    Images are rounded to 8 bits as stored ones are; the gradient passes the rounding straight through, and stops where
-    a value is clipped.
+    Those of ``nn.Flatten()`` are the pixels, from 0 to 255. Images are rounded to 8 bits as stored ones are; the
+    gradient passes the rounding straight through, and stops where a value is clipped.
 
     Raises:
         UserError: a gradient through Inception, whose published code reads integers only.
     """
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: nn.Module) -> None:
         super().__init__()
         self.features = features.eval().requires_grad_(False)
 
@@ -115,6 +115,23 @@ class EnergyDistance(SetDistance):
 
     def alone(self, a: Tensor) -> Tensor:
         return a.new_full((len(a),), 1e-3)
+
+
+class SumOfDistances(nn.Module):
+    """Energy distances in several features, added; each but the first is scaled to its unit.
+
+    The scale makes two different real samples as far apart, on average, as in the first features. One distance alone
+    lets learning exploit what its features do not see.
+    """
+
+    def __init__(self, *distances: EnergyDistance) -> None:
+        super().__init__()
+        self.distances = nn.ModuleList(distances)
+        self.scales = [float(distances[0].within / one.within) for one in distances]
+
+    def forward(self, x: Tensor, noise: Noise, labels: Tensor | None) -> Tensor:
+        values = [one(x, noise, labels) * scale for one, scale in zip(self.distances, self.scales, strict=True)]
+        return torch.stack(values).sum()
 
 
 class Teacher(nn.Module):

@@ -93,7 +93,7 @@ def tune(
     ckpt_path: str | Path | None = None,
     record: str | Path | None = None,
 ) -> Tuned:
-    """The best table of `nfe` calls for a problem; never worse than its start on the stopping seeds.
+    """The best table of `nfe` calls for a problem: on the stopping seeds, better than its start beyond their spread.
 
     In a process group that was started before, ranks share the judging, and `evolve` its candidates.
 
@@ -138,9 +138,16 @@ def tune(
         evolve(table, problem, steps, min(1000, validation), batch, record=record, ranks=ranks)
         found = table.tableau()
         after = judge(problem, found, validation, batch, ranks)
-    if after is None or not after.mean() < best.after.mean():
+    if after is None or not _is_better(after, best.after):
         return best
     return best._replace(tableau=found, after=after)
+
+
+def _is_better(after: Tensor, before: Tensor) -> bool:
+    """Whether the mean over blocks is lower by more than two standard errors, of several blocks."""
+    gain = before - after
+    error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return float(gain.mean()) > 2 * error
 
 
 def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:

@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_and_keeps_what_is_there(capsys) -> None:
     [
         ("other.ckpt", [], "their network is"),
         ("m.ckpt", ["--eps_scale=1.005"], "their guidance is none, and here {'eps_scale': '1.005'}"),
-        ("m.ckpt", ["--objective=kernel"], "their objective is energy distance"),
+        ("m.ckpt", ["--objective=kernel"], "their objective is energy distance in features and pixels"),
         ("m.ckpt", ["--stages=grid"], "their stages is ['drift', 'noise'], and here ['grid']"),
         ("m.ckpt", ["--precision=bf16"], "their precision is fp32"),
     ],
@@ -244,7 +244,7 @@ def test_without_gradients() -> None:
     pytest.importorskip("cmaes")
     assert tune("--nfe=2", "--out=e.tables", "--gradient_free", "--steps=16") == 0
     tables = read_tables("e.tables")
-    assert tables.facts["objective"] == "energy distance without gradients"
+    assert tables.facts["objective"] == "energy distance in features and pixels, without gradients"
     assert tables.facts["learning"]["2"]["after"] <= tables.facts["learning"]["2"]["before"]
 
 

@@ -43,7 +43,8 @@ class LearningOptions:
     Args:
         stages: some of grid (levels planned by a fine run are tried), drift (levels, weights and the levels that the
             network is told) and noise (how much at which step); drift and noise are learned together.
-        objective: energy: energy distance; kernel: distance of moments up to the third, as KID.
+        objective: energy: energy distance in the features, and in pixels, of equal weight, where --data gives images;
+            kernel: distance in the features of moments up to the third, as KID.
         gradient_free: learn by CMA-ES (extra `tune`), where no gradient can be had or memory does not suffice.
         steps: of learning for each NFE (of gradient_free: runs of the sampler).
         minutes: of learning for each NFE at most, not of gradient_free; all steps if not given.
