@@ -19,7 +19,8 @@ step, the levels that the denoiser is told.
 
 - grid: `plan_levels` picks levels by dynamic programming over one fine run of the denoiser, in seconds.
 - drift, noise: `TableTuner` learns a `LearnedTable` by gradients through all calls, towards an objective: the law of
-  the samples in features (`EnergyDistance`, `KernelDistance`), or a teacher's images (`Teacher`; no noise).
+  the samples in features (`EnergyDistance`, `KernelDistance`), in several at once (`SumOfDistances`: the command adds
+  pixels, so that nothing is won at their cost), or a teacher's images (`Teacher`; no noise).
 - `evolve` learns without gradients.
 
 Learning, stopping and reporting use disjoint seeds: `LEARNING`, `STOPPING`, and those below, which people sample.

@@ -138,12 +138,12 @@ def tune(
         evolve(table, problem, steps, min(1000, validation), batch, record=record, ranks=ranks)
         found = table.tableau()
         after = judge(problem, found, validation, batch, ranks)
-    if after is None or not _is_better(after, best.after):
+    if after is None or not is_better(after, best.after):
         return best
     return best._replace(tableau=found, after=after)
 
 
-def _is_better(after: Tensor, before: Tensor) -> bool:
+def is_better(after: Tensor, before: Tensor) -> bool:
     """Whether the mean over blocks is lower by more than two standard errors, of several blocks."""
     gain = before - after
     error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0

@@ -1,13 +1,21 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.metrics import Features, Inception
 from ersde_lit.sampling.images import quantise
 from ersde_lit.solvers import ERSDE, SeededNoise, TableSampler
 from ersde_lit.solvers.oracles import Gaussian
-from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem, SetDistance, Teacher
+from ersde_lit.tuning import (
+    EnergyDistance,
+    ImageFeatures,
+    KernelDistance,
+    Problem,
+    SetDistance,
+    SumOfDistances,
+    Teacher,
+)
 
 NOISE = SeededNoise([0], (1,))
 
@@ -71,6 +79,18 @@ def test_image_features_are_those_of_stored_images_with_a_gradient() -> None:
     inside = (x.abs() < 0.99).float()
     torch.testing.assert_close(gradient * inside, inside * 127.5 / 48)
     assert not gradient[x.abs() > 1.01].any()
+
+
+def test_a_sum_sees_what_its_first_features_do_not_in_their_unit() -> None:
+    real, made = (torch.rand(2, 200, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1).unbind()
+    made = made / 2 + made.mean((1, 2, 3), keepdim=True) / 2  # the means of real images, of half the contrast
+    bytes_ = quantise(real)
+    means, pixels = ImageFeatures(Mean()), ImageFeatures(nn.Flatten())
+    first, second = EnergyDistance(means, Mean()(bytes_)), EnergyDistance(pixels, bytes_.flatten(1).float())
+    seen = second(made, NOISE, None) * first.within / second.within
+    assert abs(first(made, NOISE, None)) < 0.1 * seen
+    both = SumOfDistances(first, second)(made, NOISE, None)
+    torch.testing.assert_close(both, first(made, NOISE, None) + seen)
 
 
 def test_inception_says_that_it_has_no_gradient() -> None:

@@ -30,6 +30,7 @@ from ersde_lit.tuning import (
 )
 from ersde_lit.tuning.learned import bytes_of_a_call
 from ersde_lit.tuning.problem import blocks
+from ersde_lit.tuning.tune import is_better
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"steps": 20, "batch": 50, "validate_every": 5, "validation": 1000}
@@ -237,6 +238,14 @@ def test_ranks_share_a_search() -> None:
     first, second = done.values
     assert first["alone"] == first["shared"] == second["shared"]
     assert first["calls"]["shared"] == second["calls"]["shared"] == first["calls"]["alone"] / 2
+
+
+def test_a_gain_within_the_spread_of_its_blocks_is_none() -> None:
+    before = torch.tensor([1.0, 1.2, 0.9, 1.1])
+    assert is_better(before - 0.1, before)  # the same in every block
+    assert not is_better(before - torch.tensor([0.5, -0.3, 0.4, -0.2]), before)
+    assert not is_better(torch.tensor([0.1, 0.1, 0.1, torch.inf]), before)
+    assert is_better(before[:1] - 0.1, before[:1])
 
 
 def test_blocks_are_whole_and_of_one_size() -> None:
