@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,3 +16,9 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(f'{what} needs {error.name}: pip install "ersde-lit[{extra}]"') from error
+
+
+def in_short(value: Any, most: int = 60) -> str:
+    """A value in a message, cut where it is long."""
+    text = str(value) if value or value == 0 else "none"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -20,16 +20,6 @@ _POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggaus
 _NEAR_ZERO = 1e-9  # of the smallest scale in sight: what a noise level below it adds is below rounding
 
 
-def euler_coefficients(phi: NoiseScale, lams: Tensor) -> Tensor:
-    """``1 - phi(l_t) / phi(l_s)``: the weight of x0 in a step of order 1.
-
-    It is what Cui et al. (https://arxiv.org/abs/2309.06169) call the FEI coefficient, after the Euler integral: the
-    larger it is, the more a step relies on x0 staying as it is. The ODE's are the smallest there are, which is the
-    paper's explanation of its lead at few calls.
-    """
-    return 1 - ERSDE(1, phi).tableau(lams).r
-
-
 def injected_noise(tableau: Tableau) -> Tensor:
     """``b / l_t``: the share, in standard deviations, of a step's final noise that is new; NaN for the step into 0."""
     return (tableau.b / tableau.lams[1:]).abs()

@@ -13,7 +13,7 @@ from ersde_lit.cli.options.model import ModelOptions
 from ersde_lit.cli.options.sampler import OF_GRID, SamplerOptions, is_table
 from ersde_lit.cli.parser import Parser, options_of, read_inline, split
 from ersde_lit.errors import UserError, needs_extra
-from ersde_lit.files import check_out, check_present, disk_errors
+from ersde_lit.files import check_out, check_present, disk_errors, given
 from ersde_lit.names import MAX_STEPS
 from ersde_lit.sampling.seeds import parse_seeds
 
@@ -75,8 +75,7 @@ def analyze(options: AnalysisOptions, model: ModelOptions, arguments: str = "") 
         raise UserError("--nfe 1 is the step to 0 alone, without error: take 2 or more")
     if options.grid == "uniform_t" and options.ckpt_path is None:
         raise UserError("--grid uniform_t takes equal steps in the time of a model: give its --ckpt_path")
-    if options.ckpt_path is not None:
-        check_present({"ckpt_path": options.ckpt_path})
+    check_present(given(ckpt_path=options.ckpt_path))
     if model.labels is not None and options.ckpt_path is None:
         raise UserError("--labels are for a checkpoint: give its --ckpt_path")
     if options.nfe * options.substeps > MAX_STEPS:
@@ -129,6 +128,9 @@ def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
         name, own = read_inline("solvers", entry)
         if name == "heun":
             raise UserError("--solvers heun: it calls the network twice a step and has no table: leave it out")
+        if shared_by_all := {"add_mean", *OF_GRID} & own.keys():
+            what = "all solvers share one grid and start from exact states"
+            raise UserError(f"--solvers {entry}: {what}: leave {min(shared_by_all)} out")
         several = name == "er_sde" and "noise_scale" not in own
         for scale in split(options.noise_scales) if several else [""]:
             choice = {"solver": entry, **shared, **({"noise_scale": scale} if scale else {})}
@@ -192,8 +194,9 @@ def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequenc
 
     data, lams = Gaussian.spectrum(), analysis.lams
     for phi in dict.fromkeys([*scales, *filter(None, map(_phi, solvers.values()))]):
-        table, euler = ERSDE(1, phi).tableau(lams), exact.euler_coefficients(noise_scale(phi), lams)
-        _add(analysis, phi_name(phi), phi, euler_coefficient=euler, b=table.b, b_relative=exact.injected_noise(table))
+        table = ERSDE(1, phi).tableau(lams)
+        noise = {"b": table.b, "b_relative": exact.injected_noise(table)}
+        _add(analysis, phi_name(phi), phi, euler_coefficient=1 - table.r, **noise)
         _add(analysis, phi_name(phi), phi, kappa=noise_scale(phi).kappa(lams[:-1]))
     for name, solver in solvers.items():
         table, of = solver.tableau(lams), _phi(solver)
@@ -247,7 +250,8 @@ def _measure(
 
 
 def _notes(options: AnalysisOptions, model: ModelOptions, problem: str) -> list[str]:
-    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {model.labels or 'random'}"
+    labels = "random" if model.labels is None else model.labels
+    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {labels}"
     if problem == "mixture":
         where = f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}"
     return [

@@ -30,7 +30,6 @@ class GuidedModel:
     Attributes:
         weights: description of the averaged weights.
         paths: the checkpoints, and the decoder's folder, by the option that names them.
-        network: with the averaged weights.
         decoder: of a model of latents.
         carried: tables in the checkpoint, to sample with.
     """
@@ -41,7 +40,6 @@ class GuidedModel:
     guidance: GuidanceOptions
     machine: MachineOptions
     paths: dict[str, str]
-    network: Any
     decoder: "Decoder | None"
     carried: "SavedTables | None"
 
@@ -60,8 +58,8 @@ class GuidedModel:
         weights = f"averaged weights ({how}) after {images:,} images" if images else "averaged weights, as imported"
         denoiser = guidance.wrap(model.ema_denoiser, options.trust, unlabelled=labels == "none")
         paths = given(ckpt_path=ckpt_path, **guidance.checkpoints, decoder=options.decoder)
-        network, decoder = model.ema_denoiser.network, _decoder(denoiser, options.decoder)
-        return cls(denoiser, weights, labels, guidance, machine, paths, network, decoder, model.tables)
+        decoder = _decoder(denoiser, options.decoder)
+        return cls(denoiser, weights, labels, guidance, machine, paths, decoder, model.tables)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -110,7 +108,7 @@ class GuidedModel:
         """`ersde_lit.training.weights_digest` of the network."""
         from ersde_lit.training import weights_digest
 
-        return weights_digest(self.network)
+        return weights_digest(self.denoiser.network)
 
 
 def describe(

@@ -18,7 +18,7 @@ Given = str | Mapping[str, Any]
 # Lines of jsonargparse's messages that tell its types to programmers.
 INTERNAL = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a <class 'NoneType'>")
 COLONS = "noise_scale"  # the option whose values have colons of their own, as in eta:NAME:S
-FLAGS = ("relative", "paper")  # end such a value
+FLAGS = ("relative", "paper", "add_mean")  # end such a value
 
 
 def one_line(message: str) -> str:

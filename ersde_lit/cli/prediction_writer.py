@@ -31,7 +31,7 @@ class PredictionWriter(BasePredictionWriter):
             raise UserError("predict writes images, and the model samples latents: use `sample --decoder`")
 
     def write_on_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        _, prediction, _, (_, labels), batch_idx, _ = args
+        _, prediction, _, (_, labels, *_), batch_idx, _ = args
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{batch_idx:05d}-{trainer.global_rank}.npz"
         images = rearrange(quantise(prediction), "n c h w -> n h w c")

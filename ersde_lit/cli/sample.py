@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
@@ -47,16 +46,6 @@ class ImageOptions:
     overwrite: bool = False
     preview: str | None = None
     trajectory: str | None = None
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """Options that change the layout of `out`, if given."""
-        return {name: getattr(self, name) for name in LAYOUT if getattr(self, name)}
-
-    @property
-    def views(self) -> dict[str, str]:
-        """Paths of the preview and the trajectory, by option."""
-        return given(preview=self.preview, trajectory=self.trajectory)
 
 
 GROUPS: Any = (ImageOptions, ModelOptions, SamplerOptions, GuidanceOptions, MachineOptions)
@@ -111,10 +100,12 @@ def sample(
     """Samples images and writes them to `out`."""
     seeds = parse_seeds(str(image.seeds))
     check_out(image.out)
-    format = format_of(image.out, **image.layout)
+    layout = {name: getattr(image, name) for name in LAYOUT if getattr(image, name)}
+    views = given(preview=image.preview, trajectory=image.trajectory)
+    format = format_of(image.out, **layout)
     tables = sampling.solver if str(sampling.solver).endswith(TABLES) else None
     inputs = given(ckpt_path=image.ckpt_path, **guidance.checkpoints, decoder=options.decoder, solver=tables)
-    check_apart({"out": image.out, **image.views}, inputs)
+    check_apart({"out": image.out, **views}, inputs)
     check_present(inputs)
 
     from ersde_lit.sampling.run import complete, trajectory
@@ -126,9 +117,9 @@ def sample(
     sampler, named = sampling.sampler(model.denoiser, model.carried)
     job = model.job(sampler, named["nfe"], seeds)
     format.check(len(seeds), model.image_shape)
-    for option, path in image.views.items():
+    for option, path in views.items():
         check_view(option, path, model.image_shape)
-    meta = model.describe(seeds, sampler, named, **image.layout)
+    meta = model.describe(seeds, sampler, named, **layout)
     made_with: Meta = {"checkpoints": {}, "paths": {}, "options": {}} if like is None else read_meta(like)
     for name, path in meta["paths"].items():
         if name == "solver" and (path, named["nfe"]) != (made_with["paths"].get(name), made_with["options"].get("nfe")):
@@ -137,7 +128,7 @@ def sample(
         if made_with["checkpoints"].get(name, digest) != digest:
             raise UserError(f"{path} is not the file that {like} was made with: give that by --{name}")
     work = Work(image.out, format, seeds, machine.batch_size, meta, image.overwrite)
-    if (finished := work.finished()) and (image.trajectory is None or Path(image.trajectory).exists()):
+    if (finished := work.finished()) and image.trajectory is None:
         work.clean()
         print(f"{image.out} is finished: nothing to do")
         return
@@ -151,6 +142,9 @@ def sample(
         if first and image.trajectory is not None:
             trajectory(job, seeds[:ON_SHEET], image.trajectory)
     if finished:
+        if first:
+            work.clean()
+            print(f"{image.out} is finished; {image.trajectory} is drawn")
         return
     shown = 64 if model.decoder is None else 4  # decoding takes longer than a step
     preview = Preview(image.preview, shown, to_bytes=job.to_bytes) if image.preview else None

@@ -126,7 +126,7 @@ def _learn(
     earlier: Any, folder: Path, ranks: "Ranks",
 ) -> str:  # fmt: skip
     """Learns the table of `nfe` calls, writes it to the file, and says in a line what came out."""
-    from ersde_lit.cli.tune_trainer import last, trainer
+    from ersde_lit.cli.tune_trainer import trainer
     from ersde_lit.sampling.run import peak_memory
     from ersde_lit.solvers import SavedTables
     from ersde_lit.tuning import tune as learn
@@ -134,14 +134,15 @@ def _learn(
     like = None if earlier is None else SavedTables({nfe: earlier}).digest(nfe)
     how = {"batch_size": learning.batch_size, "stopping": learning.stopping, "like": like}
     kind = "json" if learning.gradient_free else "ckpt"
-    checkpoint = folder / f"{nfe}-{_digest([file.facts, how, learning.steps])}.{kind}"
+    digest = hashlib.sha256(repr([file.facts, how, learning.steps]).encode()).hexdigest()[:16]
+    checkpoint = folder / f"{nfe}-{digest}.{kind}"
     run, start = trainer(learning.steps, learning.minutes, machine, ranks, checkpoint, EVERY), time.monotonic()
     try:
         tuned: Tuned = learn(
             problem, nfe, stages=learning.chosen, gradients=not learning.gradient_free, steps=learning.steps,
             batch=learning.batch_size, validation=learning.stopping, validate_every=EVERY, trainer=run,
-            candidates={} if earlier is None else {"like": earlier}, ckpt_path=last(checkpoint),
-            record=checkpoint,
+            candidates={} if earlier is None else {"like": earlier},
+            ckpt_path=str(checkpoint) if checkpoint.is_file() else None, record=checkpoint,
         )  # fmt: skip
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -259,7 +260,3 @@ def _learning_facts(model: GuidedModel, judges: "Judges", learning: LearningOpti
         },
         "versions": {name: metadata.version(name) for name in ("ersde-lit", "torch")},
     }  # fmt: skip
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, in_short
 from ersde_lit.files import disk_errors
 from ersde_lit.solvers import SavedTables, Tableau, read_tables, write_tables
 
@@ -48,7 +48,7 @@ class TablesFile:
         """Sets what the tables are learned for; raises UserError where the file's own facts differ."""
         for name, value in facts.items():
             if self._known is not None and name not in NO_MATTER and self._known.get(name) != value:
-                here, there = _in_words(value), _in_words(self._known.get(name))
+                here, there = in_short(value), in_short(self._known.get(name))
                 raise UserError(
                     f"--out {self.path} holds tables of another command: their {name} is {there}, and here {here}; "
                     "choose another name"
@@ -87,8 +87,3 @@ class TablesFile:
 
 def _is_score(value: Any) -> bool:
     return isinstance(value, dict) and {"sampler", "nfe", "images", "measure", "features", "value"} <= value.keys()
-
-
-def _in_words(value: Any) -> str:
-    text = str(value) if value or value == 0 else "none"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -138,7 +138,8 @@ def show(file: TablesFile, nfes: Sequence[int], images: int) -> None:
             for score in shown
             if (score["measure"], score["features"]) == (measure, features)
         }
-        best = {nfe: min((v for (_, n), v in value.items() if n == nfe), default=math.nan) for nfe in nfes}
+        finite = {key: v for key, v in value.items() if not math.isnan(v)}
+        best = {nfe: min((v for (_, n), v in finite.items() if n == nfe), default=math.nan) for nfe in nfes}
         rows = []
         for name in (*RIVALS, LEARNED):
             cells = [(value.get((name, nfe), math.nan), nfe) for nfe in nfes]

@@ -73,8 +73,3 @@ def trainer(
         enable_progress_bar=shown,
         enable_model_summary=False,
     )
-
-
-def last(checkpoint: Path) -> str | None:
-    """The checkpoint to go on from, if there is one."""
-    return str(checkpoint) if checkpoint.is_file() else None

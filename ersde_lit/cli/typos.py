@@ -15,7 +15,7 @@ from ersde_lit.training import DiffusionModule, RollingCheckpoint
 ROOTS: dict[str, Any] = {"model": DiffusionModule, "trainer": Trainer, "checkpoint": RollingCheckpoint}
 OTHERS = (
     "data", "seed_everything", "run", "init_from", "init_skip", "device_batch_size", "compile", "channels_last",
-    "ckpt_path", "weights_only", "config", "print_config", "help",
+    "ckpt_path", "weights_only", "verbose", "return_predictions", "config", "print_config", "help",
 )  # fmt: skip
 COMMAND = ROOTS | dict.fromkeys(OTHERS)
 

@@ -27,7 +27,15 @@ def labels_for(
     """
     if labels is None:
         return labels_of_seeds(seeds, num_classes, trained) if num_classes else None
-    checked = check_labels(labels, len(seeds), num_classes)
+    if num_classes == 0:
+        raise UserError("labels were given, but the model is unconditional")
+    given = torch.as_tensor(labels).cpu()
+    integral = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.shape != (len(seeds),) or not integral:
+        raise UserError(f"labels are whole numbers, one an image: [{len(seeds)}], not {given.dtype} {[*given.shape]}")
+    checked = given.long()
+    if len(checked) and not (checked.min() >= -1 and checked.max() < num_classes):
+        raise UserError(f"labels run from {checked.min()} to {checked.max()}; the model's are 0 to {num_classes - 1}")
     if untrained := {*checked.unique().tolist()} - {-1} - {*trained_of(num_classes, trained)}:
         raise UserError(f"labels: class {min(untrained)} had no training image")
     return checked
@@ -53,21 +61,3 @@ def labels_of_seeds(seeds: Sequence[int], num_classes: int, trained: Trained = N
     z = z ^ (z >> np.uint64(31))
     labels = torch.from_numpy(((z >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.int64))
     return labels if trained is None else torch.tensor(trained)[labels]
-
-
-def check_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -> Tensor:
-    """`labels`, one an image, as int64 [count] on the CPU; -1 = unconditional.
-
-    Raises:
-        ValueError: not `count` whole numbers in -1..num_classes-1, or the model is unconditional.
-    """
-    if num_classes == 0:
-        raise UserError("labels were given, but the model is unconditional")
-    given = torch.as_tensor(labels).cpu()
-    integral = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if given.shape != (count,) or not integral:
-        raise UserError(f"labels are whole numbers, one an image: [{count}], not {given.dtype} {[*given.shape]}")
-    checked = given.long()
-    if count and not (checked.min() >= -1 and checked.max() < num_classes):
-        raise UserError(f"labels run from {checked.min()} to {checked.max()}; the model's are 0 to {num_classes - 1}")
-    return checked

@@ -12,6 +12,7 @@ NUMBERS = ("num_classes", "label_dim", "augment_dim")
 SIZES = (
     *("img_resolution", "in_channels", "out_channels", "img_channels", "model_channels", "width"),
     *("channel_mult_emb", "channel_mult_noise", "channels_per_head", "num_heads"),
+    *("num_blocks", "blocks", "head_width", "patch_size"),
 )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
-from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngles
+from ersde_lit.networks.layers import Conv2d, GroupNorm, Linear, PositionalAngles, resolutions
+from ersde_lit.networks.levels import encoder
 from ersde_lit.networks.residual_unet import ResidualBlock
 
 
@@ -43,10 +44,7 @@ class DhariwalClassifierEncoder(Network):
         super().__init__()
         if label_dim < 2:
             raise UserError(f"a classifier needs at least 2 classes, got {label_dim}")
-        if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1) or num_blocks < 1:
-            raise UserError(
-                f"img_resolution {img_resolution} does not allow {len(channel_mult)} levels of {num_blocks} blocks"
-            )
+        sides = resolutions(img_resolution, len(channel_mult))
         self.image_shape = (in_channels, img_resolution, img_resolution)
         self.num_classes = label_dim
         emb_channels = 4 * model_channels
@@ -57,22 +55,13 @@ class DhariwalClassifierEncoder(Network):
 
         block = partial(ResidualBlock, emb_channels=emb_channels, head_width=channels_per_head, dropout=dropout)
         widths = [round(model_channels * m) for m in channel_mult]
-        self.enc = nn.ModuleDict()
-        c = widths[0]
-        for level, width in enumerate(widths):
-            res = img_resolution >> level
-            name = f"{res}x{res}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = Conv2d(in_channels, c, 3)
-            else:
-                self.enc[f"{name}_down"] = block(c, c, direction="down")
-            for i in range(num_blocks):
-                self.enc[f"{name}_block{i}"] = block(c, width, attention=res in attn_resolutions)
-                c = width
-        self.enc[f"{name}_in0"] = block(c, c, attention=True)
-        self.enc[f"{name}_in1"] = block(c, c)
+        first = Conv2d(in_channels, widths[0], 3)
+        self.enc, (*_, c) = encoder(sides, widths, num_blocks, attn_resolutions, first, widths[0], block)
+        side = sides[-1]
+        self.enc[f"{side}x{side}_in0"] = block(c, c, attention=True)
+        self.enc[f"{side}x{side}_in1"] = block(c, c)
         self.out_norm = GroupNorm(c)
-        self.pool = AttentionPool(c, res, max(c // channels_per_head, 1), label_dim)
+        self.pool = AttentionPool(c, side, max(c // channels_per_head, 1), label_dim)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None

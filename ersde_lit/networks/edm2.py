@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.layers import Direction, class_vectors, resample, resolutions, separable_filter
+from ersde_lit.networks.levels import decoder, encoder
 from ersde_lit.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 
 
@@ -152,29 +153,11 @@ class EDM2UNet(Network):
         self.emb_noise = MPConv(noise, emb)
         self.emb_label = MPConv(label_dim, emb) if label_dim else None
 
-        self.enc = nn.ModuleDict({f"{sides[0]}x{sides[0]}_conv": MPConv(img_channels + 1, widths[0], 3)})
-        skips = [c := widths[0]]
-        for level, (side, width) in enumerate(zip(sides, widths, strict=True)):
-            if level:
-                self.enc[f"{side}x{side}_down"] = block(c, c, decoder=False, direction="down")
-                skips.append(c)
-            for i in range(num_blocks):
-                attends = side in attn_resolutions
-                self.enc[f"{side}x{side}_block{i}"] = block(c, width, decoder=False, attention=attends)
-                skips.append(c := width)
-
-        self.dec = nn.ModuleDict()
-        for side, width in reversed([*zip(sides, widths, strict=True)]):
-            if side == sides[-1]:
-                self.dec[f"{side}x{side}_in0"] = block(c, c, decoder=True, attention=True)
-                self.dec[f"{side}x{side}_in1"] = block(c, c, decoder=True)
-            else:
-                self.dec[f"{side}x{side}_up"] = block(c, c, decoder=True, direction="up")
-            for i in range(num_blocks + 1):
-                attends = side in attn_resolutions
-                self.dec[f"{side}x{side}_block{i}"] = block(c + skips.pop(), width, decoder=True, attention=attends)
-                c = width
-        self.out_conv = MPConv(c, img_channels, 3)
+        plan = sides, widths, num_blocks, attn_resolutions
+        first = MPConv(img_channels + 1, widths[0], 3)
+        self.enc, skips = encoder(*plan, first, widths[0], partial(block, decoder=False))
+        self.dec = decoder(*plan, skips, partial(block, decoder=True))
+        self.out_conv = MPConv(widths[0], img_channels, 3)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
     def forward(

@@ -1,4 +1,4 @@
-"""Residual blocks, encoder and decoder of DDPM++, NCSN++ and ADM (Karras et al. 2022)."""
+"""Residual blocks of DDPM++, NCSN++ and ADM (Karras et al. 2022), and the base class of these networks."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ersde_lit.errors import UserError
 from ersde_lit.networks.base import Network
 from ersde_lit.networks.layers import Conv2d, Direction, GroupNorm, Linear, Resample, class_vectors, resolutions
+from ersde_lit.networks.levels import decoder, encoder
 
 
 class ResidualBlock(nn.Module):
@@ -95,17 +96,11 @@ class ResidualBlock(nn.Module):
 class ResidualUNet(Network):
     """Base class: builds encoder `enc` and decoder `dec`, embeds the conditions in float32 at least, drops labels.
 
-    The parts of a level are named after its resolution. Encoder: `32x32_conv` (finest) or `16x16_down`, then
-    `16x16_block0`, ...; each result is a skip, which one block of the decoder takes. Decoder: `8x8_in0`, `8x8_in1`
-    (coarsest) or `16x16_up`, then one block more than the encoder has.
-
     Subclasses add `map_...`, which embed the conditions, and the way from the last block to the output.
 
     Args:
         stem: channels of the first convolution.
-        widths: channels of each level, finest first; each level halves the resolution.
-        every_block_attends: in the decoder, at the resolutions with attention; otherwise the last block of a level.
-        block: makes a ResidualBlock from (in_channels, out_channels, direction=None, attention=False).
+        widths, every_block_attends, block: see `networks.levels`.
         others: as in the published constructors.
     """
 
@@ -126,38 +121,15 @@ class ResidualUNet(Network):
     ) -> None:
         super().__init__()
         sides = resolutions(img_resolution, len(widths))
-        if num_blocks < 1:
-            raise UserError(f"num_blocks is at least 1, got {num_blocks}")
         self.image_shape = (in_channels, img_resolution, img_resolution)
         self.num_classes, self.multiple = label_dim, 2 ** (len(widths) - 1)
         self.label_dropout = label_dropout
         self.num_blocks = num_blocks
         self.levels = [f"{side}x{side}" for side in sides]
 
-        plan = list(zip(self.levels, widths, [side in attn_resolutions for side in sides], strict=True))
-        self.enc = nn.ModuleDict()
-        c, skips = stem, []
-        for level, width, attention in plan:
-            if level == self.levels[0]:
-                self.enc[f"{level}_conv"] = Conv2d(in_channels, c, 3)
-            else:
-                self.enc[f"{level}_down"] = block(c, c, direction="down")
-            skips.append(c)
-            for i in range(num_blocks):
-                self.enc[f"{level}_block{i}"] = block(c, width, attention=attention)
-                skips.append(c := width)
-
-        self.dec = nn.ModuleDict()
-        for level, width, attention in reversed(plan):
-            if level == self.levels[-1]:
-                self.dec[f"{level}_in0"] = block(c, c, attention=True)
-                self.dec[f"{level}_in1"] = block(c, c)
-            else:
-                self.dec[f"{level}_up"] = block(c, c, direction="up")
-            for i in range(num_blocks + 1):
-                attends = attention and (every_block_attends or i == num_blocks)
-                self.dec[f"{level}_block{i}"] = block(c + skips.pop(), width, attention=attends)
-                c = width
+        plan = sides, widths, num_blocks, attn_resolutions
+        self.enc, skips = encoder(*plan, Conv2d(in_channels, stem, 3), stem, block)
+        self.dec = decoder(*plan, skips, block, every_block_attends)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None

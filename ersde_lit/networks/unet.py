@@ -51,10 +51,8 @@ class UNet(Network):
             raise UserError(f"image_shape is (channels, height, width), got {tuple(image_shape)}")
         if width % 8:
             raise UserError(f"width must be a multiple of 8 (normalisation groups), got {width}")
-        if not multipliers or min(*multipliers, blocks, head_width, patch_size) < 1:
-            raise UserError(
-                "multipliers, blocks, head_width and patch_size are positive, and there is one level at least"
-            )
+        if not multipliers or min(multipliers) < 1:
+            raise UserError("multipliers are positive, and there is one level at least")
         if not set(attention) <= set(range(len(multipliers))):
             raise UserError(f"attention names levels 0 .. {len(multipliers) - 1}, got {list(attention)}")
         channels, height, side = image_shape

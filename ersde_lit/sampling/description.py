@@ -7,7 +7,7 @@ device) may differ between two runs of the same images.
 import json
 from typing import Any
 
-from ersde_lit.errors import UserError
+from ersde_lit.errors import UserError, in_short
 from ersde_lit.renamed import current_options
 
 Meta = dict[str, Any]
@@ -30,13 +30,8 @@ def differences(kept: Meta, new: Meta) -> str:
     files = {*kept["checkpoints"], *new["checkpoints"]}
 
     def words(key: str) -> str:
-        what = "another file" if key in files else f"{_short(old.get(key))} there, {_short(other.get(key))} here"
-        return f"{key} ({what})"
+        there, here = (in_short(options.get(key), 40) for options in (old, other))
+        return f"{key} (another file)" if key in files else f"{key} ({there} there, {here} here)"
 
     differing = [words(key) for key in {**old, **other} if old.get(key) != other.get(key)]
     return ", ".join(differing[:3] + ["..."] * (len(differing) > 3))
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

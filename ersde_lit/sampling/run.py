@@ -94,7 +94,7 @@ def complete(work: Work, job: Job | Restoration, ranks: Ranks, preview: Preview 
     with ranks.fail_together():
         if first:
             missing = work.begin()
-    missing = ranks.gather(missing)[0]
+    missing = ranks.of_first(missing)
     before, start = len(work.seeds), time.monotonic()
     if first and (before := work.images_done()):
         console.print(f"{before:,} of {len(work.seeds):,} images are there: going on")

@@ -45,11 +45,6 @@ class Cell:
     meta: Meta
     asked: int
 
-    @property
-    def name(self) -> str:
-        """Name of the file of images, without its ending."""
-        return file_name(self.sampler, self.job.nfe, self.meta["seeds"])
-
     def __str__(self) -> str:
         return f"{self.sampler}, NFE {self.job.nfe}, seeds {self.meta['seeds']}"
 
@@ -149,7 +144,7 @@ class Cells:
             with suppress(ValueError):
                 if not differences(read_meta(path), cell.meta):
                     return path, True
-        path = self.images / f"{cell.name}.npz"
+        path = self.images / f"{file_name(cell.sampler, cell.job.nfe, cell.meta['seeds'])}.npz"
         try:
             return path, self.images.is_dir() and self.work(cell, path).finished()
         except ValueError as error:

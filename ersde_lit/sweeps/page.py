@@ -148,7 +148,7 @@ def _facts(records: Sequence[Record]) -> dict[str, list[str]]:
         for name, version in {**made.get("versions", {}), **record["protocol"]["versions"]}.items():
             add(f"version of {name}", version)
         text = ", ".join(f"{name}={value}" for name, value in made.get("options", {}).items() if name != "nfe")
-        if made and record["nfe"] not in (nfes := options.setdefault((record["sampler"], text), [])):
+        if made.get("options") and record["nfe"] not in (nfes := options.setdefault((record["sampler"], text), [])):
             nfes.append(record["nfe"])
     for (sampler, text), nfes in options.items():
         add(f"options of {sampler}", f"NFE {', '.join(map(str, sorted(nfes)))}: {text}")

@@ -108,9 +108,10 @@ class Report:
 
     def _at(self, metric: str, sampler: str, nfe: int) -> tuple[int, Summary] | None:
         """Network calls made when this NFE was asked for (odd ones for Heun), and their score."""
-        made = [r["nfe"] for r in self.records if (r["sampler"], r["asked"]) == (sampler, nfe)]
-        found = self.summary(metric, sampler, made[0]) if made else None
-        return (made[0], found) if found else None
+        found = [r for r in self.records if r["sampler"] == sampler]
+        made = [r["nfe"] for key in ("asked", "nfe") for r in found if r[key] == nfe]
+        summary = self.summary(metric, sampler, made[0]) if made else None
+        return (made[0], summary) if summary else None
 
     @property
     def header(self) -> list[str]:

@@ -76,7 +76,7 @@ class Sweep:
         with self.ranks.fail_together():
             if self.ranks.is_first and not (there := self.store.find(cell, self.scores.metrics) is not None):
                 path, finished = self.store.place(cell)
-        there, path, finished = self.ranks.gather((there, path, finished))[0]
+        there, path, finished = self.ranks.of_first((there, path, finished))
         if there:
             return
         of_cell: dict[str, Any] = {"nfe": cell.job.nfe, "asked": cell.asked, "seeds": cell.meta["seeds"]}
@@ -104,7 +104,7 @@ class Sweep:
         """Measures at most `count` held-out images ("test"): the score of a perfect model."""
         images = data.held_out(count)
         its = {"held_out": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
-        if self.ranks.gather(self.store.find_real(len(images), its, self.scores.metrics))[0] is not None:
+        if self.ranks.of_first(self.store.find_real(len(images), its, self.scores.metrics)) is not None:
             return
         measured = measure_held_out(images, self.scores, self.ranks)
         with self.ranks.fail_together():

@@ -88,8 +88,7 @@ class TableTuner(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.best_scores is None:
             known = self.start_scores  # the first rank's, as ranks' arithmetic may differ
-            scores = self.score(self.best) if known is None else self.trainer.strategy.broadcast(known)
-            self.start_scores = self.best_scores = scores
+            self.best_scores = self.score(self.best) if known is None else self.trainer.strategy.broadcast(known)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         position = (self.global_step * self.trainer.world_size + self.global_rank) * self.batch
@@ -142,13 +141,8 @@ class TableTuner(pl.LightningModule):
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tuning"] = {
-            "best": self.best._asdict(),
-            "best_scores": self.best_scores,
-            "start_scores": self.start_scores,
-        }
+        checkpoint["tuning"] = {"best": self.best._asdict(), "best_scores": self.best_scores}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["tuning"]
-        self.best = Tableau(**kept["best"])
-        self.best_scores, self.start_scores = kept["best_scores"], kept["start_scores"]
+        self.best, self.best_scores = Tableau(**kept["best"]), kept["best_scores"]

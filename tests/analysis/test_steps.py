@@ -13,7 +13,6 @@ from torch import Tensor
 from ersde_lit.analysis.steps import (
     accumulated_w2,
     denoiser_error_left,
-    euler_coefficients,
     gaussian_kernel,
     injected_noise,
     one_step_w2,
@@ -64,10 +63,10 @@ def close(value: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 @pytest.mark.parametrize("phi", PHIS)
 def test_the_euler_coefficient_is_what_a_step_of_order_1_gives_to_x0(phi: str) -> None:
     """The table's c is an integral of kappa; the coefficient is phi at the ends."""
-    coefficients = euler_coefficients(noise_scale(phi), EDM)
+    coefficients = 1 - ERSDE(1, phi).tableau(EDM).r
     close(coefficients, ERSDE(1, phi).tableau(EDM).c.sum(1))
     if phi != "er_sde_4":
-        assert (coefficients >= euler_coefficients(noise_scale("ode"), EDM) - 1e-12).all()
+        assert (coefficients >= 1 - ERSDE(1, "ode").tableau(EDM).r - 1e-12).all()
 
 
 def test_noise_is_what_the_table_injects() -> None:

@@ -160,6 +160,8 @@ def test_what_fails_leaves_nothing(here, monkeypatch) -> None:
         (["--nfe=1"], "take 2 or more"),
         (["--nfe=0"], "nfe"),
         (["--solvers=heun"], "twice a step"),
+        (["--solvers=ddim,dpm++2m:rho=3"], "leave rho out"),
+        (["--solvers=er_sde:add_mean"], "leave add_mean out"),
         (["--solvers=er_sd"], "er_sde"),
         (["--solvers=er_sde:steps=3"], "no option 'steps'"),
         (["--solvers=er_sde:order=0"], "order"),

@@ -3,6 +3,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from quick_start import CONFIGS, SMALL_GRID, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ersde_lit.cli import main
+from ersde_lit.cli.prediction_writer import PredictionWriter
 from ersde_lit.data import Digits
 from ersde_lit.files import locked
 from ersde_lit.networks import UNet
@@ -387,6 +389,15 @@ def test_validate_and_test_take_the_checkpoint_of_the_run(inside, capsys) -> Non
     for command in ("validate", "test"):
         assert main([command, *fit(*SMALL_GRID)[1:]]) == 0
     assert "fid/er_sde/nfe3" in capsys.readouterr().out
+
+
+def test_predictions_of_pairs_are_written(tmp_path) -> None:
+    batch = torch.zeros(2, 1, 4, 4), torch.tensor([-1, -1]), torch.zeros(2, 1, 4, 4)
+    writer = PredictionWriter(tmp_path / "predictions")
+    writer.write_on_batch_end(SimpleNamespace(global_rank=0), None, torch.ones(2, 1, 4, 4), None, batch, 3, 0)
+    with np.load(tmp_path / "predictions/00003-0.npz") as file:
+        assert file["arr_0"].min() == 255
+        assert file["arr_1"].tolist() == [-1, -1]
 
 
 def test_predict_generates_the_test_data_anew(inside, capsys) -> None:

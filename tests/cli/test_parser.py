@@ -67,6 +67,7 @@ def test_a_class_without_a_table_is_refused() -> None:
         ("er_sde:order=2:nodes=0.5:relative", {"order": 2, "nodes": 0.5, "relative": True}),
         ("er_sde:noise_scale=power:1.5", {"noise_scale": "power:1.5"}),
         ("er_sde:noise_scale=eta:er_sde_3:0.5:order=2", {"noise_scale": "eta:er_sde_3:0.5", "order": 2}),
+        ("er_sde:noise_scale=ode:add_mean", {"noise_scale": "ode", "add_mean": True}),
         ("er_sde:noise_scale=window:1:0.05:2:0.25:paper", {"noise_scale": "window:1:0.05:2:0.25", "paper": True}),
     ],
 )

@@ -27,7 +27,7 @@ from ersde_lit.denoisers import VE
 from ersde_lit.names import GRIDS, MAX_STEPS, SAMPLERS, SOLVERS
 from ersde_lit.networks import ClassifierEncoder, UNet
 from ersde_lit.sampling.formats import read_meta
-from ersde_lit.solvers import SeededNoise, TableSampler, default, noisy, registry
+from ersde_lit.solvers import ERSDE, SavedTables, SeededNoise, TableSampler, default, grids, noisy, registry
 from ersde_lit.training import DiffusionModule
 from ersde_lit.training.averaged import SPEC_KEY
 from ersde_lit.training.noisy_classifier import KIND, NoisyClassifier
@@ -115,6 +115,11 @@ class TestImages:
         assert sample("--seeds=0-9", "--nfe=5", "--out=seen.npz", *views) == 0
         assert Image.open("how.png").size == (5 * 34, 8 * 34)
         assert Image.open("now.png").size == (4 * 34, 3 * 34)
+        seen = Path("how.png").read_bytes()
+        assert sample("--seeds=10-11", "--nfe=5", "--out=others.npz", "--trajectory=how.png") == 0
+        assert Path("how.png").read_bytes() != seen
+        assert sample("--seeds=0-9", "--nfe=5", "--out=seen.npz", *views) == 0  # finished, but for the picture
+        assert Path("how.png").read_bytes() == seen
         assert sample("--seeds=0-9", "--nfe=5", "--out=unseen.npz") == 0
         assert Path("seen.npz").read_bytes() == Path("unseen.npz").read_bytes()
 
@@ -169,7 +174,9 @@ class TestChoices:
     @pytest.mark.parametrize(("preset", "nfe"), PRESETS.items())
     def test_presets_are_the_default_at_their_nfe_but_for_noisy(self, preset, nfe) -> None:
         expected = as_options(noisy(nfe) if preset == "noisy" else default(nfe))
-        assert SamplerOptions(preset=preset).sampler(VE())[1] == {"nfe": nfe, **expected}
+        carried = SavedTables({nfe: ERSDE().tableau(grids.edm(nfe))})
+        for tables in (None, carried):  # those of a checkpoint are not what a preset names
+            assert SamplerOptions(preset=preset).sampler(VE(), tables)[1] == {"nfe": nfe, **expected}
         assert f"{nfe}" in (SamplerOptions.__doc__ or "")
 
     def test_there_is_noise_for_as_many_calls_as_are_taken(self) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ersde_lit.denoisers.labels import check_labels, labels_for, labels_of_seeds
+from ersde_lit.denoisers.labels import labels_for, labels_of_seeds
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
@@ -48,7 +48,7 @@ def test_is_splitmix64():
     ],
 )
 def test_check_accepts(labels):
-    checked = check_labels(labels, 3, 3)
+    checked = labels_for(range(3), labels, 3)
     assert checked.dtype == torch.int64
     assert checked.tolist() == list(labels)
 
@@ -59,12 +59,12 @@ def test_check_accepts(labels):
 )
 def test_check_refuses(labels):
     with pytest.raises(ValueError, match="labels"):
-        check_labels(labels, 3, 3)
+        labels_for(range(3), labels, 3)
 
 
 def test_check_refuses_labels_of_an_unconditional_model():
     with pytest.raises(ValueError, match="unconditional"):
-        check_labels([0, 0, 0], 3, 0)
+        labels_for(range(3), [0, 0, 0], 0)
 
 
 def test_labels_are_checked_drawn_or_none():

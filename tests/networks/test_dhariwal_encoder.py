@@ -42,7 +42,7 @@ def test_plain_data_rebuilds_it() -> None:
         ({"label_dim": 1}, "at least 2 classes"),
         ({"img_resolution": 9}, "does not allow 2 levels"),
         ({"channel_mult": []}, "does not allow 0 levels"),
-        ({"num_blocks": 0}, "levels of 0 blocks"),
+        ({"num_blocks": 0}, "num_blocks must be positive"),
         ({"channels_per_head": 0}, "channels_per_head must be positive, got 0"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_network_records_how_it_was_built(name: str) -> None:
         ("ddpmpp", {"img_resolution": 9}, "img_resolution 9 does not allow 2 levels"),
         ("adm", {"channel_mult": []}, "does not allow 0 levels"),
         ("adm", {"label_dropout": 1.5}, "label_dropout is a probability, got 1.5"),
-        ("adm", {"num_blocks": 0}, "num_blocks is at least 1, got 0"),
+        ("adm", {"num_blocks": 0}, "num_blocks must be positive, got 0"),
         ("adm", {"model_channels": 200}, "equal normalisation groups"),
         ("adm", {"model_channels": 224, "channel_mult": [1, 1]}, "224 channels do not divide among 3 attention heads"),
     ],

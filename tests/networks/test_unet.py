@@ -71,7 +71,7 @@ def test_a_network_records_how_it_was_built() -> None:
         ({"image_shape": (8, 8)}, "channels, height, width"),
         ({"image_shape": (1, 8, 8), "width": 12}, "multiple of 8"),
         ({"image_shape": (1, 8, 8), "multipliers": []}, "one level at least"),
-        ({"image_shape": (1, 8, 8), "patch_size": 0}, "are positive"),
+        ({"image_shape": (1, 8, 8), "patch_size": 0}, "must be positive"),
         ({"image_shape": (1, 8, 8), "attention": [5]}, r"levels 0 \.\. 2, got \[5\]"),
         ({"image_shape": (1, 8, 8), "width": 24, "head_width": 32}, "multiple of head_width"),
         (

@@ -54,6 +54,12 @@ def test_a_sampler_of_somebody_may_make_any_number_of_calls():
     assert report.rows("fid") == [["three", "**2 (6 calls)**"], ["a", "3"]]
 
 
+def test_a_cell_that_was_asked_for_under_another_number_stands_under_its_own():
+    report = Report([cell("heun", 5, "0-19", asked=6, fid=2.0), cell("a", 5, "0-19", fid=3.0)], ["fid"], HOW)
+    assert report.header == ["sampler", "NFE 5", "NFE 6"]
+    assert report.rows("fid") == [["heun", "**2**", "2 (5 calls)"], ["a", "3", ""]]
+
+
 def test_markdown_and_terminal_show_the_same():
     for metric, sheet in Report(RECORDS, ["fid", "precision"], HOW).sheets().items():
         shown, markdown = printed(sheet), sheet.markdown()

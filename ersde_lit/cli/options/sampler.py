@@ -120,7 +120,7 @@ class SamplerOptions:
         nfe = PRESETS[self.preset] if self.preset else self.nfe or 20
         of_solver, of_grid = self._given(OF_SOLVER), self._given(OF_GRID)
         solver = "noisy" if self.preset == "noisy" else self.solver
-        plain = solver is None and not (of_solver or of_grid or self.grid)
+        plain = solver is None and not (self.preset or of_solver or of_grid or self.grid)
         if is_table(self.solver) or (plain and carried is not None and nfe in carried.tables):
             return self._saved(denoiser, nfe, carried)
         if solver in CHOSEN and not of_solver:

@@ -65,7 +65,7 @@ class LearningOptions:
     also: str | list[str] | None = None
 
     def __post_init__(self) -> None:
-        if not self.chosen or {*self.chosen} - {*STAGES}:
+        if not self.chosen or {*split(self.stages)} - {*STAGES}:
             raise UserError(f"--stages {self.stages}: choose some of {','.join(STAGES)}")
         for name in ("images", "batch_size", "stopping"):
             if getattr(self, name) < 2:
@@ -76,5 +76,4 @@ class LearningOptions:
     @property
     def chosen(self) -> list[Any]:
         """Names of the stages, in their order."""
-        given = split(self.stages)
-        return [*(stage for stage in STAGES if stage in given), *(stage for stage in given if stage not in STAGES)]
+        return [stage for stage in STAGES if stage in split(self.stages)]
