@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from ersde_lit.errors import in_short
 from ersde_lit.metrics.frechet import Statistics
 
 ARITHMETIC = "features without autocast and TF32"
@@ -67,7 +68,7 @@ class Protocol:
         own = self.plain
         common = [name for name in own if name not in MAY_DIFFER and name in kept]  # others may be added
         differing = [name for name in common if kept[name] != own[name]]
-        return ", ".join(f"{name} ({_short(kept[name])} there, {_short(own[name])} here)" for name in differing)
+        return ", ".join(f"{name} ({in_short(kept[name])} there, {in_short(own[name])} here)" for name in differing)
 
     def __str__(self) -> str:
         """Sentences to print below a table."""
@@ -104,8 +105,3 @@ def sizes_differ(image_shape: Sequence[int], of_reference: Sequence[int] | None)
         f"images are {size_in_words(image_shape)}, and those of the reference {size_in_words(of_reference)}: the "
         "distance is one of sizes too; make them alike first"
     )
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
