@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ersde_lit.data import ImageDataModule, Split
 from ersde_lit.errors import UserError
 from ersde_lit.files import replacing
-from ersde_lit.metrics.cache import cache_folder, digest, digest_of
+from ersde_lit.metrics.cache import cache_folder, digest_of
 from ersde_lit.metrics.features import Features
 from ersde_lit.tf32 import tf32
 
@@ -106,7 +106,7 @@ def classifier(
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         net = Classifier(data.image_shape, data.num_classes, recipe).eval().requires_grad_(False)
-    key = digest_of(data, repr((recipe, tuple(train.images.shape), digest("", held_out))), train)
+    key = digest_of(data, repr((recipe, tuple(train.images.shape))), train)
     path = cache_folder(cache) / f"classifier-{key}.pt"
     try:
         net.load_state_dict(torch.load(path, weights_only=True))
