@@ -88,14 +88,16 @@ class ValidationCallback(Callback, ABC):
 
 def _is_last(trainer: Trainer) -> bool:
     """Whether no validation follows this one in the training."""
+    if trainer.global_step == trainer.max_steps:
+        return True
     if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return trainer.global_step == trainer.max_steps
+        return False
     epochs = trainer.max_epochs - trainer.current_epoch - 1
     batches, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
     left = batches - trainer.fit_loop.epoch_loop.batch_idx - 1
     if every is None:
         left, every = left + epochs * batches, epochs + 1
-    return trainer.global_step == trainer.max_steps or (epochs < every and left < (trainer.val_check_batch or 0))
+    return epochs < every and left < (trainer.val_check_batch or 0)
 
 
 def precision_of(trainer: Trainer) -> str:

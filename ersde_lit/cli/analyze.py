@@ -196,6 +196,7 @@ def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequenc
     for phi in dict.fromkeys([*scales, *filter(None, map(_phi, solvers.values()))]):
         table = ERSDE(1, phi).tableau(lams)
         noise = {"b": table.b, "b_relative": exact.injected_noise(table)}
+        # 1 - phi(l_t) / phi(l_s), the weight of x0: the FEI coefficient of Cui et al. (https://arxiv.org/abs/2309.06169)
         _add(analysis, phi_name(phi), phi, euler_coefficient=1 - table.r, **noise)
         _add(analysis, phi_name(phi), phi, kappa=noise_scale(phi).kappa(lams[:-1]))
     for name, solver in solvers.items():
@@ -228,7 +229,7 @@ def _measure(
     solvers: "dict[str, Solver]",
     lams: "Tensor",
     seeds: Sequence[int],
-) -> "dict[str, PathErrors]":  # fmt: skip
+) -> "dict[str, PathErrors]":
     from rich.progress import Progress
 
     from ersde_lit.analysis.paths import calls_of, mixture_starts, network_starts, path_errors

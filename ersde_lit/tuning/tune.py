@@ -93,7 +93,7 @@ def tune(
     ckpt_path: str | Path | None = None,
     record: str | Path | None = None,
 ) -> Tuned:
-    """The best table of `nfe` calls for a problem: on the stopping seeds, better than its start beyond their spread.
+    """The best table of `nfe` calls for a problem; its start, where none is better beyond the stopping seeds' spread.
 
     In a process group that was started before, ranks share the judging, and `evolve` its candidates.
 
