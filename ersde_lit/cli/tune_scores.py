@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -88,6 +89,11 @@ class Judges:
             "fingerprint": features.fingerprint,
         }
 
+    @cached_property
+    def pixels(self) -> Callable[..., Tensor] | None:
+        """Energy distance of bytes [B, D] to `real`."""
+        return None if self.real is None else EnergyDistance(torch.Tensor.float, self.real)
+
     @property
     def names(self) -> set[str]:
         """Descriptions of all features, and of pixels."""
@@ -121,9 +127,8 @@ class Judges:
         found = []
         for scores in self.scores:
             found += [(MEASURES[name], scores.features.description, value) for name, value in _scores(scores, images)]
-        if self.real is not None:
-            distance = EnergyDistance(torch.Tensor.float, self.real)
-            value = None if images is None else float(distance(images.flatten(1), None, None))
+        if self.pixels is not None:
+            value = None if images is None else float(self.pixels(images.flatten(1), None, None))
             found.append(("energy distance", PIXELS, value))
         return found
 

@@ -50,7 +50,7 @@ class Tuned(NamedTuple):
     @property
     def error(self) -> float:
         """Standard error of the mean of ``after - before``; NaN for one block."""
-        return float((self.after - self.before).std()) / math.sqrt(len(self.after))
+        return _standard_error(self.after - self.before)
 
 
 def starts(problem: Problem, nfe: int, given: TableSampler | None = None, plan: bool = True) -> dict[str, Tableau]:
@@ -146,8 +146,12 @@ def tune(
 def is_better(after: Tensor, before: Tensor) -> bool:
     """Whether the mean over blocks is lower by more than two standard errors, of several blocks."""
     gain = before - after
-    error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return float(gain.mean()) > 2 * error
+    return bool(gain.mean() > 0) and not gain.mean() <= 2 * _standard_error(gain)
+
+
+def _standard_error(blocks: Tensor) -> float:
+    """Of their mean; NaN for one."""
+    return float(blocks.std()) / math.sqrt(len(blocks)) if len(blocks) > 1 else math.nan
 
 
 def learnable(problem: Problem, start: Tableau, learn: Collection[Freedom]) -> LearnedTable:
