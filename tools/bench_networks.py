@@ -35,7 +35,7 @@ from ersde_lit.cli.options.tuning import LearningOptions, TuneOptions
 from ersde_lit.cli.tune import tune
 
 RESULTS = Path(__file__).parent / "results"
-NFES = [5, 6, 8, 10, 20]
+NFES = [4, 5, 6, 8, 10, 20]
 
 
 class Network(NamedTuple):
@@ -48,10 +48,10 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "digits": Network(Path("runs/digits/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 10]),
-    "digits_vp": Network(Path("runs/digits_vp/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 10]),
-    "digits_ve": Network(Path("runs/digits_ve/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 10]),
-    "fashion_mnist": Network(RESULTS / "fashion_mnist.ckpt", "ersde_lit.data.FashionMNIST:root=data", 2000, [5, 10]),
+    "digits": Network(Path("runs/digits/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, NFES),
+    "digits_vp": Network(Path("runs/digits_vp/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 6, 10]),
+    "digits_ve": Network(Path("runs/digits_ve/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 6, 10]),
+    "fashion_mnist": Network(RESULTS / "fashion_mnist.ckpt", "ersde_lit.data.FashionMNIST:root=data", 2000, [5, 6, 10]),
 }
 OURS: dict[str, dict[str, Any]] = {"default(nfe)": {}, "noisy(nfe)": {"solver": "noisy"}}
 RIVALS: dict[str, dict[str, Any]] = {  # as options of `sample`

@@ -76,5 +76,5 @@ def measure(
     with ranks.fail_together():
         values = scores.compute()
     if train_images is not None:
-        values["nearest"] = torch.cat(ranks.gather(nearest.double().cpu())).mean().item()
+        values["nearest"] = torch.cat(ranks.gather(nearest.cpu().double())).mean().item()
     return values, ""

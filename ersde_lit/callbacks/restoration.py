@@ -154,4 +154,4 @@ class RestorationCallback(ValidationCallback):
 
 
 def _named(cell: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{metric}/{cell}": value.double().cpu() for metric, value in values.items()}
+    return {f"{metric}/{cell}": value.cpu().double() for metric, value in values.items()}

@@ -86,7 +86,8 @@ def _convert_pairs(degraded: str, clean: str, out: str, how: dict[str, Any]) -> 
     shapes = {*pair_shapes(degraded, clean).values()}
     check_place(out, clean)
     channels, height, width = min(shapes)
-    if how["size"] is None and (len(shapes) > 1 or height != width):
+    of_both_colours = how["channels"] is None and len({shape[0] for shape in shapes}) > 1
+    if of_both_colours or (how["size"] is None and (len(shapes) > 1 or height != width)):
         raise UserError(
             "the images are not all squares of one size and colour: give --size and --channels, which resizes them, or "
             "train on the two folders as they are (ImagePairs with crop)"

@@ -24,6 +24,7 @@ from ersde_lit.interop.diffusers.levels import flow_lams
 from ersde_lit.names import MAX_SEED
 from ersde_lit.solvers import ERSDE, SavedTables, SeededNoise, Solver, custom, read_tables, sample
 from ersde_lit.solvers.noise_scale import NoiseScale
+from ersde_lit.solvers.tableau import as_float64
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,7 +106,7 @@ def sample_with(
         return x
     extra_args = extra_args or {}
     process = Flow() if (is_flow(model) if flow is None else flow) else VE()
-    levels = sigmas.detach().to("cpu", torch.float64)
+    levels = as_float64(sigmas.detach())
     with torch.device("cpu"):
         tableau = solver.tableau(flow_lams(levels) if isinstance(process, Flow) else levels)
     alphas, of_calls = (process.alpha_of_lam(lams).tolist() for lams in (tableau.lams, tableau.told))

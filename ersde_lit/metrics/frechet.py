@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.features import Features, extract
-from ersde_lit.metrics.pooled import Pooled
+from ersde_lit.metrics.pooled import Pooled, with_float64
 
 
 class Statistics(NamedTuple):
@@ -89,6 +89,7 @@ class FrechetDistance:
 
 def statistics(features: Features, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> Statistics:
     """Statistics of batches of uint8 images in this process; moves `features` to `device`, in evaluation mode."""
+    device = with_float64(device)
     features, moments = features.to(device).eval(), Moments(features.num_features, sync=False).to(device)
     for images in batches:
         moments.update(extract(features, images.to(device))[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torchmetrics import Metric
 
@@ -30,3 +31,8 @@ class Pooled(Metric):
             return self.compute()
         finally:
             self.to(home)
+
+
+def with_float64(device: torch.device | str) -> torch.device | str:
+    """The device, or the CPU in place of an Apple GPU, which has no float64."""
+    return "cpu" if torch.device(device).type == "mps" else device

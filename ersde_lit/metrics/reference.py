@@ -22,6 +22,7 @@ from ersde_lit.metrics.cache import cache_folder, digest_of
 from ersde_lit.metrics.features import Features, extract
 from ersde_lit.metrics.frechet import Moments, Statistics
 from ersde_lit.metrics.image_files import ImageFiles, image_files
+from ersde_lit.metrics.pooled import with_float64
 from ersde_lit.metrics.reservoir import Sample, image_keys
 from ersde_lit.ranks import Ranks
 from ersde_lit.untrusted.pickled_tensors import ARRAYS, array
@@ -131,6 +132,7 @@ def _measure(
     advance: Callable[[int], None],
     ranks: Ranks = ALONE,
 ) -> Reference:
+    device = with_float64(device)
     features, sync = features.to(device).eval(), ranks.count > 1
     moments = Moments(features.num_features, sync, ranks.group).to(device)
     sample = Sample(features.num_features if keep else 0, keep, sync, ranks.group).to(device)

@@ -16,6 +16,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ersde_lit.errors import UserError
 from ersde_lit.metrics.features import Features, check_images, extract
 from ersde_lit.metrics.frechet import FrechetDistance, Moments
+from ersde_lit.metrics.pooled import with_float64
 from ersde_lit.metrics.precision_recall import NEIGHBOURS, precision_recall
 from ersde_lit.metrics.protocol import size_in_words, sizes_differ
 from ersde_lit.metrics.reference import Reference
@@ -77,7 +78,7 @@ class Scores:
 
     def to(self, device: torch.device | str) -> Self:
         for part in (self.features, self.moments, self.sample):
-            part.to(device)
+            part.to(with_float64(device))
         return self
 
     def update(self, images: Tensor) -> None:

@@ -104,7 +104,7 @@ class Fixed:
     lams: Sequence[float]
 
     def __call__(self, n: int) -> Tensor:
-        lams = check_lams(torch.as_tensor(self.lams, dtype=torch.float64))
+        lams = check_lams(self.lams)
         if n != len(lams) - 1:
             raise UserError(f"the list of {len(lams)} lams makes {len(lams) - 1} calls, not {n}")
         return lams

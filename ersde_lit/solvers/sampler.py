@@ -14,7 +14,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.solvers import grids
 from ersde_lit.solvers.grids import Grid, check_nfe
 from ersde_lit.solvers.loop import Callback, Denoise, StepNoise, sample
-from ersde_lit.solvers.tableau import SAME_LEVEL, Solver, Tableau, check_lams, with_mean
+from ersde_lit.solvers.tableau import SAME_LEVEL, Solver, Tableau, as_float64, check_lams, with_mean
 
 
 class Noise(StepNoise, Protocol):
@@ -138,7 +138,7 @@ def _check_told(tableau: Tableau, denoiser: Any) -> None:
 
 
 def _snap(lams: Tensor, levels: Tensor) -> Tensor:
-    levels = levels.to("cpu", torch.float64).sort(descending=True).values
+    levels = as_float64(levels).sort(descending=True).values
     if len(lams) > len(levels):
         raise UserError(f"a model of {len(levels)} noise levels cannot be sampled at {len(lams)} of them; lower nfe")
     nearest = (lams.log().unsqueeze(1) - levels.log()).abs().argmin(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ersde_lit.errors import UserError
 from ersde_lit.solvers.grids import check_nfe
 from ersde_lit.solvers.sampler import TableSampler
-from ersde_lit.solvers.tableau import SAME_LEVEL, Tableau, check_lams
+from ersde_lit.solvers.tableau import SAME_LEVEL, Tableau, as_float64, check_lams
 
 FAMILY = "ersde-lit tables "
 FORMAT = f"{FAMILY}1"
@@ -155,7 +155,7 @@ def learned(path: str) -> TableSampler:
 def _checked(n: Any, table: Tableau) -> Tableau:
     """The table in float64 on the CPU; UserError where it is none of n steps."""
     try:
-        lams = check_lams(torch.as_tensor(table.lams, dtype=torch.float64, device="cpu"))
+        lams = check_lams(table.lams)
         if n != len(lams) - 1:
             raise UserError(f"its {len(lams)} lams are not those of {n} calls")
         rows = {name: _rows(name, getattr(table, name), n, ndim) for name, ndim in _ROWS.items()}
@@ -171,7 +171,7 @@ def _checked(n: Any, table: Tableau) -> Tableau:
 def _rows(name: str, value: Any, n: int, ndim: int) -> Any:
     if value is None and name in Tableau._field_defaults:
         return None
-    rows = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    rows = as_float64(value).detach()
     if rows.ndim != ndim or len(rows) != n or not rows.numel():
         raise UserError(f"its {name} has the shape {[*rows.shape]}, not a row for each of {n} steps")
     if not rows.isfinite().all() or (name == "b" and (rows < 0).any()) or (name == "calls" and (rows <= 0).any()):

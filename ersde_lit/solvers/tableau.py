@@ -6,6 +6,7 @@ and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -87,9 +88,14 @@ def with_mean(tableau: Tableau) -> Tableau:
     return tableau._replace(c=c, corrector=corrector)
 
 
-def check_lams(lams: Tensor) -> Tensor:
+def as_float64(values: Sequence[float] | Tensor) -> Tensor:
+    """Numbers or a tensor as a float64 tensor on the CPU; moved there first, as an Apple GPU has no float64."""
+    return torch.as_tensor(values.cpu() if isinstance(values, Tensor) else values, dtype=torch.float64, device="cpu")
+
+
+def check_lams(lams: Sequence[float] | Tensor) -> Tensor:
     """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
-    lams = torch.as_tensor(lams, dtype=torch.float64, device="cpu").detach()
+    lams = as_float64(lams).detach()
     if lams.ndim != 1 or len(lams) < 2:
         raise UserError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
     valid = lams.isfinite() & (lams > 0)

@@ -28,7 +28,6 @@ def evolve(
     evaluations: int = 200,
     samples: int = 1000,
     batch: int = 200,
-    seed: int = 0,
     *,
     record: str | Path | None = None,
     ranks: Ranks | None = None,
@@ -42,7 +41,6 @@ def evolve(
         evaluations: runs of the sampler on all samples, about.
         samples: learning seeds.
         batch: seeds at a time.
-        seed: of the search.
         record: JSON file of what was tried and found, written after each population; where it is there, of the same
             search, that goes on as if it had not stopped.
         ranks: share each population, and all get the table; None: this process is alone.
@@ -58,7 +56,7 @@ def evolve(
         return
     learned = [p for p in table.parameters() if p.requires_grad]
     origin = parameters_to_vector(learned).detach()
-    search = CMA(mean=np.zeros(len(along)), sigma=0.5, seed=seed)
+    search = CMA(mean=np.zeros(len(along)), sigma=0.5, seed=0)
 
     def move(point: np.ndarray) -> None:
         vector_to_parameters(origin + torch.from_numpy(point) @ along, learned)

@@ -14,6 +14,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.solvers import Tableau, check_lams
 from ersde_lit.solvers.loop import Denoise
 from ersde_lit.solvers.sampler import Noise
+from ersde_lit.solvers.tableau import as_float64
 from ersde_lit.tuning.rows import full_history, theory
 
 Freedom = Literal["levels", "rows", "gain", "calls", "noise"]
@@ -38,7 +39,6 @@ class LearnedTable(nn.Module):
             - gain: the sum r + sum c too. It can make up for the mean that pure noise lacks;
             - calls: the levels that the denoiser is told;
             - noise: how much is added at each step.
-        nodes: s of theory's rows (see `theory`).
         lam_min, lam_max: range of the levels, and of those told.
         levels: those of a denoiser of discrete time; it is told the nearest one.
 
@@ -50,7 +50,6 @@ class LearnedTable(nn.Module):
         self,
         start: Tableau,
         learn: Collection[Freedom] = FREEDOMS,
-        nodes: float = 2.0,
         lam_min: float = 0.0,
         lam_max: float = math.inf,
         levels: Tensor | None = None,
@@ -62,8 +61,8 @@ class LearnedTable(nn.Module):
             raise UserError("a step of this table adds more noise than its level has: learn from another sampler")
         if start.lams[-1] != 0:
             raise UserError(f"a learned table ends at noise level 0, not {start.lams[-1]:.6g}: take such a grid")
-        self.learn, self.nodes, self.lam_min, self.lam_max = frozenset(learn), nodes, lam_min, lam_max
-        self.known = None if levels is None else levels.to("cpu", torch.float64)
+        self.learn, self.lam_min, self.lam_max = frozenset(learn), lam_min, lam_max
+        self.known = None if levels is None else as_float64(levels)
         start = full_history(start)
         n, lams = start.nfe, start.lams[:-1]
         ratios = (lams[:-1] / lams[1:]).log()
@@ -99,7 +98,7 @@ class LearnedTable(nn.Module):
         tiny = x < 1e-12
         fall = torch.where(tiny, torch.ones_like(x), -torch.expm1(-x) / torch.where(tiny, torch.ones_like(x), x))
         b = torch.cat([lams[1:] * noise * (2 * h * fall).sqrt(), zero])
-        c = theory(lams, excess, self.nodes)
+        c = theory(lams, excess)
         rows, columns = torch.tril_indices(n, n, -1)
         steps = lams.new_zeros(n, n + 1).index_put((rows, columns + 1), past)  # between x0 j-1 and x0 j, newest first
         corrections = steps[:, 1:] - steps[:, :-1]

@@ -22,7 +22,7 @@ from ersde_lit.tuning.rows import leaps
 
 
 def plan_levels(
-    problem: Problem, nfes: Iterable[int], seeds: Sequence[int] = range(64), fine: int | None = None, nodes: float = 2.0
+    problem: Problem, nfes: Iterable[int], seeds: Sequence[int] = range(64), fine: int | None = None
 ) -> dict[int, Tensor]:
     """Levels (nfe + 1,) for each number of calls, the last 0, chosen among those of one fine run of the ODE.
 
@@ -33,7 +33,6 @@ def plan_levels(
         nfes: numbers of calls, below `fine`.
         seeds: of the run; their number is that of the principal directions too.
         fine: calls of the run, which are all the calls there are; None: `fine_calls`.
-        nodes: s of the leaps' rows (see `rows.theory`).
 
     Raises:
         UserError: as many calls as the run has.
@@ -42,7 +41,7 @@ def plan_levels(
     if max(nfes) >= fine:
         raise UserError(f"levels for {max(nfes)} calls are chosen from a finer run, of more than {fine} calls")
     lams = adapt_grid(grids.edm(fine, rho=12.0), problem.denoiser)
-    costs = _Costs(lams, _run(problem, lams, seeds), nodes)
+    costs = _Costs(lams, _run(problem, lams, seeds))
     return {n: lams[[*costs.cheapest(n), fine]] for n in nfes}
 
 
@@ -75,7 +74,7 @@ def _run(problem: Problem, lams: Tensor, seeds: Sequence[int], batch: int = 16) 
 class _Costs:
     """Squared errors of leaps: of the start, of the first leap, of those with a level before them, of the last."""
 
-    def __init__(self, lams: Tensor, run: Tensor, nodes: float) -> None:
+    def __init__(self, lams: Tensor, run: Tensor) -> None:
         fine = len(lams) - 1
         products, levels = _products(run, lams), lams[:-1]
         x0, noise = fine + 1, 2 * fine + 1  # where in the run x0 of the levels, and the noise, begin
@@ -89,7 +88,7 @@ class _Costs:
             """Costs of leaps from ``path[-2]`` to ``path[-1]``, after a level before that if there are three."""
             *before, j, k = path
             known = [j, *before]
-            c = leaps(levels[torch.stack(known, dim=1)], levels[k], torch.zeros_like(levels[k]), nodes)
+            c = leaps(levels[torch.stack(known, dim=1)], levels[k], torch.zeros_like(levels[k]))
             weights = [levels[k] / levels[j], *c.unbind(1), -torch.ones_like(levels[k])]
             cost = torch.full([fine] * len(path), torch.inf, dtype=levels.dtype)
             cost[tuple(path)] = squared(k, [j, *(x0 + m for m in known), k], weights)

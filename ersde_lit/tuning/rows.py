@@ -11,31 +11,32 @@ from ersde_lit.errors import UserError
 from ersde_lit.solvers import NoiseScale, Tableau, sample
 from ersde_lit.solvers.quadrature import lagrange_integrals
 
+NODES = 2.0  # s of the variable asinh(lam / s) of theory's rows, in units of the middle of each step
 
-def theory(lams: Tensor, excess: Tensor, nodes: float) -> Tensor:
+
+def theory(lams: Tensor, excess: Tensor) -> Tensor:
     """Weights of x0, (N, N), of ER-SDE of order 2 with ``phi = lam^(1 + excess_i)`` on step i, into lam = 0.
 
-    That is ``ERSDE(2, power(1 + excess), nodes=nodes, relative=True)`` with a noise scale of its own for each step.
+    That is ``ERSDE(2, power(1 + excess), nodes=NODES, relative=True)`` with a noise scale of its own for each step.
     Gradients flow to all arguments that ask for them.
 
     Args:
         lams: (N,) positive levels, descending; the step into 0 from the last of them returns its x0.
         excess: (N-1,) at least 0: 0 is the ODE, 1 the reverse SDE.
-        nodes: s of the variable asinh(lam / s), in units of the middle of each step.
     """
     steps = len(lams)
     blocks = []
     for first, last, order in ((0, min(1, steps - 1), 1), (1, steps - 1, 2)):
         if first < last:
             at = torch.stack([lams[first - j : last - j] for j in range(order)], dim=1)
-            weights = leaps(at, lams[first + 1 : last + 1], excess[first:last], nodes)
+            weights = leaps(at, lams[first + 1 : last + 1], excess[first:last])
             blocks.append(torch.nn.functional.pad(weights, (0, steps - order)))
     return torch.cat([*blocks, torch.eye(steps, dtype=lams.dtype)[:1]])
 
 
-def leaps(at: Tensor, end: Tensor, excess: Tensor, nodes: float) -> Tensor:
+def leaps(at: Tensor, end: Tensor, excess: Tensor) -> Tensor:
     """Weights (n, k) of the x0 at the levels `at` (n, k), newest first, for steps from ``at[:, 0]`` to `end` (n,)."""
-    s = nodes * (at[:, 0] * end).sqrt().unsqueeze(1)
+    s = NODES * (at[:, 0] * end).sqrt().unsqueeze(1)
     return lagrange_integrals(_power(excess), at[:, 0], end, at, lambda lam: torch.asinh(lam / s))
 
 

@@ -22,6 +22,7 @@ from ersde_lit.tuning.evolve import evolve
 from ersde_lit.tuning.learned import Freedom, LearnedTable
 from ersde_lit.tuning.plan import fine_calls, plan_levels
 from ersde_lit.tuning.problem import LEARNING, Problem, judge
+from ersde_lit.tuning.rows import NODES
 from ersde_lit.tuning.tuner import TableTuner
 
 FREEDOMS_OF: dict[Stage, tuple[Freedom, ...]] = {
@@ -29,7 +30,7 @@ FREEDOMS_OF: dict[Stage, tuple[Freedom, ...]] = {
     "drift": ("levels", "rows", "gain", "calls"),
     "noise": ("noise",),
 }
-SMOOTH = ERSDE(2, "ode", nodes=2.0, relative=True)  # the rows that levels are planned for
+SMOOTH = ERSDE(2, "ode", nodes=NODES, relative=True)  # the rows that levels are planned for
 
 
 class Tuned(NamedTuple):

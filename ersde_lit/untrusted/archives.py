@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -42,7 +43,7 @@ def open_stored(path: str | Path) -> zipfile.ZipFile:
 def _check(archive: zipfile.ZipFile, path: str | Path, largest: int) -> None:
     for entry in archive.infolist():
         parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
-        if not parts or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+        if not parts or ".." in parts or parts[0] == "/" or re.match("[A-Za-z]:", parts[0]):
             raise UserError(f"{path} refused: the path of its entry {entry.filename[:80]!r} leads out of the archive")
         if entry.flag_bits & 0x1:
             raise UserError(f"{path}: its entry {entry.filename[:80]!r} is encrypted: unpack it first")

@@ -97,6 +97,7 @@ class _Machine:
         self.allowed = allowed
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
+        self.characters = 0  # read so far: calls may make as many bytes of them
         self.memo: dict[int, Any] = {}  # a dict, where a huge index does not make a huge list
 
     def execute(self, opcode: str, argument: Any) -> None:
@@ -137,6 +138,7 @@ class _Machine:
     def result(self, opcode: str, argument: Any) -> Any:
         """The value that an opcode pushes."""
         if opcode in _VALUES:
+            self.characters += len(argument) if isinstance(argument, str) else 0
             return argument
         if opcode in _CONSTANTS:
             return _CONSTANTS[opcode]
@@ -158,7 +160,11 @@ class _Machine:
                 arguments, function = self.pop(tuple), self.pop(GlobalName)
                 if function not in self.allowed.functions:
                     raise Refused(f"it calls {function}")
-                return self.allowed.functions[function](*arguments)
+                made = self.allowed.functions[function](*arguments)
+                self.characters -= len(made) if isinstance(made, bytes) else 0
+                if self.characters < 0:
+                    raise Refused("it makes bytes of one text many times")
+                return made
             case "NEWOBJ":
                 arguments, cls = self.pop(tuple), self.pop(GlobalName)
                 if cls in self.allowed.dicts:

@@ -329,6 +329,10 @@ def test_pairs_keep_their_size_and_colour_unless_told_otherwise(tmp_path, capsys
     command.remove("--size=8")
     assert main(command) == 2
     assert "not all squares of one size and colour: give --size and --channels" in capsys.readouterr().err
+    for name in ("bright", "clean"):  # one in colour among the grey ones
+        write_folder(tmp_path / name, {"1.png": png(pixels(1, 12, 3)[0])})
+    assert main(["data", *where, "--size=12"]) == 2
+    assert "give --size and --channels" in capsys.readouterr().err
     assert not (tmp_path / "several/made").exists()
 
 

@@ -7,6 +7,7 @@ from projection import Projection, some_images
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ersde_lit.metrics import Reference, Scores, statistics
+from ersde_lit.metrics.pooled import with_float64
 
 REAL, FAKE = some_images(200, 0), some_images(150, 1, 30, 200)
 
@@ -102,3 +103,8 @@ def test_takes_bytes_only(images):
 def test_one_image_has_no_statistics():
     with pytest.raises(ValueError, match="at least two images, not 1"):
         statistics(Projection(), [REAL[:1]])
+
+
+def test_sums_in_float64_are_not_kept_where_there_is_none() -> None:
+    assert with_float64("mps:0") == "cpu"
+    assert with_float64("cuda:1") == "cuda:1"

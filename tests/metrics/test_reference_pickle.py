@@ -104,6 +104,13 @@ def claims(shape: tuple[int, ...]) -> bytes:
     return made.replace(b"K\x04\x85", size, 1)
 
 
+def encoded_often() -> bytes:
+    """One text of a megabyte, made bytes of again and again."""
+    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20
+    once = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    return b"\x80\x02" + text + b"q\x00" + b"](" + once * 1000 + b"e\x86."
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -120,6 +127,7 @@ def claims(shape: tuple[int, ...]) -> bytes:
         (pickle.dumps([1]), "no statistics 'mu' and 'sigma' as 'fid'"),
         (pickle.dumps(STATISTICS)[:-40], "damaged or truncated"),
         (b"", "ref.pkl"),
+        (encoded_often(), "bytes of one text many times"),
         (b"\x80\x04" + b"N" * 1_000_001 + b".", "more than 1,000,000"),
     ],
 )

@@ -5,7 +5,7 @@ from ersde_lit.errors import UserError
 from ersde_lit.solvers import ERSDE, SeededNoise, grids, power, sample
 from ersde_lit.solvers.oracles import Mixture
 from ersde_lit.solvers.registry import solver
-from ersde_lit.tuning.rows import full_history, theory
+from ersde_lit.tuning.rows import NODES, full_history, theory
 
 
 def mixture() -> Mixture:
@@ -17,15 +17,15 @@ def mixture() -> Mixture:
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_theory_is_ersde_of_order_2(n: int, p: float) -> None:
     lams = grids.edm(n)
-    expected = ERSDE(2, power(p), nodes=1.3, relative=True).tableau(lams).c
-    rows = theory(lams[:-1], torch.full((n - 1,), p - 1, dtype=torch.float64), 1.3)
+    expected = ERSDE(2, power(p), nodes=NODES, relative=True).tableau(lams).c
+    rows = theory(lams[:-1], torch.full((n - 1,), p - 1, dtype=torch.float64))
     torch.testing.assert_close(rows[:, :2], expected[:, : n if n < 2 else 2], rtol=0, atol=1e-15)
 
 
 def test_theory_has_gradients() -> None:
     logs = grids.edm(4)[:-1].log().requires_grad_()
     excess = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: theory(a.exp(), b, 2.0), (logs, excess))
+    assert torch.autograd.gradcheck(lambda a, b: theory(a.exp(), b), (logs, excess))
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "sde_dpm++2m", "unipc3", "ipndm", "deis", "sa"])

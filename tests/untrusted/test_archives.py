@@ -17,7 +17,7 @@ def _archive(path, *entries, size=10):
 
 
 def test_a_harmless_archive_opens(tmp_path):
-    with open_zip(_archive(tmp_path / "a.zip", "a/b.png", "c..d/e", "f g.json")) as archive:
+    with open_zip(_archive(tmp_path / "a.zip", "a/b.png", "c..d/e", "f g.json", "12:30:00.png")) as archive:
         assert archive.read("a/b.png") == b"0" * 10
 
 

@@ -13,7 +13,6 @@ from ersde_lit.denoisers.preconditioning import PRECONDITIONINGS
 from ersde_lit.denoisers.processes import VE
 from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.configuration import check_one_given, check_option
-from ersde_lit.interop.diffusers.levels import as_levels
 from ersde_lit.interop.diffusers.steps import SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import check_lams, grids
 
@@ -79,7 +78,7 @@ class ERSDEEDMScheduler(TableScheduler):
                 num_inference_steps or 0, lam_min=c.sigma_min, lam_max=c.sigma_max, zero=c.final_sigmas_type == "zero"
             )
         else:
-            levels = check_lams(as_levels(sigmas))
+            levels = check_lams(sigmas)
         told = levels[:-1] if table is None else table.told
         self._set_levels(levels, levels, PRECONDITIONINGS["edm"].c_noise(told, told).float(), device, table)
 

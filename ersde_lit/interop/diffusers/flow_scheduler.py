@@ -12,7 +12,7 @@ from torch import Tensor
 from ersde_lit.denoisers.processes import Flow
 from ersde_lit.errors import UserError
 from ersde_lit.interop.diffusers.configuration import check_option, only_option
-from ersde_lit.interop.diffusers.levels import SPACINGS, as_levels, flow_lam, flow_lams, shifted
+from ersde_lit.interop.diffusers.levels import SPACINGS, flow_lam, flow_lams, shifted
 from ersde_lit.interop.diffusers.steps import (
     DDPMSchedulerOutput,
     Generators,
@@ -21,6 +21,7 @@ from ersde_lit.interop.diffusers.steps import (
     solver_config,
 )
 from ersde_lit.solvers import ERSDE, Tableau, check_lams, grids
+from ersde_lit.solvers.tableau import as_float64
 
 __all__ = ["ERSDEFlowMatchScheduler", "SchedulerMixin"]  # diffusers looks for both in here
 
@@ -102,8 +103,8 @@ class ERSDEFlowMatchScheduler(TableScheduler):
             timesteps: (N,) the model's timesteps, descending, not shifted. Without sigmas, sigmas are ``timesteps /
                 num_train_timesteps``, which are shifted, as CogView4 and GLM-Image need it.
         """
-        told = None if timesteps is None else as_levels(timesteps)
-        times = None if sigmas is None else as_levels(sigmas)
+        told = None if timesteps is None else as_float64(timesteps).flatten()
+        times = None if sigmas is None else as_float64(sigmas).flatten()
         if times is None and told is not None:
             times = told / len(self)
         lengths = {num_inference_steps, *(len(given) for given in (times, told) if given is not None)} - {None}
@@ -164,9 +165,10 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         if self._run_table is not None:
             raise UserError("per_token_timesteps need the steps of a solver, and tables have none for them")
         levels = self.process.t_of_lam(self._lams)
-        if not torch.allclose(self.timesteps.cpu().double(), len(self) * levels[:-1], rtol=1e-5):
+        told = self.timesteps.cpu().double().clamp(max=len(self) * float(levels[0]))  # 1 as in the schedule
+        if not torch.allclose(told, len(self) * levels[:-1], rtol=1e-5):
             raise UserError("per_token_timesteps need a schedule of sigmas alone, with timesteps num_train_timesteps t")
-        t = _token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])  # 1 as in the schedule
+        t = _token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])
         i, steps = self._begin_step(timestep)
         self._on_schedule = ((t - levels[i]).abs() < SAME_TIME) & self._on_schedule
         with torch.device("cpu"):
@@ -192,7 +194,7 @@ class ERSDEFlowMatchScheduler(TableScheduler):
 def _token_times(timesteps: Tensor, sample: Tensor, steps: int) -> Tensor:
     """Flow times t [B, T], float64 on the CPU, of the tokens' timesteps ``steps * t``, [B, T] or [B, 1]."""
     try:
-        t = timesteps.detach().to("cpu", torch.float64).expand(sample.shape[:-1]) / steps
+        t = as_float64(timesteps.detach()).expand(sample.shape[:-1]) / steps
     except RuntimeError:
         wanted, found = list(sample.shape[:-1]), list(timesteps.shape)
         raise UserError(f"per_token_timesteps must have the shape {wanted} of the tokens, not {found}") from None

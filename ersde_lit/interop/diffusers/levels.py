@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -120,7 +120,3 @@ def distinct(timesteps: Tensor) -> Tensor:
             apart[i], apart[i + 1] + torch.finfo(apart.dtype).eps * apart[i + 1].abs().clamp(min=1)
         )
     return apart
-
-
-def as_levels(values: Sequence[float] | Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()

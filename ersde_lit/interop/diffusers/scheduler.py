@@ -22,7 +22,6 @@ from ersde_lit.interop.diffusers.edm_scheduler import ERSDEEDMScheduler
 from ersde_lit.interop.diffusers.flow_scheduler import ERSDEFlowMatchScheduler
 from ersde_lit.interop.diffusers.levels import (
     SPACINGS,
-    as_levels,
     flow_lam,
     flow_lams,
     shifted,
@@ -31,7 +30,7 @@ from ersde_lit.interop.diffusers.levels import (
 )
 from ersde_lit.interop.diffusers.steps import COMPATIBLE, SchedulerMixin, TableScheduler, solver_config
 from ersde_lit.solvers import Tableau, check_lams, grids
-from ersde_lit.solvers.tableau import SAME_LEVEL
+from ersde_lit.solvers.tableau import SAME_LEVEL, as_float64
 
 __all__ = [
     "ERSDEEDMScheduler",
@@ -134,9 +133,9 @@ class ERSDEScheduler(TableScheduler):
             self._set_lams(table.lams, device, table)
             return
         if sigmas is not None:
-            levels = as_levels(sigmas)
+            levels = as_float64(sigmas).flatten()
         elif timesteps is not None:
-            levels = self._ended(self._levels_at(as_levels(timesteps)))
+            levels = self._ended(self._levels_at(as_float64(timesteps).flatten()))
         elif num_inference_steps is not None and self._spacing:
             levels = self._spread(num_inference_steps)
         else:

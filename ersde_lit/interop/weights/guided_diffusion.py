@@ -102,7 +102,7 @@ def _flags(sizes: Sizes, given: GuidedFlags) -> tuple[dict[str, Any], list[str]]
     elif given.num_head_channels is not None:
         flags.pop("num_heads", None)
     if sizes.classifier:
-        flags = {**_HEADS, **flags}  # which classifiers always have
+        flags |= _HEADS  # which classifiers always have
     needed = {"noise_schedule", "use_new_attention_order"} | (set() if sizes.classifier else {"image_size"})
     missing = sorted(needed - flags.keys())
     if not flags.keys() & {"num_heads", "num_head_channels"}:
@@ -146,7 +146,7 @@ def _check_given(sizes: Sizes, given: GuidedFlags, size: int) -> None:
         if [level for level in range(len(sizes.mult)) if 2**level in asked] == [*sizes.attending]:
             found["attention_resolutions"] = text
     for name, value in given.given.items():
-        if name in found and sizes.classifier:
+        if sizes.classifier and name in {*found, *_HEADS, "num_heads"}:
             raise UserError(f"--{name} is a flag of denoisers, and these are the weights of a classifier")
         if name in found and value != found[name]:
             raise UserError(f"--{name} {value} is not what its weights say, which is {found[name]}")

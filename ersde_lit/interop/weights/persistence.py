@@ -70,10 +70,13 @@ def arguments(made: Persistent) -> dict[str, Any]:
     return keywords
 
 
-def state_dict(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    """Parameters and buffers of a module and its submodules, by the names of a state dict."""
-    if not isinstance(module, Persistent | PickledObject) or not isinstance(module.state, dict) or depth > _DEEPEST:
+def state_dict(module: Any, prefix: str = "", depth: int = 0, visited: set[int] | None = None) -> dict[str, Tensor]:
+    """Parameters and buffers of a module and its submodules, by the names of a state dict; no module is there twice."""
+    visited = set() if visited is None else visited
+    is_module = isinstance(module, Persistent | PickledObject) and isinstance(module.state, dict)
+    if not is_module or depth > _DEEPEST or id(module) in visited:
         raise UserError(f"its module {prefix[:80]!r} is none")
+    visited.add(id(module))
     state: dict[str, Tensor] = {}
     for group in ("_parameters", "_buffers"):
         members = module.state.get(group)
@@ -85,5 +88,5 @@ def state_dict(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tenso
     modules = module.state.get("_modules")
     for name, child in modules.items() if isinstance(modules, Mapping) else ():
         if child is not None:
-            state |= state_dict(child, f"{prefix}{name}.", depth + 1)
+            state |= state_dict(child, f"{prefix}{name}.", depth + 1, visited)
     return state

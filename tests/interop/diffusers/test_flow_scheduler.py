@@ -166,6 +166,23 @@ def test_tokens_on_the_schedule_step_as_a_whole(options: dict[str, Any], conditi
         assert start.dtype == torch.float16
 
 
+def test_tokens_of_given_timesteps_are_those_of_the_sigmas() -> None:
+    """As LTX's pipelines set them: timesteps 1000 sigmas, from 1000 on."""
+    sigmas = [1.0, 0.8, 0.5, 0.2]
+    start, target = tokens()
+    ends = []
+    for levels in ({"sigmas": sigmas}, {"timesteps": [1000 * sigma for sigma in sigmas]}):
+        scheduler = ERSDEFlowMatchScheduler(noise_scale="ode")
+        scheduler.set_timesteps(**levels)
+        x = start
+        for t in scheduler.timesteps:
+            told = torch.minimum(t.expand(2, 5), (1 - CONDITION) * 1000)
+            stepped = scheduler.step(torch.sin(x) - target, t, x, per_token_timesteps=told).prev_sample
+            x = torch.where((told < t - 1e-3).unsqueeze(-1), x, stepped)
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
+
+
 def test_a_token_that_joins_the_schedule_has_no_history() -> None:
     """Its condition has the noise of a level on the way: from there on its steps are of order 1."""
     start, target = tokens()

@@ -163,6 +163,9 @@ def test_flags_that_say_what_the_weights_say_and_those_of_sampling_change_nothin
         ("new_order_cond", {"resblock_updown": False}, "--resblock_updown False"),
         ("new_order_cond", {"use_scale_shift_norm": False}, "--use_scale_shift_norm False"),
         ("classifier", {"num_channels": 128}, "--num_channels is a flag of denoisers"),
+        ("classifier", {"use_new_attention_order": True}, "--use_new_attention_order is a flag of denoisers"),
+        ("classifier", {"num_head_channels": 32}, "--num_head_channels is a flag of denoisers"),
+        ("classifier", {"num_heads": 4}, "--num_heads is a flag of denoisers"),
     ],
 )
 def test_flags_that_say_something_else_than_the_weights(case: str, flags: dict, message: str) -> None:

@@ -99,6 +99,14 @@ def cyclic() -> bytes:
     return dumps({"ema": loop})
 
 
+def doubled() -> bytes:
+    """Modules that hold the next one twice each, so that 2^15 paths lead to the last."""
+    made = Persistent("Linear", {})
+    for _ in range(15):
+        made = Persistent("Sequential", {"_modules": {"0": made, "1": made}})
+    return dumps(snapshot(MODEL, "EDMPrecond", modules={"model": made}, **ADM))
+
+
 PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "code in the outer pickle": (lambda: pickle.dumps(Evil()), "it names '_?io.open'"),
     "code among what is not read": (lambda: dumps(SNAPSHOT | {"augment_pipe": Evil()}), "it names '_?io.open'"),
@@ -168,6 +176,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a weight that is a word": (lambda: with_weight("weight"), "is no tensor"),
     "a tensor elsewhere": (lambda: opcodes(b"X\x01\0\0\0aQ"), "refers to an object outside"),
     "a module in itself": (cyclic, "is none"),
+    "modules that are there twice": (doubled, "is none"),
     "a deeply nested key": (lambda: opcodes(b"})", b"\x85" * 100_000, b"Ns"), "a tuple as a key"),
     "a huge memo": (lambda: opcodes(b"Nr\xff\xff\xff\x7f0"), "opcode POP"),
     "a string of gigabytes": (lambda: opcodes(b"\x8d" + struct.pack("<Q", 2**40)), "damaged or truncated"),
