@@ -150,6 +150,8 @@ def test_recipes_are_the_published_ones(path: Path) -> None:
     assert found == (cifar10 if "cifar10" in path.stem else imagenet)
     assert model["optimizer"]["warmup"] == 10_000_000
     assert model["optimizer"]["betas"] == [0.9, 0.999]
+    summed = 3 * 32 * 32 if "cifar10" in path.stem else 100 * 3 * 64 * 64  # theirs is a sum, in ADM's with --ls=100
+    assert model["optimizer"]["eps"] == pytest.approx(1e-8 / summed, rel=0.02)
     (fid,) = trainer["callbacks"]  # in the features of the FID that they quote, where these can be had
     assert (fid["init_args"]["features"], fid["init_args"]["nearest_images"]) == ("inception_or_classifier", 0)
     # a network that is not told of the augmentation would learn to draw it

@@ -1,5 +1,7 @@
 """Progress bars on the terminal: Lightning's, and one of the images sampled during a validation."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +15,15 @@ class TrainingBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=4)
+        self._metrics: dict[str, Any] = {}
+        self._read_at = -math.inf
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if not trainer.training or time.monotonic() >= self._read_at + 0.25:  # reading waits for the device
+            metrics = super().get_metrics(trainer, pl_module)
+            self._metrics = {name: value for name, value in metrics.items() if name != "v_num"}
+            self._read_at = time.monotonic()
+        return self._metrics
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Base class of callbacks that evaluate a model at validations, on all ranks, and how they show images and numbers."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
@@ -58,8 +59,12 @@ class ValidationCallback(Callback, ABC):
             self.prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (trainer.sanity_checking or _is_trial(trainer)) and self._due(trainer):
+        if trainer.sanity_checking or _is_trial(trainer):
+            return
+        if self._due(trainer):
             self.evaluate(trainer, pl_module)
+        elif self.monitor is not None:  # a run that goes on has no value yet, and ModelCheckpoint raises for that
+            trainer.callback_metrics.setdefault(self.monitor, torch.tensor(math.nan))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._ranks = Ranks()  # a group of ranks cannot be copied to other processes
@@ -90,14 +95,20 @@ def _is_last(trainer: Trainer) -> bool:
     """Whether no validation follows this one in the training."""
     if trainer.global_step == trainer.max_steps:
         return True
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
+    batches, every, gap = trainer.num_training_batches, trainer.check_val_every_n_epoch, trainer.val_check_batch or 0
+    if batches == math.inf:
         return False
-    epochs = trainer.max_epochs - trainer.current_epoch - 1
-    batches, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
-    left = batches - trainer.fit_loop.epoch_loop.batch_idx - 1
-    if every is None:
-        left, every = left + epochs * batches, epochs + 1
-    return epochs < every and left < (trainer.val_check_batch or 0)
+    of_epoch, left = batches - trainer.fit_loop.epoch_loop.batch_idx - 1, math.inf  # batches
+    if every is not None and of_epoch < gap:  # the next validation is in a later epoch
+        gap += of_epoch + (every - 1) * batches
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        left = of_epoch + (trainer.max_epochs - trainer.current_epoch - 1) * batches
+    if trainer.max_steps >= 0:
+        epochs, steps = divmod(
+            trainer.max_steps - trainer.global_step, math.ceil(batches / trainer.accumulate_grad_batches)
+        )
+        left = min(left, epochs * batches + steps * trainer.accumulate_grad_batches)
+    return left < gap
 
 
 def precision_of(trainer: Trainer) -> str:

@@ -114,7 +114,8 @@ class AveragedModule(GuardedModule):
     def configure_model(self) -> None:
         """Shards the trained weights if the strategy is FSDP2."""
         if self.device_mesh is not None and not is_sharded(self.trained):
-            self.load_state_dict(self.trainer.strategy.broadcast(self.state_dict()))  # ranks may have drawn others
+            for own in self.state_dict().values():  # ranks may have drawn others; one by one, as XL has 9 GB
+                own.copy_(self.trainer.strategy.broadcast(own))
             shard(self.trained, self.device_mesh["data_parallel"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -192,7 +193,7 @@ class AveragedModule(GuardedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC_KEY] = {self.KIND: self.spec} if self.KIND else self.spec
-        checkpoint[IMAGES_KEY] = self.images_seen
+        checkpoint[IMAGES_KEY] = self._images_at_step  # max_time may end a run within a step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where settings or weights are of another model, or the training had diverged."""

@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read(path)
+        return read(path, mmap=True)  # one copy for all ranks of a machine
 
 
 def load(path: str | Path, trust: bool = False) -> DiffusionModule:
@@ -100,7 +100,7 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint as plain data and tensors, and verifies its checksums (torch.save before 1.6 wrote none).
 
     Under `SPEC_KEY` is a dict, under "state_dict" one of tensors by name, and "images_seen", if any, is a number.
@@ -108,7 +108,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path or repr('')}: check the path (`fit` prints it at the end)")
     try:
-        checkpoint = read_before_zip(path) if is_before_zip(path) else _load(path)
+        checkpoint = read_before_zip(path) if is_before_zip(path) else _load(path, mmap=mmap)
     except Exception:
         if Path(path).suffix == ".safetensors":
             raise UserError(f"{path} is no checkpoint: `import {path} --out model.ckpt` makes one of it") from None

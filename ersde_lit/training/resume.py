@@ -152,11 +152,23 @@ class RollingCheckpoint(Checkpoint):
             self._before_validation = checkpoint.get(BEFORE_KEY, False)
             self._saved = checkpoint["global_step"], self._before_validation
             self._place(trainer, checkpoint)
+        here = Path(trainer.default_root_dir).resolve() / "checkpoints"
+        for state in checkpoint.get("callbacks", {}).values():
+            if Path(state.get("dirpath", "")).parts[-2:] == here.parts[-2:]:  # else Lightning forgets the best
+                _move_best(state, here)
 
     def _place(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         position = checkpoint["epoch"], checkpoint[STEP_KEY], checkpoint["global_step"]
         batches_a_step = trainer.accumulate_grad_batches
         checkpoint["loops"]["fit_loop"] |= counters(*position, batches_a_step, checkpoint.get(BEFORE_KEY, False))
+
+
+def _move_best(state: dict[str, Any], here: Path) -> None:
+    """Lets the state of a ModelCheckpoint be of the same run in another place, where its files have been moved to."""
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = str(here / Path(state[name]).name) if state[name] else ""
+    state["best_k_models"] = {str(here / Path(path).name): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = str(here)
 
 
 def counters(epoch: int, step: int, steps: int, batches_a_step: int, before_validation: bool = False) -> dict[str, Any]:

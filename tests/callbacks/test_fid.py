@@ -153,6 +153,9 @@ def test_evaluates_at_the_first_then_every_nth_and_the_last_validation(tmp_path,
         ({"max_epochs": 2, "val_check_interval": 4}, [4, 18]),  # the last one of four, 2 steps before the end
         ({"max_epochs": 7, "check_val_every_n_epoch": 2}, [20, 60]),
         ({"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 7}, [7, 14]),
+        ({"max_epochs": -1, "max_steps": 27}, [10, 20]),
+        ({"max_epochs": -1, "max_steps": 59, "check_val_every_n_epoch": 2}, [20, 40]),
+        ({"max_epochs": -1, "max_steps": 11, "accumulate_grad_batches": 4}, [3, 9]),  # 3 steps an epoch
     ],
 )
 def test_the_last_validation_is_the_one_that_none_follows(tmp_path, remembers, given, evaluated):
@@ -160,6 +163,16 @@ def test_the_last_validation_is_the_one_that_none_follows(tmp_path, remembers, g
     trainer = trainer_with(tmp_path, make(every_n_validations=3), limit_train_batches=10, **given)
     trainer.fit(remembers, datamodule=Digits())
     assert sorted(int(p.stem[-7:]) + 1 for p in (tmp_path / "samples").iterdir()) == evaluated
+
+
+def test_a_resumed_run_keeps_its_best_before_it_measures_again(tmp_path, remembers):
+    """ModelCheckpoint raises where what it monitors is not there."""
+    watch = make(every_n_validations=3)
+    watch.load_state_dict({"validations": 1})
+    best = ModelCheckpoint(tmp_path / "best", monitor=watch.monitor)
+    trainer_with(tmp_path, watch, best, max_epochs=2).fit(remembers, datamodule=Digits())
+    assert [path.stem[-1] for path in (tmp_path / "samples").iterdir()] == ["3"]  # of the last step
+    assert math.isfinite(best.best_model_score)
 
 
 def test_validation_outside_of_training_draws_nothing(tmp_path, remembers):

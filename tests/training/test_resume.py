@@ -5,12 +5,14 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Pictures, network, trainer
@@ -281,3 +283,24 @@ def test_a_trial_saves_nothing(tmp_path) -> None:
 def test_intervals_are_positive(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         RollingCheckpoint(**settings)
+
+
+def test_a_run_that_was_moved_keeps_its_best(tmp_path) -> None:
+    """Lightning alone forgets it, so that a worse checkpoint would be written over it."""
+    old, new = Path("/before/runs/a/checkpoints"), tmp_path / "runs/a/checkpoints"
+    best = {str(old / "best.ckpt"): torch.tensor(3.0)}
+    paths = {"best_model_path": str(old / "best.ckpt"), "kth_best_model_path": str(old / "best.ckpt")}
+    state = {"dirpath": str(old), "best_k_models": best, "best_model_score": torch.tensor(3.0), **paths}
+    state |= {"last_model_path": "", "kth_value": torch.tensor(3.0)}
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path / "runs/a"))
+    RollingCheckpoint().on_load_checkpoint(trainer, None, {"callbacks": {"ModelCheckpoint": state, "other": {}}})
+    callback = ModelCheckpoint(new, monitor="fid")
+    callback.load_state_dict(state)
+    assert callback.best_model_path == str(new / "best.ckpt")
+    assert callback.best_k_models == {str(new / "best.ckpt"): torch.tensor(3.0)}
+    assert callback.kth_best_model_path == str(new / "best.ckpt")
+    assert callback.best_model_score == 3
+
+    state["dirpath"] = "/before/runs/b/checkpoints"  # another run's
+    RollingCheckpoint().on_load_checkpoint(trainer, None, {"callbacks": {"ModelCheckpoint": state}})
+    assert state["dirpath"] == "/before/runs/b/checkpoints"
