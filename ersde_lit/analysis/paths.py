@@ -161,8 +161,9 @@ class _Path(NamedTuple):
     x0: list[Tensor]
     noise: list[Tensor | float]
 
-    def step(self, i: int) -> Any:
-        return self.noise[i]
+    def step(self, i: int) -> Tensor:
+        noise = self.noise[i]
+        return noise if isinstance(noise, Tensor) else torch.zeros_like(self.y[i])  # where the reference draws none
 
 
 class _Brownian:

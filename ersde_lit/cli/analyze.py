@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ersde_lit.analysis.paths import PathErrors
     from ersde_lit.analysis.report import Analysis
-    from ersde_lit.solvers import SavedTables, Solver
+    from ersde_lit.solvers import SavedTables, Solver, Tableau
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def analyze(options: AnalysisOptions, model: ModelOptions, arguments: str = "") 
         _add(analysis, name, _phi(solvers[name]), one_step_rms=error.one_step, rms=error.accumulated)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ersde-lit", "torch"))
     made = f"{f'{MADE_BY} {arguments}'.rstrip()}`; {versions}."
-    resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name == "default"]
-    analysis.notes += [*_notes(options, model, problem), *resolved, made]
+    resolved = [f"Here {name} is {solver}." for name, solver in solvers.items() if name in ("default", "noisy")]
+    analysis.notes += [*_notes(options, model, denoiser, problem), *resolved, made]
     draw = None
     try:
         with needs_extra("plot", "the plot"):
@@ -140,6 +140,17 @@ def chosen(options: AnalysisOptions) -> dict[str, SamplerOptions]:
     return found
 
 
+class _FromExactStates(NamedTuple):
+    """A learned sampler's tables, for starts that have the data's mean as all others of an analysis do."""
+
+    solver: "Solver"
+
+    def tableau(self, lams: "Tensor", /) -> "Tableau":
+        from ersde_lit.solvers.tableau import without_mean
+
+        return without_mean(self.solver.tableau(lams))
+
+
 def choose_solvers(
     options: AnalysisOptions, denoiser: Any, carried: "SavedTables | None" = None
 ) -> tuple["dict[str, Solver]", "Tensor"]:
@@ -165,7 +176,7 @@ def choose_solvers(
     for name in filter(is_table, found):
         if not lams.equal(found[name].lams(denoiser, options.nfe)):
             raise UserError(f"--solvers: {first} and {name} have different noise levels: analyse one at a time")
-    return {name: sampler.solver for name, sampler in found.items()}, lams
+    return {n: _FromExactStates(one.solver) if is_table(n) else one.solver for n, one in found.items()}, lams
 
 
 def _denoiser(
@@ -176,13 +187,14 @@ def _denoiser(
         from ersde_lit.analysis.paths import spread_mixture
 
         return spread_mixture(), "mixture", None
+    from ersde_lit.metrics.pooled import with_float64
     from ersde_lit.ranks import Ranks
     from ersde_lit.sampling.labels import labels_of
 
     module = model.load(options.ckpt_path)
     denoiser: Any = module.ema_denoiser
     labels_of(denoiser, model.labels, seeds[:1])
-    return denoiser.to(Ranks.start(options.accelerator).device), "checkpoint", module.tables
+    return denoiser.to(with_float64(Ranks.start(options.accelerator).device)), "checkpoint", module.tables
 
 
 def _exactly(analysis: "Analysis", solvers: "dict[str, Solver]", scales: Sequence[str]) -> None:
@@ -250,11 +262,12 @@ def _measure(
         return path_errors(denoiser, solvers, lams, starts, options.substeps, advance)
 
 
-def _notes(options: AnalysisOptions, model: ModelOptions, problem: str) -> list[str]:
-    labels = "random" if model.labels is None else model.labels
-    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}, labels {labels}"
+def _notes(options: AnalysisOptions, model: ModelOptions, denoiser: Any, problem: str) -> list[str]:
+    where = f"the averaged weights of {options.ckpt_path}, seeds {options.seeds}"
     if problem == "mixture":
         where = f"a mixture of six Gaussians in eight dimensions, seeds {options.seeds}"
+    elif denoiser.num_classes:
+        where += f", labels {'random' if model.labels is None else model.labels}"
     return [
         "Gaussian data: 16 modes, std 1 to 0.01; 2-Wasserstein distances (W2) are exact, without Monte Carlo. One step "
         "alone begins with exact states and history. What is left of a denoiser's error is for an error of 1 in every "

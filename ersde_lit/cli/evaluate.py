@@ -91,8 +91,9 @@ def evaluate(
     store = Cells(what.out)
     model = GuidedModel.open(what.ckpt_path, options, guidance, machine)
     cells, notes = [], dict[str, None]()
+    choices = sweep.choices(model.denoiser, model.carried)
     for its_seeds in sets:
-        for choice in sweep.choices(model.denoiser, model.carried):
+        for choice in choices:
             notes |= dict.fromkeys(model.warnings(choice.sampler, choice.label))
             if choice.named.get("solver") == CARRIED:
                 notes[f"{choice.label}, NFE {choice.nfe}: the checkpoint's own table"] = None
@@ -112,6 +113,8 @@ def evaluate(
         model.digests["ckpt_path"],
         of_decoder.QUANTISATION if model.decoder else QUANTISATION,
         precision=machine.precision,
+        labels=str(model.labels or "random") if model.denoiser.num_classes else None,
+        guidance=", ".join(f"{name} {value}" for name, value in guidance.named().items()) or None,
     )
     with ExitStack() as stack:
         with ranks.fail_together():

@@ -48,8 +48,9 @@ class GuidedModel:
         cls, ckpt_path: str, options: ModelOptions, guidance: GuidanceOptions, machine: MachineOptions
     ) -> "GuidedModel":
         labels = None if options.labels is None else str(options.labels)
-        if labels == "none" and guidance.cfg_scale is not None:
-            raise UserError("--cfg_scale guides images to labels, and --labels none gives them none: leave one out")
+        towards = "cfg_scale" if guidance.cfg_scale is not None else "classifier" if guidance.classifier else None
+        if labels == "none" and towards is not None:
+            raise UserError(f"--{towards} guides images to labels, and --labels none gives them none: leave one out")
         model = options.load(ckpt_path, unconditional=guidance.cfg_scale is not None)
         how, images = f"EMA, half-life {model.ema.half_life:,.0f} images", model.images_seen
         if model.power_ema is not None:

@@ -35,7 +35,7 @@ class ImageOptions:
         columns: of a .png; near to a square if not given.
         overwrite: replace what lies at `out`, or under way to it, if it is of another command.
         preview: a .png that shows the images as they come.
-        trajectory: a .png of the first 8 images: a row an image, a column a step, the x0 predicted there.
+        trajectory: a .png of the first 8 images: a row an image, a column a network call, the x0 predicted there.
     """
 
     ckpt_path: str
@@ -75,6 +75,8 @@ def _options_of(said: Mapping[str, Any]) -> list[str]:
     if said.get("like") is None:
         return []
     meta = read_meta(said["like"])
+    if "sampler" in meta["options"] and said.get("solver") is None and said.get("preset") is None:
+        raise UserError(f"--like {said['like']}: a sampler of a configuration made it; name a --solver")
     kept = {name: value for name, value in meta["paths"].items() if name in AGAIN_FILES}
     kept |= {name: value for name, value in meta["options"].items() if name in AGAIN}
     replaced = {

@@ -68,6 +68,7 @@ def tune(
     from ersde_lit.cli.messages import filter_messages
     from ersde_lit.cli.tune_file import TablesFile
     from ersde_lit.cli.tune_scores import Judges, show
+    from ersde_lit.sampling.labels import labels_of
     from ersde_lit.tf32 import tf32
     from ersde_lit.training import carry
 
@@ -81,6 +82,7 @@ def tune(
             import cmaes  # noqa: F401
     TablesFile(what.out).set_facts(_model_facts(model))
     _check_into(what, options.trust, model)
+    labels_of(model.denoiser, model.labels, [0])
     earlier = _earlier(what.like, model, nfes)
     data = reference.open_data(model.image_shape)
     ranks = machine.start(model.denoiser)
@@ -101,7 +103,7 @@ def tune(
         folder = Path(f"{what.out}.run")
         for nfe in nfes:
             if nfe in file.tables:
-                said = f"NFE {nfe}: in {what.out} already"
+                said = f"NFE {nfe}: in {what.out} already; to learn it otherwise, choose another --out"
             else:
                 said = _learn(nfe, problem, learning, machine, file, earlier.get(nfe), folder, ranks)
             if first:
@@ -148,8 +150,8 @@ def _learn(
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None  # the dispatcher says that the same command goes on
         raise
-    before, after, better = float(tuned.before.mean()), float(tuned.after.mean()), tuned.after is not tuned.before
-    found = {"learned": better, "start": tuned.start, "before": before, "after": after}
+    before, after = float(tuned.before.mean()), float(tuned.after.mean())
+    found = {"learned": tuned.learned, "start": tuned.start, "before": before, "after": after}
     found |= {"error": tuned.error} if len(tuned.after) > 1 else {}
     spent = {
         "steps": learning.steps if learning.gradient_free else run.global_step,
@@ -160,10 +162,11 @@ def _learn(
     if ranks.is_first:
         checkpoint.unlink(missing_ok=True)
     of = f"on {learning.stopping:,} images, {spent['seconds']:.0f} s"
-    if not better:
+    if tuned.after is tuned.before:
         return f"NFE {nfe}: nothing was better than default, whose own table is kept ({before:.4g} {of})"
-    error = f" ± {tuned.error:.2g}" if "error" in found else ""
-    return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g}{error} learned ({of})"
+    how_made = "learned" if tuned.learned else f"by {tuned.start}, and no better one was learned"
+    less = f", which is less by {before - after:.2g} ± {tuned.error:.2g}" if "error" in found else ""
+    return f"NFE {nfe}: {learning.objective} distance {before:.4g} by default, {after:.4g} {how_made}{less} ({of})"
 
 
 def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Ranks") -> "Problem":

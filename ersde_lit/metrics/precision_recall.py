@@ -13,25 +13,25 @@ NEIGHBOURS = 3
 CHUNK = 256  # rows of the matrix of distances at a time
 
 
-def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Precision and recall of features [n, d] against those of real images [m, d].
 
-    An image lies within a set if some image of that set is nearer to it than to its own `neighbours`-th nearest
+    An image lies within a set if some image of that set is nearer to it than to its own third nearest
     neighbour there. Precision is the share of generated images within the real set, recall that of real ones within
     the generated set. Both depend on n and m: compare only values of the same.
     """
-    if min(len(generated), len(real)) <= neighbours:
+    if min(len(generated), len(real)) <= NEIGHBOURS:
         raise UserError(
-            f"precision and recall need more than {neighbours} images of each kind, not {len(generated)} generated and "
+            f"precision and recall need more than {NEIGHBOURS} images of each kind, not {len(generated)} generated and "
             f"{len(real)} real ones"
         )
     centre = real.double().mean(0)
     a, b = (features.double() - centre for features in (generated, real))
-    return _share_within(a, b, neighbours), _share_within(b, a, neighbours)
+    return _share_within(a, b), _share_within(b, a)
 
 
-def _share_within(points: Tensor, members: Tensor, neighbours: int) -> float:
-    radii = torch.cat([d.kthvalue(neighbours + 1, dim=1).values for d in _squared_distances(members, members)])
+def _share_within(points: Tensor, members: Tensor) -> float:
+    radii = torch.cat([d.kthvalue(NEIGHBOURS + 1, dim=1).values for d in _squared_distances(members, members)])
     within = torch.cat([(d <= radii).any(1) for d in _squared_distances(points, members)])
     return within.double().mean().item()
 

@@ -44,6 +44,7 @@ class Protocol:
         checkpoint: its SHA-256; None for images from elsewhere.
         quantisation: of a model's floats.
         precision: of its network's arithmetic; None: unknown.
+        labels, guidance: of a model's images; None for images from elsewhere, and of models without classes.
         arithmetic: of what measures.
     """
 
@@ -53,6 +54,8 @@ class Protocol:
     checkpoint: str | None = None
     quantisation: str = QUANTISATION
     precision: str | None = None
+    labels: str | None = None
+    guidance: str | None = None
     arithmetic: str = ARITHMETIC
     machine: str = field(default_factory=machine)
     versions: Mapping[str, str] = field(default_factory=versions)
@@ -81,6 +84,7 @@ class Protocol:
         if self.weights is not None:
             how = "" if self.precision is None else f" sampled in {self.precision},"
             parts += [f"{self.weights}, images{how} {self.quantisation}"]
+        parts += [f"{name}: {value}" for name in ("labels", "guidance") if (value := getattr(self, name)) is not None]
         tools = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return " ".join(f"{part[0].upper()}{part[1:]}." for part in [*parts, f"{self.machine}, {tools}"])
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from ersde_lit.files import replacing
 
 
-def image_grid(images: Tensor, columns: int | None = None, min_size: int = 32) -> Tensor:
+def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Images uint8 [N, C, H, W] side by side as uint8 [C, H', W'], row by row, a dark line between them.
 
     With no `columns` given the grid is as near to a square as may be; a last row that is not full ends in black. Small
-    images are enlarged by a whole factor until H reaches `min_size`, so that 8x8 digits can be looked at.
+    images are enlarged by a whole factor until H reaches 32, so that 8x8 digits can be looked at.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    factor = max(1, -(-min_size // images.shape[-2]))
+    factor = max(1, -(-32 // images.shape[-2]))
     images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns))
     images = repeat(images, "n c h w -> n c (h fh) (w fw)", fh=factor, fw=factor)
     return rearrange(F.pad(images, (1, 1, 1, 1), value=32), "(r k) c h w -> c (r h) (k w)", k=columns)

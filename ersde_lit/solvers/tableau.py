@@ -88,6 +88,18 @@ def with_mean(tableau: Tableau) -> Tableau:
     return tableau._replace(c=c, corrector=corrector)
 
 
+def without_mean(tableau: Tableau) -> Tableau:
+    """The table for a start that has the data's mean: of the first step's weights, x0's is such that all add up to 1.
+
+    It undoes `with_mean`, and what a learned table does in its place.
+    """
+    if tableau.history != "x0":
+        return tableau
+    c = tableau.c.clone()
+    c[0, 0] += 1 - tableau.r[0] - c[0].sum()
+    return tableau._replace(c=c)
+
+
 def as_float64(values: Sequence[float] | Tensor) -> Tensor:
     """Numbers or a tensor as a float64 tensor on the CPU; moved there first, as an Apple GPU has no float64."""
     return torch.as_tensor(values.cpu() if isinstance(values, Tensor) else values, dtype=torch.float64, device="cpu")

@@ -133,6 +133,7 @@ class Cells:
         of_images = ("images", "description") if record["sampler"] == REAL else ("images",)  # `find` compares the rest
         if before is not None and all(before[name] == record[name] for name in of_images):
             record = {**record, **{name: {**before[name], **record[name]} for name in ("scores", "protocol")}}
+            record["notes"] = [*dict.fromkeys([*before["notes"], *record["notes"]])]
         text = "".join(f"{json.dumps(one)}\n" for one in {**records, _key(record): record}.values())
         with disk_errors(self.out):
             self.folder.mkdir(exist_ok=True)

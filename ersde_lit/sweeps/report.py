@@ -25,7 +25,8 @@ class Summary(NamedTuple):
 
     @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+        first = self.values[0]  # of equal values, exactly these
+        return first + sum(value - first for value in self.values) / len(self.values)
 
     @property
     def std(self) -> float:

@@ -21,7 +21,7 @@ Freedom = Literal["levels", "rows", "gain", "calls", "noise"]
 LEAST_LEVEL, MOST_LEVEL = 1e-4, 1e4  # of the first, where the denoiser has no range
 LEAST_RATIO, MOST_RATIO = 1e-3, 10.0  # in ln lam, of a step
 MOST_TOLD = 1.0  # in ln lam, from the state's level
-MOST_NOISE = 4.0  # phi = lam^17
+LITTLE_NOISE, MOST_NOISE = 0.05, 4.0  # where it begins; phi = lam^17
 FREEDOMS: tuple[Freedom, ...] = get_args(Freedom)
 
 
@@ -160,10 +160,10 @@ class LearnedTable(nn.Module):
             self.log_ratios.sub_(max(0.0, math.log(float(self.log_ratios.exp().sum()) / most)))
 
     @torch.no_grad()
-    def stir_(self, least: float = 0.05) -> None:
+    def stir_(self) -> None:
         """Gives steps without noise a little, where it is to be learned: at none it has no gradient, by symmetry."""
         if "noise" in self.learn:
-            self.noise.copy_(torch.where(self.noise.abs() < least, least, self.noise))
+            self.noise.copy_(torch.where(self.noise.abs() < LITTLE_NOISE, LITTLE_NOISE, self.noise))
 
     def _calls(self, told: Tensor) -> Tensor:
         told = told + (told.clamp(self.lam_min, self.lam_max) - told).detach()  # `project_` keeps it from straying

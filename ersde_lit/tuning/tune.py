@@ -37,16 +37,19 @@ class Tuned(NamedTuple):
     """A table that was learned, and its objective on the stopping seeds before and after, block by block.
 
     Attributes:
-        tableau: the best by the stopping seeds; where nothing was better, the start's.
+        tableau: the learned one; where it is not better than its start, the start's; where that is not better than the
+            sampler that was given, or than the default, its own.
         start: name of what it was learned from.
         before: (blocks,) of the sampler that was given, or of the default.
         after: (blocks,) of `tableau`, on the same noise.
+        learned: whether `tableau` was learned.
     """
 
     tableau: Tableau
     start: str
     before: Tensor
     after: Tensor
+    learned: bool = False
 
     @property
     def error(self) -> float:
@@ -119,14 +122,15 @@ def tune(
     tables = starts(problem, nfe, start, plan="grid" in stages) | {**candidates}
     ranks = Ranks.here()
     judged = {name: judge(problem, table, validation, batch, ranks) for name, table in tables.items()}
-    before = next(iter(judged.values()))
+    given, before = next(iter(judged.items()))
     name = min(judged, key=lambda k: float(judged[k].mean()))
     if not judged[name].isfinite().all():
         raise FloatingPointError(f"at {nfe} calls no sampler to start from gives finite samples")
     best = Tuned(tables[name], name, before, judged[name])
+    unlearned = best if is_better(best.after, before) else Tuned(tables[given], given, before, before)
     learn = {f for stage in stages for f in FREEDOMS_OF[stage]} if learn is None else learn
     if not learn:
-        return best
+        return unlearned
     table = learnable(problem, best.tableau, learn)
     if gradients:
         tuner = TableTuner(
@@ -140,8 +144,8 @@ def tune(
         found = table.tableau()
         after = judge(problem, found, validation, batch, ranks)
     if after is None or not is_better(after, best.after):
-        return best
-    return best._replace(tableau=found, after=after)
+        return unlearned
+    return best._replace(tableau=found, after=after, learned=True)
 
 
 def is_better(after: Tensor, before: Tensor) -> bool:

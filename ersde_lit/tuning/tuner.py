@@ -17,6 +17,7 @@ from ersde_lit.solvers import Tableau
 from ersde_lit.tuning.learned import LearnedTable, bytes_of_a_call
 from ersde_lit.tuning.problem import LEARNING, Problem, judge
 
+DECAY = 0.9  # of the moving average of the parameters
 REMEMBERED = 2**30  # bytes of all calls
 
 
@@ -38,7 +39,6 @@ class TableTuner(pl.LightningModule):
         validate_every: steps from one score to the next.
         validation: stopping seeds.
         block: of them, judged together: the larger, the less a distance between sets varies.
-        decay: of the moving average of the parameters.
         recomputed: calls that are computed again in the backward pass (see `LearnedTable.run`); None: as few as it
             takes for the others to remember no more than `REMEMBERED`, 1 GiB, as the first step shows.
         start_scores: of the start, as `judge` has them, where they are known; None: it is judged before learning.
@@ -57,7 +57,6 @@ class TableTuner(pl.LightningModule):
         validate_every: int = 25,
         validation: int = 3000,
         block: int = 500,
-        decay: float = 0.9,
         recomputed: int | None = None,
         start_scores: Tensor | None = None,
     ) -> None:
@@ -67,7 +66,7 @@ class TableTuner(pl.LightningModule):
             table.told.requires_grad_(False)  # the nearest of discrete levels has no gradient
         self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
         self.validate_every, self.validation, self.block = validate_every, validation, block
-        self.decay, self.recomputed = decay, recomputed
+        self.recomputed = recomputed
         self.best = table.tableau()
         self.best_scores, self.start_scores = None, start_scores
         table.stir_()
@@ -110,7 +109,7 @@ class TableTuner(pl.LightningModule):
     def on_train_batch_end(self, *args: Any) -> None:
         self.table.project_()
         step = self.global_step
-        decay = min(self.decay, step / (step + 9))
+        decay = min(DECAY, step / (step + 9))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.table.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)

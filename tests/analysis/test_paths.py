@@ -102,6 +102,13 @@ class TestAgainstTheExact:
             assert error.one_step[:-1].max() < 1e-10
             assert error.accumulated[:-1].max() < 1e-10
 
+    def test_noise_too_small_to_have_a_reference_of_its_own(self) -> None:
+        point = Gaussian(tensor(0.3), tensor(0.0))
+        tiny = DDIM().tableau(EDM)
+        tiny = SavedTables({len(EDM) - 1: tiny._replace(b=torch.where(EDM[1:] > 0, 1e-9, 0.0).double())})
+        errors = path_errors(point, {"it": tiny}, EDM, [gaussian_start(point, 80, 4)], substeps=2)["it"]
+        assert errors.accumulated[:-1].max() < 1e-8
+
     def test_a_reference_is_a_solver_with_many_steps(self) -> None:
         """A run is compared with where it would have gone: DDIM's states and the flow of the ODE."""
         data = Gaussian(tensor(0.0), tensor(0.3))

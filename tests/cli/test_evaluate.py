@@ -528,6 +528,8 @@ class TestGoingOn:
             (["--data=ersde_lit.data.Digits:val_size=50"], "differs in statistics (1617 images"),
             (["--batch_size=7"], "batch_size (128 there, 7 here)"),
             (["--labels=3"], "labels (random there, 3 here)"),
+            (["--labels=3", "--solvers=ddim"], "labels (random there, 3 here)"),  # cells that are not there yet
+            (["--guide=other.ckpt", "--guide_scale=2", "--solvers=ddim"], "guidance (none there, guide"),
             (["--config=relabelled.yaml"], "solver (er_sde there, ddim here)"),
         ],
     )

@@ -373,6 +373,18 @@ class TestAgain:
         assert Path("taken.npz").read_bytes() == kept
         assert not [name for name in ("new.npz", "p.png", "t.png") if Path(name).exists()]
 
+    def test_a_sampler_that_options_do_not_name_is_to_be_replaced(self, inside, capsys) -> None:
+        assert sample("--seeds=0-3", "--nfe=2", "--out=of_class.npz") == 0
+        meta = read_meta("of_class.npz")
+        options = {**meta["options"], "sampler": {"class_path": "ersde_lit.solvers.Heun"}}
+        del options["solver"]
+        Path("of_class").mkdir(exist_ok=True)
+        Path("of_class/meta.json").write_text(json.dumps({**meta, "options": options}))
+        again = ["sample", "--like=of_class", "--seeds=0", "--out=again.png"]
+        assert main(again) == 2
+        assert "name a --solver" in capsys.readouterr().err
+        assert main([*again, "--solver=heun", "--nfe=3"]) == 0
+
     def test_another_checkpoint_is_refused(self, inside, capsys) -> None:
         assert sample("--seeds=0-3", "--nfe=2", "--out=of_last.npz") == 0
         save(DiffusionModule(network()), "other.ckpt")
@@ -555,6 +567,7 @@ BAD = [
     (["--labels=none"], "trained with labels only"),
     (["--cfg_scale=2"], "trained with labels only"),
     (["--cfg_scale=2", "--labels=none"], "--labels none gives them none"),
+    (["--classifier=small.ckpt", "--classifier_scale=2", "--labels=none"], "--labels none gives them none"),
     (["--cfg_scale=much"], "--cfg_scale: "),
     (["--guide=guide.ckpt"], "--guide and --guide_scale go together"),
     (["--classifier_scale=2"], "--classifier and --classifier_scale go together"),

@@ -12,7 +12,7 @@ import yaml
 
 from ersde_lit.cli import main
 from ersde_lit.sampling.formats import read_meta
-from ersde_lit.solvers import DEIS, ERSDE, SavedTables, Solver, UniPC, grids, read_tables, write_tables
+from ersde_lit.solvers import DEIS, ERSDE, SavedTables, Solver, UniPC, default, grids, read_tables, write_tables
 from ersde_lit.solvers.oracles import Gaussian, w2_error
 from ersde_lit.training import load, weights_digest
 from ersde_lit.training.averaged import SPEC_KEY
@@ -221,6 +221,21 @@ class TestEvaluate:
 
 class TestAnalyze:
     FEW = ("--seeds=0-3", "--substeps=2", "--nfe=5", "--noise_scales=ode")
+
+    def test_the_mean_is_not_added_to_starts_that_have_it(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        sampler = default(5)
+        write_tables("x.tables", SavedTables({5: sampler.table(Gaussian.spectrum(), 5)}))
+        assert sampler.add_mean
+        assert main(["analyze", "--out=a", "--solvers=x.tables,default", *self.FEW]) == 0
+        values: dict[tuple[str, str], dict[str, float]] = {}
+        with Path("a/analysis.csv").open() as file:
+            for row in csv.DictReader(file):
+                values.setdefault((row["quantity"], row["step"]), {})[row["curve"]] = float(row["value"] or "nan")
+        errors = {key: found for key, found in values.items() if key[0] in ("w2", "one_step_w2", "rms")}
+        assert len(errors) >= 10
+        for found in errors.values():
+            assert found["x.tables"] == pytest.approx(found["default"], rel=1e-6, abs=1e-9, nan_ok=True)
 
     def test_all_run_at_the_levels_of_the_table(self, tmp_path, monkeypatch, capsys) -> None:
         monkeypatch.chdir(tmp_path)

@@ -31,9 +31,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def checkpoint(path: str, seed: int = 0, process: Any = None, preconditioning: str = "edm", prediction: str = "edm"):
+def checkpoint(
+    path: str, seed: int = 0, process: Any = None, preconditioning: str = "edm", prediction: str = "edm", **how
+):
     torch.manual_seed(seed)
-    module = DiffusionModule(network(), process or VE(), preconditioning, prediction)
+    module = DiffusionModule(network(**how), process or VE(), preconditioning, prediction)
     with torch.no_grad():
         for weight in module.ema_denoiser.parameters():
             weight.normal_(std=0.2)
@@ -113,7 +115,7 @@ def test_the_same_command_goes_on_and_keeps_what_is_there(capsys) -> None:
     before = Path("three.tables").read_bytes()
     assert tune("--nfe=3", "--out=three.tables") == 0
     said = capsys.readouterr().out
-    assert rows(said) == ["NFE 3: in three.tables already"]
+    assert rows(said) == ["NFE 3: in three.tables already; to learn it otherwise, choose another --out"]
     assert "learned" in said
     assert Path("three.tables").read_bytes() == before
     assert tune("--nfe=2,3", "--out=three.tables") == 0
@@ -341,6 +343,14 @@ def test_what_cannot_be_is_refused_in_one_line(capsys, options, message) -> None
     assert error.count("\n") == 1
     assert not Path("refused.tables").exists()
     assert Path("bad.tables").read_text() == "{"
+
+
+@pytest.mark.parametrize("labels", ["random", "none"])
+def test_labels_that_the_model_has_not_are_refused_before_it_learns(capsys, labels: str) -> None:
+    checkpoint("plain.ckpt", num_classes=0)
+    assert tune("--nfe=2", "--out=plain.tables", f"--labels={labels}", ckpt_path="plain.ckpt") == 2
+    assert "the model is unconditional; leave --labels out" in capsys.readouterr().err
+    assert not Path("plain.tables").exists()
 
 
 class Opaque(Features):

@@ -31,6 +31,7 @@ def test_a_summary_is_mean_spread_and_best():
         ((100.0, 140.0), "120 ± 28"),
         ((1.0, 1.01), "1.0050 ± 0.0071"),
         ((float("nan"), 1.0), "nan"),
+        ((0.003, 0.003, 0.003), "0.003"),  # whose sum over 3 is another number
     ],
 )
 def test_the_spread_has_two_digits_and_sets_those_of_the_mean(values, text):
@@ -186,6 +187,10 @@ class TestCells:
         assert [r["scores"] for r in cells.read()][:3] == [
             RECORDS[0]["scores"], {"fid": 3.0, "precision": 0.5, "kid": 7.0}, RECORDS[2]["scores"],
         ]  # fmt: skip
+        weak = {**cell("a", 10, "0-19", precision=0.5), "notes": ["few images"]}
+        cells.add(weak)
+        cells.add(again)
+        assert cells.read()[1]["notes"] == ["few images"]
         cells.add(cell("a", 10, "0-19", images=10, fid=9.0))  # of other images: nothing joins
         assert cells.read()[1]["scores"] == {"fid": 9.0}
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells.jsonl"]

@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from ranks import run_on_ranks
 
 import ersde_lit.tuning.tuner as of_tuner
 from ersde_lit.errors import UserError
-from ersde_lit.solvers import ERSDE, DPMSolverPP, SavedTables, SeededNoise, TableSampler, default, grids
+from ersde_lit.solvers import ERSDE, DPMSolverPP, SavedTables, SeededNoise, Tableau, TableSampler, default, grids
 from ersde_lit.solvers.oracles import Gaussian, Mixture
 from ersde_lit.tuning import (
     LEARNING,
@@ -53,6 +54,7 @@ def test_seeds_are_disjoint() -> None:
 def test_a_spectrum_is_learned_far_below_every_start() -> None:
     found = tune(exact_gaussian(Gaussian.spectrum()), 5, TableSampler(DPMSolverPP()), steps=150, **EXACT)
     assert found.before.mean() > 0.14
+    assert found.learned
     assert found.after.mean() < 0.03  # the best hand-made sampler's, on any grid, is 0.135
 
 
@@ -75,6 +77,24 @@ def test_every_stage_alone_is_never_worse() -> None:
     assert "planned" in grid.start
     assert "planned" not in drift.start + noise.start
     assert drift.after.mean() < drift.before.mean()
+
+
+def test_a_start_is_kept_only_where_it_is_surely_better(monkeypatch) -> None:
+    """Of many starts one is the best by chance."""
+    problem = clusters()
+    scores = {"default": [1.0, 1.2, 1.1, 0.9], "other": [0.9, 1.25, 1.0, 0.95], "good": [0.5, 0.7, 0.6, 0.4]}
+    tables = {name: default(3).table(problem.denoiser, 3)._replace() for name in scores}
+
+    def scored(problem: Problem, table: Tableau, *rest: object) -> torch.Tensor:
+        return torch.tensor(next(scores[name] for name, one in tables.items() if one is table))
+
+    module = sys.modules["ersde_lit.tuning.tune"]  # whose name is the function's, too
+    monkeypatch.setattr(module, "judge", scored)
+    for names, kept in ((["default", "other"], "default"), (["default", "other", "good"], "good")):
+        monkeypatch.setattr(module, "starts", lambda *a, names=names, **k: {n: tables[n] for n in names})
+        found = tune(problem, 3, stages=["grid"], steps=1)
+        assert (found.start, found.learned) == (kept, False)
+        assert found.tableau is tables[kept]
 
 
 def test_calls_are_computed_again_as_far_as_memory_demands_it(monkeypatch) -> None:

@@ -35,6 +35,6 @@ class ModelOptions:
 
         model = load(ckpt_path, self.trust)
         model.check_samples()
-        if not model.label_dropout and (unconditional or self.labels == "none"):
+        if model.num_classes and not model.label_dropout and (unconditional or self.labels == "none"):
             raise UserError("the model was trained with labels only, without label_dropout: it knows no other images")
         return model
