@@ -1,7 +1,5 @@
 """Files: replaced atomically, locked, and checked before work begins; disk errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Switch for TF32, the float32 arithmetic of NVIDIA's tensor cores with 10 bits of mantissa; off by default."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any

@@ -7,8 +7,6 @@
 Images that a sampler makes of it differ from ``mixture.draw(n)`` by the sampler's own error alone.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import fields
 from pathlib import Path

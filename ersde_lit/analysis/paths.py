@@ -12,8 +12,6 @@ given the reference's states and x0 at the nodes, takes one step, and is compare
 The step into 0 is left out: below the last level there is no reference.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

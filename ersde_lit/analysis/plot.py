@@ -1,7 +1,5 @@
 """Plot of an analysis: panels over the noise axis, sampling from left to right."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path

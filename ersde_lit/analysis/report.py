@@ -1,7 +1,5 @@
 """Files of an analysis: a plot, and its numbers as CSV and Markdown."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

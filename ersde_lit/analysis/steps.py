@@ -3,8 +3,6 @@
 Each function returns one value a step, (N,) float64, to show where on the noise axis a solver errs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """File that `tune` writes: tables by NFE, with what they were learned for, how, and their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Scores that `tune` reports: default, its rivals and the learned table on fresh seeds, in features and in pixels."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -54,7 +52,7 @@ class Judges:
     def of(
         cls, model: GuidedModel, data: ImageDataModule | None, reference: ReferenceOptions,
         also: Sequence[str], count: int, ranks: Ranks,
-    ) -> Judges:  # fmt: skip
+    ) -> "Judges":  # fmt: skip
         """Prepares all of it; to be called by all ranks."""
         found = []
         for k, features in enumerate([reference.open_features(), *also]):

@@ -1,7 +1,5 @@
 """ImageArray: memory-mapped data set that `python -m ersde_lit data` converted, as ImageNet-64."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -44,7 +42,7 @@ class ArrayInfo:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def read(cls, folder: Path) -> ArrayInfo:
+    def read(cls, folder: Path) -> "ArrayInfo":
         """Info of a folder; raises UserError if it has none that can be read."""
         try:
             fields = json.loads((folder / INFO).read_text())

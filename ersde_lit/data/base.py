@@ -1,7 +1,5 @@
 """ImageDataModule: base class of data sets of uint8 images, converted to floats by the batch."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ class Split(NamedTuple):
     labels: Tensor  # int64 [N]
 
     @classmethod
-    def unlabelled(cls, images: Tensor) -> Split:
+    def unlabelled(cls, images: Tensor) -> "Split":
         return cls(images, torch.full((len(images),), -1))
 
 

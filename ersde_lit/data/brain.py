@@ -1,7 +1,5 @@
 """Slices of two real T1 brain volumes, a human's and a macaque's, from Debian's package mricron-data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """CIFAR-10, from a folder or downloaded."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from pathlib import Path

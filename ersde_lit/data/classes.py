@@ -1,7 +1,5 @@
 """Class names, labels of class folders, and classes without images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 

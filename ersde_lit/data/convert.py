@@ -1,7 +1,5 @@
 """Conversion of a `Source` to the arrays that `ImageArray` reads, in blocks; an interrupted one is resumed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Decoder of image files for training data and metrics: upright, opaque, 8 bits a channel."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings

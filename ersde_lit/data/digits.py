@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits, which need no download."""
 
-from __future__ import annotations
-
 import torch
 
 from ersde_lit.data.base import ImageDataModule, Split

@@ -1,7 +1,5 @@
 """Noto's emoji from Debian's font: 3,926 colour images of 64x64, for trials on small machines."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

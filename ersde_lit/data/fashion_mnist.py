@@ -1,7 +1,5 @@
 """Fashion-MNIST, from a folder, from Debian's package or downloaded."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
 import zlib

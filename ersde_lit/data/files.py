@@ -1,7 +1,5 @@
 """Image files in a folder or zip, and the list of other files there."""
 
-from __future__ import annotations
-
 import os
 import stat
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """ImagePairs: degraded and clean images, of two folders of equal names or of two that `data --clean` made."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,7 +80,7 @@ class ImagePairs(ImageDataModule):
         self._sides = self._source.read()
         return {name: Split.unlabelled(_bytes(sides.clean, self.image_shape)) for name, sides in self._sides.items()}
 
-    def dataset(self, name: str) -> Pairs:
+    def dataset(self, name: str) -> "Pairs":
         return Pairs(self.split(name), self._sides[name], self.horizontal_flip)
 
     @property

@@ -1,7 +1,5 @@
 """Downsampled ImageNet (Chrabaszcz et al., 2017, arXiv:1707.08819) in npz files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from math import isqrt

@@ -1,7 +1,5 @@
 """Reader of untrusted npz files: headers are checked against the file size before memory is allocated."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Source of an npz file of images, as guided-diffusion and `sample` write them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Opening of a data set in any supported form, which is recognised from its path."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

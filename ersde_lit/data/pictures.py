@@ -1,7 +1,5 @@
 """Source of image files: EDM's zips and folders, or folders of class folders."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Published data sets of files with checksums, found in a folder or downloaded to it."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

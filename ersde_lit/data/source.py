@@ -1,7 +1,5 @@
 """Source: the base class of data sets that `convert` reads."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Literal
 

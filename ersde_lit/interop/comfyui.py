@@ -9,8 +9,6 @@ With ersde-lit installed in ComfyUI's Python, one line in ComfyUI's folder insta
 The name of that file is free, but for ersde_lit.py. The nodes are in sampling/custom_sampling/samplers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from pathlib import Path

@@ -7,8 +7,6 @@
 It imports none of them; they share its signature.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Samplers that run diffusers' schedulers and k-diffusion's functions on our grids and our noise, for comparison."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect
@@ -51,7 +49,7 @@ class _Rival(Sampler):
 
     grid: Grid
 
-    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def _run(self, model: "_Model", lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -104,7 +102,7 @@ class DiffusersSampler(_Rival):
     def calls_a_step(self) -> int:  # type: ignore[override]
         return 2 if self.scheduler == "HeunDiscreteScheduler" else 1
 
-    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def _run(self, model: "_Model", lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
         if self.calls_a_step == 2:  # two calls at each level but the first
             lams = torch.cat([lams[:1], lams[1:-1].repeat_interleave(2), lams[-1:]])
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy functions of tensors
@@ -163,7 +161,7 @@ class KDiffusionSampler(_Rival):
     def calls_a_step(self) -> int:  # type: ignore[override]
         return _CALLS[self._name]
 
-    def _run(self, model: _Model, lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def _run(self, model: "_Model", lams: Tensor, y: Tensor, noise: Noise) -> Tensor:
         options = dict(self.options)
         if "noise_sampler" in inspect.signature(self._sample).parameters:
             options["noise_sampler"] = _Increments(noise)

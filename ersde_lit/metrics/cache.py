@@ -1,7 +1,5 @@
 """Cache for classifier weights and reference statistics, keyed by content hash."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Choice of features by name, and of the reference they are compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal

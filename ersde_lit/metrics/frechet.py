@@ -1,7 +1,5 @@
 """Frechet inception distance (FID) in any features, from sums that torchmetrics adds up over ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Images on disk as a stream of uint8 batches, from a folder, zip, npz or converted data set."""
 
-from __future__ import annotations
-
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

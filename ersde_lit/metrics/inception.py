@@ -1,7 +1,5 @@
 """Inception-v3 of published FIDs: torch-fidelity's port of the TensorFlow graph of 2015-12-05."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from urllib.error import URLError

@@ -1,7 +1,5 @@
 """Distance of images to the nearest training image, which reveals memorisation."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Base class of metrics whose states are added up over ranks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

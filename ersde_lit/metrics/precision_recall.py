@@ -1,7 +1,5 @@
 """Improved precision and recall (Kynkaanniemi et al., 2019, arXiv:1904.06991)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Protocol: record of everything that affects a score; printed and stored with it, equal for comparable scores."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Mapping, Sequence

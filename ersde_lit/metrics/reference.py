@@ -1,7 +1,5 @@
 """Reference statistics of real images: computed, cached, read and written."""
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Callable, Iterable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Random sample of images by hash, independent of batches, order and ranks."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """FID, KID, Inception Score, precision and recall of generated images, in one pass over them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Literal, Self, get_args

@@ -1,7 +1,5 @@
 """Weights file: reads the weights of a features network and runs none of the file's code."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

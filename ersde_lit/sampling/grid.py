@@ -1,7 +1,5 @@
 """Grids of images as one picture, and PNG files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ The ODE ``dy / dlam = d`` has no linear term, so r = 1 and the weights of a row 
 is of order 1, ``y - l_s d = x0``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Checks that an option is a number of the right kind; messages are the caller's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real

@@ -1,7 +1,5 @@
 """DDIM, with ancestral sampling at eta = 1: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

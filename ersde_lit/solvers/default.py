@@ -1,7 +1,5 @@
 """Samplers chosen for users who choose none: the default, and one with much noise for weak networks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 

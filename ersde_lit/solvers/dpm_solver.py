@@ -1,7 +1,5 @@
 """DPM-Solver++, deterministic and stochastic, multistep: Lu et al. 2022, https://arxiv.org/abs/2211.01095."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

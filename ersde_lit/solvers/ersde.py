@@ -1,7 +1,5 @@
 """ER-SDE solvers of any order and any noise scale, with exact coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise

@@ -14,8 +14,6 @@ for k = 0, 1, .. below the number of nodes (phi_k: Hochbruck & Ostermann, Expone
 Published solvers differ in their orders, and in which M_k they simplify.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -8,8 +8,6 @@ All raise ValueError where n is not an integer of at least 1, a parameter is no 
 order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Heun sampler of EDM: two denoiser calls per step, with optional churn."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Sampling loop for all coefficient tables, and a counter of denoiser calls (NFE)."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol

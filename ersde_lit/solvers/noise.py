@@ -5,8 +5,6 @@ Box-Muller makes two normals of them. One batched draw for all images, nothing t
 CPU and GPU to rounding, and capturable by a CUDA graph.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -8,8 +8,6 @@ Source: Cui et al., Elucidating the solution space of extended reverse-time SDE 
 https://arxiv.org/abs/2309.06169; the names number the functions as the published code does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ To test a sampler without training or Monte Carlo:
     w2_error(data, ERSDE(3).tableau(grids.edm(20)))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -33,7 +31,7 @@ class Gaussian:
     std: Tensor
 
     @staticmethod
-    def spectrum(modes: int = 16) -> Gaussian:
+    def spectrum(modes: int = 16) -> "Gaussian":
         """Standard deviations from 1 to 0.01 in geometric steps, as image spectra fall; means from -0.2 to 0.2."""
         return Gaussian(
             torch.linspace(-0.2, 0.2, modes, dtype=torch.float64), torch.logspace(0, -2, modes, dtype=torch.float64)
@@ -103,7 +101,7 @@ class LowRankMixture:
     variance: Tensor
     rest: Tensor
 
-    def to(self, dtype: torch.dtype) -> LowRankMixture:
+    def to(self, dtype: torch.dtype) -> "LowRankMixture":
         """The same in `dtype`: one of y's dtype is not converted at each call."""
         return LowRankMixture(*(getattr(self, field.name).to(dtype) for field in fields(self)))
 

@@ -7,8 +7,6 @@ are left Riemann sums of 100 points; a variance below 1e-6, in units of lam, is 
 Source: https://github.com/QinpengCui/ER-SDE-Solver at commit 25ca6c2.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

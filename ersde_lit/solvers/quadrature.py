@@ -1,7 +1,5 @@
 """Quadrature of the coefficients of the exact ER-SDE table, to 1e-13 for any smooth noise scale."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

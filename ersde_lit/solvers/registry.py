@@ -1,7 +1,5 @@
 """Registry of solvers, grids and samplers by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature

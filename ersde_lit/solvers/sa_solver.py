@@ -1,7 +1,5 @@
 """SA-Solver, stochastic Adams: Xue et al. 2023, https://arxiv.org/abs/2309.05019."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

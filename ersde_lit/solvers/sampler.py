@@ -1,7 +1,5 @@
 """Samplers: a solver and its grid, adapted to the denoiser, from noise to x0 in nfe calls."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

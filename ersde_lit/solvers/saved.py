@@ -1,7 +1,5 @@
 """Saved tables: samplers that were learned, one table a number of calls, as plain data that anybody can read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -88,7 +86,7 @@ class SavedTables:
         return {"format": FORMAT, "facts": dict(self.facts), "tables": tables}
 
     @classmethod
-    def of_plain(cls, plain: Any) -> SavedTables:
+    def of_plain(cls, plain: Any) -> "SavedTables":
         """The tables of `plain`, which is untrusted; UserError if it is something else, or damaged."""
         kind = plain.get("format") if isinstance(plain, Mapping) else None
         if not (isinstance(kind, str) and kind.startswith(FAMILY)):

@@ -1,7 +1,5 @@
 """Noise schedules of the VP processes, lam = sigma / alpha, for grids, processes and schedulers."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Throughout `solvers`, ``lam = sigma / alpha`` is the noise level of ``y = x / al
 and flow models are the same problem. It is NOT the lambda of DPM-Solver, half a log-SNR: theirs is ``-ln lam``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 

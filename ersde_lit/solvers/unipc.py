@@ -1,7 +1,5 @@
 """UniPC, a predictor-corrector of any order: Zhao et al. 2023, https://arxiv.org/abs/2302.04867."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ The folder holds `cells.jsonl`, one line a cell; `images/`, where the images of 
 and read for measuring; and `pictures/` of the first of them, which stay.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Page of a report, in HTML: tables, plots, pictures of samples, provenance; one file, without scripts or links."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape

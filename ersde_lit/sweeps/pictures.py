@@ -1,7 +1,5 @@
 """Pictures of the first images of each cell, which stay when its images are deleted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Plot of a report: a metric over NFE, a line a sampler."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Reports of measured cells: tables of means and spreads, headings that say of which images, CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

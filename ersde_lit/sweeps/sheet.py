@@ -1,7 +1,5 @@
 """Sheet: one table of a report, shown in the terminal and in Markdown."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from rich.table import Column, Table

@@ -1,7 +1,5 @@
 """Evaluation run: samples and measures the images of each cell, on all ranks."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

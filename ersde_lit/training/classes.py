@@ -1,7 +1,5 @@
 """Trained classes of a model and their names, stored in checkpoints."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +22,7 @@ class Classes:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of_data(cls, data: Any, num_classes: int) -> Classes:
+    def of_data(cls, data: Any, num_classes: int) -> "Classes":
         """Reads the classes of a data module's training images; those of a foreign DataModule are unknown."""
         if not num_classes or not isinstance(data, ImageDataModule):
             return cls()
@@ -33,7 +31,7 @@ class Classes:
         return cls(None if len(found) == num_classes else tuple(found), names)
 
     @classmethod
-    def read(cls, plain: Any, num_classes: int) -> Classes:
+    def read(cls, plain: Any, num_classes: int) -> "Classes":
         """Reads a checkpoint's entry, which is untrusted; None: written before there was one."""
         if plain is None:
             return cls()
@@ -53,7 +51,7 @@ class Classes:
         """The entry of a checkpoint."""
         return {"trained": None if self.trained is None else [*self.trained], "names": [*self.names]}
 
-    def after(self, before: Classes | None, num_classes: int) -> Classes:
+    def after(self, before: "Classes | None", num_classes: int) -> "Classes":
         """Merges these with the classes of an earlier training; None: there was none."""
         if before is None:
             return self

@@ -1,7 +1,5 @@
 """Configuration of a training for a data set: network, batch and epochs sized to the images and to the time at hand."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

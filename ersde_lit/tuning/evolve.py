@@ -4,8 +4,6 @@ For networks that memory or guidance gives no gradients through. CMA-ES is Hanse
 of the package `cmaes` (extra `tune`).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

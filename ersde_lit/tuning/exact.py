@@ -1,7 +1,5 @@
 """Problem of Gaussian data, whose objective is the exact distance of laws, without Monte Carlo."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ersde_lit.solvers.oracles import BasisNoise, Gaussian

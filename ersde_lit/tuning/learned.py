@@ -1,7 +1,5 @@
 """LearnedTable: a sampler's table whose levels, rows, noise and call levels are parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from typing import Any, Literal, get_args

@@ -4,8 +4,6 @@ A distance to a teacher teaches a table nothing about noise: a step's fresh nois
 sets judges the law of the samples and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

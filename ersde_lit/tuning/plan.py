@@ -6,8 +6,6 @@ lam = 0, along each principal direction of the samples as it would on Gaussian d
 the others, by what a start from pure noise misses there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

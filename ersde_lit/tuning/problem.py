@@ -1,7 +1,5 @@
 """Problem: what a table is learned for, a denoiser, the shape of its samples and an objective."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +55,7 @@ class Problem:
         noise = SeededNoise(seeds, self.shape, self.device) if self.noise is None else self.noise(seeds)
         return noise, labels
 
-    def to(self, device: torch.device | str) -> Problem:
+    def to(self, device: torch.device | str) -> "Problem":
         """The same on another device; modules move there, as ``nn.Module.to`` has it."""
         for part in (self.denoiser, self.objective):
             if isinstance(part, nn.Module):

@@ -1,7 +1,5 @@
 """Rows of full history: theory's, differentiable in levels and noise, and those of any linear sampler."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

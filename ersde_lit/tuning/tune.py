@@ -1,7 +1,5 @@
 """tune: the best table for a denoiser at a number of calls, from a start through the stages."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Collection, Mapping

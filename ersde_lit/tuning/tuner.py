@@ -1,7 +1,5 @@
 """TableTuner: the LightningModule that learns a table for a frozen denoiser."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from typing import Any

@@ -1,7 +1,5 @@
 """Reader of untrusted zip archives: each entry's path and unpacked size is checked before any of it is read."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Reader of untrusted `torch.save` files in the format before 1.6, or of `_use_new_zipfile_serialization=False`."""
 
-from __future__ import annotations
-
 import mmap
 from pathlib import Path
 from typing import Any

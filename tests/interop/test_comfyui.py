@@ -1,7 +1,5 @@
 """The node for ComfyUI, called as ComfyUI calls it; and in ComfyUI itself where COMFYUI names a checkout of it."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

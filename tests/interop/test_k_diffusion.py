@@ -1,7 +1,5 @@
 """sample_er_sde, called as k-diffusion, ComfyUI and stable-diffusion-webui call their samplers."""
 
-from __future__ import annotations
-
 import importlib.util
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Other people's samplers give what our table of the same method does, from the same noise."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The problems that samplers are tested on, and how other people's schedulers are run on them in float64."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Parity with outputs of the published code and with vectors of the exact formulas, all of them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Saved tables: what is written is read, what is damaged is refused, and a table runs as the solver that made it."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Configurations of diffusers' schedulers, translated to ours and refused where the noising process is another."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """Scheduler with ER-SDE-Solvers for diffusers' EDM models."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

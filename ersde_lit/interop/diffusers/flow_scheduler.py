@@ -1,7 +1,5 @@
 """Scheduler with ER-SDE-Solvers for diffusers' flow models."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

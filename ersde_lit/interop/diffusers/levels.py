@@ -1,7 +1,5 @@
 """Noise levels and timesteps of diffusers' schedulers, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

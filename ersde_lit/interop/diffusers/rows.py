@@ -1,7 +1,5 @@
 """Rows of a table as steps of a scheduler, between which a pipeline calls the model."""
 
-from __future__ import annotations
-
 from collections import deque
 
 from torch import Tensor

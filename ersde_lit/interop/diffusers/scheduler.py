@@ -6,8 +6,6 @@ The options of this one and of those for EDM's and flow models include, by keywo
 with the same noising process; others, and options that are not known to keep it, are refused by name. Needs diffusers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ A scheduler is the loop of `ersde_lit.solvers.sample` as an object: the pipeline
 so the state between two calls is kept here.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """A configuration of any scheduler of diffusers is taken over with its noising process, or refused by name."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

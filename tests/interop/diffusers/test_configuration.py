@@ -1,7 +1,5 @@
 """Configurations are kept, taken over from diffusers' schedulers and given back; what is wrong is said in one line."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Schedules and steps of tokens are FlowMatchEulerDiscreteScheduler's."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Levels and timesteps are those of diffusers' own schedulers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

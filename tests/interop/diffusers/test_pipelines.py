@@ -1,7 +1,5 @@
 """Within diffusers' pipelines and their loops, on tiny networks, the schedulers make what our samplers make."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The schedulers give what our loop does, with the conventions of diffusers' own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

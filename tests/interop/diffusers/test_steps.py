@@ -1,7 +1,5 @@
 """What the three schedulers share: runs begin where their first timestep says, noise is added as diffusers' own do."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

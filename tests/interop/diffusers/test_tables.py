@@ -1,7 +1,5 @@
 """The schedulers run saved tables: as the solver that made them, and through the calls that learned ones tell."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
