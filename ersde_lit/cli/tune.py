@@ -172,7 +172,6 @@ def _learn(
 def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ranks: "Ranks") -> "Problem":
     import torch
 
-    from ersde_lit.cli.tune_trainer import HalfPrecision
     from ersde_lit.sampling.labels import labels_of
     from ersde_lit.tuning import EnergyDistance, ImageFeatures, KernelDistance, Problem, SumOfDistances
 
@@ -190,7 +189,7 @@ def _problem(model: GuidedModel, judges: "Judges", learning: LearningOptions, ra
         objective = SumOfDistances(objective, EnergyDistance(ImageFeatures(torch.nn.Flatten()), real))
     denoiser = model.denoiser.requires_grad_(False)
     if model.machine.precision == "bf16":
-        denoiser = HalfPrecision(denoiser, torch.bfloat16)
+        denoiser.forward = torch.autocast(ranks.device.type, torch.bfloat16)(denoiser.forward)
     labels: Any = partial(labels_of, model.denoiser, model.labels) if model.denoiser.num_classes else None
     return Problem(denoiser, model.denoiser.image_shape, objective.to(ranks.device), labels, ranks.device)
 

@@ -1,19 +1,16 @@
-"""Trainer of the command `tune`: its bar, the checkpoint of the learning under way, and the network in bf16."""
+"""Trainer of the command `tune`: its bar, and the checkpoint of the learning under way."""
 
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
 
 from ersde_lit.callbacks.progress_bar import TrainingBar
 from ersde_lit.cli.options.machine import MachineOptions
-from ersde_lit.denoisers.guidance import Wrapper
 from ersde_lit.files import disk_errors
 from ersde_lit.progress import console
 from ersde_lit.ranks import Ranks
@@ -38,18 +35,6 @@ class KeepLast(Checkpoint):
             with disk_errors(self.path, None):
                 self.path.parent.mkdir(exist_ok=True)
                 trainer.save_checkpoint(self.path)
-
-
-class HalfPrecision(Wrapper):
-    """Runs a denoiser's network in half precision by autocast."""
-
-    def __init__(self, denoiser: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__(denoiser)
-        self.dtype = dtype
-
-    def forward(self, y: Tensor, lam: Tensor, labels: Tensor | None = None) -> Tensor:
-        with torch.autocast(y.device.type, self.dtype):
-            return self.denoiser(y, lam, **({} if labels is None else {"labels": labels}))
 
 
 def trainer(

@@ -1,8 +1,9 @@
 """Interfaces of other toolkits: schedulers for diffusers, samplers for ComfyUI and k-diffusion, rivals, weights.
 
-Import the file you need. A scheduler for any diffusers pipeline of a variance preserving model; its options are those
-of `ERSDE`, its conventions those of diffusers' DPM-Solver; image k comes from the k-th generator alone. `from_config`
-keeps the noising process and `clip_sample` of the scheduler before, and refuses options it does not know by name:
+Import the file you need. A scheduler for diffusers' pipelines of variance preserving models (but DDIMPipeline and
+PNDMPipeline, which take their own alone); its options are those of `ERSDE`, its conventions those of diffusers'
+DPM-Solver; image k comes from the k-th generator alone. `from_config` keeps the noising process and `clip_sample` of
+the scheduler before, and refuses options it does not know by name:
 
 ```python
 import torch
@@ -15,13 +16,13 @@ pipe.scheduler = ERSDEScheduler.from_config(pipe.scheduler.config, order=2, nois
 images = pipe(4, [torch.Generator().manual_seed(seed) for seed in range(4)], num_inference_steps=20).images
 ```
 
-`ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on
-(`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's (not
-Cosmos', which hand `step` an x0 of their own).
+`ERSDEFlowMatchScheduler` is for flow models (Stable Diffusion 3, Flux), whose pipelines pass no generator on, nor does
+DiTPipeline (`torch.manual_seed`, or `noise_scale="ode"`), and `ERSDEEDMScheduler` for EDM's (not Cosmos', which hand
+`step` an x0 of their own).
 
 All three run learned samplers with the option ``tables="NAME.tables"``, at the tables' own levels; their saved
 configuration holds the content. Such a run begins with ``scheduler.init_noise_sigma`` times noise, so pipelines that do
-not multiply by it (DDPM's, flow models') are given their latents.
+not multiply by it (flow models') are given their latents; DDPMPipeline, which takes none, starts too low.
 
 With ersde-lit installed in ComfyUI's Python, one line in ComfyUI's folder adds the node "ER-SDE sampler (ersde-lit)", a
 sampler for SamplerCustom with the options of `ERSDE`, eta of the noise scale, and a seed, and "Learned sampler

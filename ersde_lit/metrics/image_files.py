@@ -5,12 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from ersde_lit.data.array import is_converted, read_array, splits
@@ -57,13 +56,12 @@ class ImageFiles(ABC):
         """Images of these consecutive ranges, which ascend: uint8 [n, C, H, W]."""
 
 
-def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: Exif = "apply") -> ImageFiles:
+def image_files(path: str | Path, exif: Exif = "apply") -> ImageFiles:
     """The images at `path`, checked as far as can be without reading them all.
 
     Args:
         path: a folder (searched through) or zip of images, as EDM's; an npz with uint8 `arr_0` [n, H, W, C], as ADM's;
             or a folder that `python -m ersde_lit data` made, of which the training images count.
-        channels: of image files, 3 for RGB or 1 for grey; None: those of the first one.
         exif: whether image files are turned as their EXIF orientation says ("apply"), or taken as they are stored
             ("ignore"), as torchvision and EDM's tool do.
 
@@ -74,23 +72,20 @@ def image_files(path: str | Path, channels: Literal[1, 3] | None = None, exif: E
     if is_converted(path):
         return _Array(path)
     if files := open_files(path):
-        return _Pictures(files, channels, exif)
+        return _Pictures(files, exif)
     if path.suffix.lower() == ".npz":
         return _Npz(path)
     raise UserError(f"{path} is none of the forms that are read: {FORMS}")
 
 
 class _Pictures(ImageFiles):
-    """Image files in the order of their names, all of the size of the first."""
+    """Image files in the order of their names, all of the size and colour of the first."""
 
-    def __init__(self, files: Files, channels: Literal[1, 3] | None, exif: Exif) -> None:
-        self.files, self.path, self.names = files, files.path, files.images
-        self.channels, self.exif, self.grey = channels, exif, False
+    def __init__(self, files: Files, exif: Exif) -> None:
+        self.files, self.path, self.names, self.exif = files, files.path, files.images, exif
         self.count, self.notes = len(self.names), (*files.notes, *notes_on(exif))
-        first = self._open(self.names[0])
-        self.grey = channels is None and first.mode == "L"
-        self.channels = 1 if first.mode == "L" else 3
-        self.image_shape = (self.channels, first.height, first.width)
+        first = files.decode(self.names[0], None, exif)
+        self.image_shape = (1 if first.mode == "L" else 3, first.height, first.width)
 
     def _read(self, parts: list[range]) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock
@@ -98,19 +93,15 @@ class _Pictures(ImageFiles):
                 yield np.stack([*pool.map(self._image, part)])
 
     def _image(self, index: int) -> np.ndarray:
-        name = self.names[index]
-        array = to_array(self._open(name))
+        name, is_grey = self.names[index], self.image_shape[0] == 1
+        image = self.files.decode(name, None if is_grey else 3, self.exif)
+        if is_grey and image.mode != "L":
+            raise UserError(f"{self.files.where(name)} cannot be used: it is in colour, and {self.names[0]} is grey")
+        array = to_array(image)
         if array.shape != self.image_shape:
             (_, h, w), (_, height, width) = array.shape, self.image_shape
             raise UserError(f"{self.files.where(name)} is {w}x{h}, and {self.names[0]} is {width}x{height}")
         return array
-
-    def _open(self, name: str) -> Image.Image:
-        image = self.files.decode(name, None if self.grey else self.channels, self.exif)
-        if self.grey and image.mode != "L":
-            where, first = self.files.where(name), self.names[0]
-            raise UserError(f"{where} cannot be used: it is in colour, and {first} is grey")
-        return image
 
 
 class _Npz(ImageFiles):
