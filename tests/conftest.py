@@ -1,9 +1,14 @@
 """Fixtures that several rooms share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; said before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from memory import Remembers
 
 from ersde_lit.data import Digits

@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "digits": Network(Path("runs/digits/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, NFES),
+    "digits": Network(Path("runs/digits/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [4, 5, 6, 8, 10]),
     "digits_vp": Network(Path("runs/digits_vp/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 6, 10]),
     "digits_ve": Network(Path("runs/digits_ve/checkpoints/last.ckpt"), "ersde_lit.data.Digits", 1797, [5, 6, 10]),
     "fashion_mnist": Network(RESULTS / "fashion_mnist.ckpt", "ersde_lit.data.FashionMNIST:root=data", 2000, [5, 6, 10]),

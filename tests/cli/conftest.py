@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 from matplotlib.figure import Figure
 from quick_start import SMALL_GRID, fit
@@ -17,10 +20,16 @@ def workplace(tmp_path_factory, cache):
     return folder
 
 
+@pytest.fixture(scope="module")
+def copy_of_workplace(workplace, tmp_path_factory):
+    """Each file of tests has its own, as their order and process are not known."""
+    return Path(shutil.copytree(workplace, tmp_path_factory.mktemp("copies") / "workplace"))
+
+
 @pytest.fixture
-def inside(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    return workplace
+def inside(copy_of_workplace, monkeypatch):
+    monkeypatch.chdir(copy_of_workplace)
+    return copy_of_workplace
 
 
 @pytest.fixture

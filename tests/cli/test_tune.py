@@ -278,6 +278,13 @@ def test_a_kill_without_gradients_changes_nothing(monkeypatch) -> None:
     assert read_tables("cut.tables").digest(3) == read_tables("whole.tables").digest(3)
 
 
+def test_networks_may_be_in_half_precision() -> None:
+    for precision in ("fp32", "bf16"):
+        assert tune("--nfe=2", f"--out={precision}.tables", f"--precision={precision}", "--stages=drift") == 0
+    assert read_tables("bf16.tables").facts["learning"]["2"]["steps"] > 0
+    assert read_tables("bf16.tables").digest(2) != read_tables("fp32.tables").digest(2)
+
+
 def test_earlier_tables_are_a_start(capsys) -> None:
     assert tune("--nfe=3", "--out=again.tables", "--like=three.tables", "--stages=grid") == 0
     first, again = read_tables("three.tables"), read_tables("again.tables")
