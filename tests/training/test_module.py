@@ -24,7 +24,7 @@ from ersde_lit.training.spec import build
 def test_training_lowers_the_loss_on_fixed_noise(tmp_path) -> None:
     torch.manual_seed(0)
     module = DiffusionModule(network(), optimizer=AdamWConfig(lr=1e-2), ema=EMA(half_life=20, ramp_up=0.05))
-    runner = trainer(tmp_path, max_epochs=40)
+    runner = trainer(tmp_path, max_epochs=40, check_val_every_n_epoch=40)
     (before,) = runner.validate(module, datamodule=Noise(), verbose=False)
     (again,) = runner.validate(module, datamodule=Noise(), verbose=False)
     assert before == again  # nothing random in it
@@ -104,7 +104,7 @@ def test_label_dropout_replaces_that_share_of_labels(tmp_path) -> None:
     given = []
     original = module.denoiser.loss
     module.denoiser.loss = lambda *args: given.append(args[3]) or original(*args)
-    trainer(tmp_path, max_epochs=50).fit(module, datamodule=Noise())
+    trainer(tmp_path, max_epochs=50, check_val_every_n_epoch=50).fit(module, datamodule=Noise(32))
     share = (torch.cat(given) == -1).double().mean().item()
     assert share == pytest.approx(0.25, abs=0.04)
 
