@@ -188,6 +188,7 @@ def started(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_two_ranks_make_the_same(capsys) -> None:
     how = [*RESTORE, "--batch_size=1", "--nfe=2"]
     assert main([*how, "--out=whole"]) == 0

@@ -54,6 +54,7 @@ class Images(Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:.*covariance is singular", "ignore:This DataLoader will create")
+@pytest.mark.slow
 def test_all_metrics_are_torch_fidelitys_end_to_end(weights, inception, monkeypatch):
     fake, real = some_images(10, 0), some_images(10, 1) // 2 + 100
     monkeypatch.setattr("ersde_lit.metrics.scores.SPLITS", 1)  # they, and subsets, are drawn otherwise there

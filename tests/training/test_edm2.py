@@ -85,6 +85,7 @@ def test_accumulated_steps_are_the_same(tmp_path) -> None:
     torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same(tmp_path) -> None:
     plain, compiled = fit(tmp_path, module()), module()
     compiled.denoiser.network.compile(backend="aot_eager", fullgraph=True)
