@@ -104,7 +104,7 @@ def sample_with(
         return x
     extra_args = extra_args or {}
     process = Flow() if (is_flow(model) if flow is None else flow) else VE()
-    levels = as_float64(sigmas.detach())
+    levels = as_float64(sigmas)
     with torch.device("cpu"):
         tableau = solver.tableau(flow_lams(levels) if isinstance(process, Flow) else levels)
     alphas, of_calls = (process.alpha_of_lam(lams).tolist() for lams in (tableau.lams, tableau.told))

@@ -169,7 +169,7 @@ def _checked(n: Any, table: Tableau) -> Tableau:
 def _rows(name: str, value: Any, n: int, ndim: int) -> Any:
     if value is None and name in Tableau._field_defaults:
         return None
-    rows = as_float64(value).detach()
+    rows = as_float64(value)
     if rows.ndim != ndim or len(rows) != n or not rows.numel():
         raise UserError(f"its {name} has the shape {[*rows.shape]}, not a row for each of {n} steps")
     if not rows.isfinite().all() or (name == "b" and (rows < 0).any()) or (name == "calls" and (rows <= 0).any()):

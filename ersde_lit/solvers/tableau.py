@@ -99,13 +99,14 @@ def without_mean(tableau: Tableau) -> Tableau:
 
 
 def as_float64(values: Sequence[float] | Tensor) -> Tensor:
-    """Numbers or a tensor as a float64 tensor on the CPU; moved there first, as an Apple GPU has no float64."""
-    return torch.as_tensor(values.cpu() if isinstance(values, Tensor) else values, dtype=torch.float64, device="cpu")
+    """Numbers or a tensor as float64 on the CPU, without gradients; moved first, as an Apple GPU has no float64."""
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 def check_lams(lams: Sequence[float] | Tensor) -> Tensor:
     """`lams` as a float64 CPU tensor; ValueError unless finite, descending, two or more, and only the last 0."""
-    lams = as_float64(lams).detach()
+    lams = as_float64(lams)
     if lams.ndim != 1 or len(lams) < 2:
         raise UserError(f"lams must hold at least two noise levels in one dimension, not shape {tuple(lams.shape)}")
     valid = lams.isfinite() & (lams > 0)

@@ -163,7 +163,7 @@ class ERSDEFlowMatchScheduler(TableScheduler):
         if self._run_table is not None:
             raise UserError("per_token_timesteps need the steps of a solver, and tables have none for them")
         levels = self.process.t_of_lam(self._lams)
-        told = self.timesteps.cpu().double().clamp(max=len(self) * float(levels[0]))  # 1 as in the schedule
+        told = as_float64(self.timesteps).clamp(max=len(self) * float(levels[0]))  # 1 as in the schedule
         if not torch.allclose(told, len(self) * levels[:-1], rtol=1e-5):
             raise UserError("per_token_timesteps need a schedule of sigmas alone, with timesteps num_train_timesteps t")
         t = _token_times(per_token_timesteps, sample, len(self)).clamp(max=levels[0])
@@ -192,7 +192,7 @@ class ERSDEFlowMatchScheduler(TableScheduler):
 def _token_times(timesteps: Tensor, sample: Tensor, steps: int) -> Tensor:
     """Flow times t [B, T], float64 on the CPU, of the tokens' timesteps ``steps * t``, [B, T] or [B, 1]."""
     try:
-        t = as_float64(timesteps.detach()).expand(sample.shape[:-1]) / steps
+        t = as_float64(timesteps).expand(sample.shape[:-1]) / steps
     except RuntimeError:
         wanted, found = list(sample.shape[:-1]), list(timesteps.shape)
         raise UserError(f"per_token_timesteps must have the shape {wanted} of the tokens, not {found}") from None
